@@ -1,0 +1,60 @@
+# Every target sets up what it needs: a virtual environment in .venv, made once
+# and remade when pyproject.toml changes. `make help` lists the targets.
+PYTHON ?= python3
+VENV ?= .venv
+BACKENDS ?= tensorflow jax torch
+JOBS ?= 2
+
+# Windows keeps the interpreter in Scripts, everyone else in bin.
+BIN := $(if $(filter Windows_NT,$(OS)),$(VENV)/Scripts,$(VENV)/bin)
+PY := $(BIN)/python
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+export MPLBACKEND ?= Agg
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test lint types docs wheel-check bench sample clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+$(VENV)/run.stamp: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/run.stamp
+	$(PY) -m pip install -q --disable-pip-version-check -e '.[test,lint,docs,jax,torch]' build
+	@touch $@
+
+setup: $(VENV)/dev.stamp ## make the virtual environment with all that development needs
+
+quickstart: $(VENV)/run.stamp ## set up, then train and judge the network of examples/quickstart.py
+	$(PY) examples/quickstart.py
+
+test: $(VENV)/dev.stamp ## set up, then pass the tests on every backend (BACKENDS="jax" for one)
+	@for backend in $(BACKENDS); do \
+	  echo "== Keras on $$backend"; \
+	  KERAS_BACKEND=$$backend $(PY) -m pytest -q -n $(JOBS) --dist worksteal || exit 1; \
+	done
+
+lint: $(VENV)/dev.stamp ## ruff: style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/dev.stamp ## mypy --strict over the package
+	$(PY) -m mypy
+
+docs: $(VENV)/dev.stamp ## build the reference site into site/
+	$(PY) -m mkdocs build --strict -q
+
+wheel-check: $(VENV)/dev.stamp ## build the wheel and try it in an empty environment
+	$(PY) scripts/check_wheel.py
+
+bench: $(VENV)/dev.stamp ## run the benchmarks and print the table of ratios
+	$(PY) -m benchmarks
+
+sample: $(VENV)/run.stamp ## remake the bundled sample from the full Fashion-MNIST files
+	$(PY) scripts/make_sample.py
+
+clean: ## remove what the targets made
+	rm -rf $(VENV) site dist outputs

@@ -1,0 +1,40 @@
+"""fmkit: exact add-ons for Keras 3.
+
+The names follow Keras: `fmkit.losses`, `fmkit.callbacks`, `fmkit.models` and so
+on. Import what you need and compose it inside your own `model.compile` and
+`model.fit`. `fmkit.hypermodels` is imported by name, since it loads Keras Tuner.
+"""
+
+from fmkit import (
+    callbacks,
+    data,
+    datasets,
+    evaluation,
+    information,
+    losses,
+    metrics,
+    models,
+    optimizers,
+    preprocessing,
+    schedules,
+    visualization,
+)
+from fmkit.preprocessing import preprocess
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "callbacks",
+    "data",
+    "datasets",
+    "evaluation",
+    "information",
+    "losses",
+    "metrics",
+    "models",
+    "optimizers",
+    "preprocess",
+    "preprocessing",
+    "schedules",
+    "visualization",
+]

@@ -1,0 +1,78 @@
+"""Argument checks that more than two modules use.
+
+Every message says which argument, what was received, the rule, and what to
+write instead. The checks return the value as a plain Python number, so that
+`get_config` can be written to JSON.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import numbers
+from collections.abc import Iterable
+from typing import Any
+
+
+def check_int(name: str, value: Any, *, minimum: int = 1) -> int:
+    """Return `value` as an `int`, or refuse it if it is not one, or too small."""
+    # bool is an int to Python; as a count it is always a slip of the pen.
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(
+            f"`{name}` must be an integer, got {name}={value!r} "
+            f"({type(value).__name__})."
+        )
+    if value < minimum:
+        raise ValueError(f"`{name}` must be at least {minimum}, got {name}={value!r}.")
+    return int(value)
+
+
+def check_number(
+    name: str,
+    value: Any,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
+) -> float:
+    """Return `value` as a finite `float` inside the given bounds."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(
+            f"`{name}` must be a number, got {name}={value!r} ({type(value).__name__})."
+        )
+    number = float(value)
+    bounds = [
+        (above, number > (above or 0.0), "above"),
+        (at_least, number >= (at_least or 0.0), "at least"),
+        (below, number < (below or 0.0), "below"),
+        (at_most, number <= (at_most or 0.0), "at most"),
+    ]
+    if not math.isfinite(number) or any(
+        bound is not None and not holds for bound, holds, _ in bounds
+    ):
+        rule = " and ".join(
+            f"{word} {bound:g}" for bound, _, word in bounds if bound is not None
+        )
+        raise ValueError(
+            f"`{name}` must be a finite number{' ' + rule if rule else ''}, "
+            f"got {name}={value!r}."
+        )
+    return number
+
+
+def check_one_of(name: str, value: Any, options: Iterable[str]) -> str:
+    """Return `value` if it is one of `options`; else name the closest of them."""
+    options = list(options)
+    if value not in options:
+        raise ValueError(
+            f"`{name}` must be one of {options}, got {name}={value!r}."
+            f"{did_you_mean(value, options)}"
+        )
+    return str(value)
+
+
+def did_you_mean(value: Any, options: Iterable[str]) -> str:
+    """Return " Did you mean 'x'?" for the closest option, or an empty string."""
+    closest = difflib.get_close_matches(str(value), [str(o) for o in options], n=1)
+    return f" Did you mean {closest[0]!r}?" if closest else ""

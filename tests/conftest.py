@@ -1,0 +1,49 @@
+"""What every test shares: the backend's choice, threads, seeds, a clean session."""
+
+import os
+
+# Two workers on two cores: one thread each keeps the suite from fighting itself,
+# and makes reductions come out the same from run to run.
+for variable in (
+    "OMP_NUM_THREADS",
+    "TF_NUM_INTRAOP_THREADS",
+    "TF_NUM_INTEROP_THREADS",
+):
+    os.environ.setdefault(variable, "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import keras
+import pytest
+
+BACKEND = keras.backend.backend()
+
+
+def pytest_report_header() -> str:
+    return f"keras {keras.__version__} on {BACKEND}"
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out the tests whose `backend` mark names other backends.
+
+    Left out, not skipped: a test that doesn't concern this backend is counted by
+    the run on the backend it does concern.
+    """
+    kept, left_out = [], []
+    for item in items:
+        marks = list(item.iter_markers("backend"))
+        wanted = all(BACKEND in mark.args for mark in marks)
+        (kept if wanted else left_out).append(item)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = kept
+
+
+@pytest.fixture(autouse=True)
+def clean_session():
+    """Seed every generator, and leave no state, dtype policy or model behind."""
+    keras.utils.set_random_seed(0)
+    yield
+    keras.config.set_dtype_policy("float32")
+    keras.utils.clear_session(free_memory=False)
