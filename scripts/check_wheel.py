@@ -1,0 +1,71 @@
+"""Build the wheel, look inside, and use it in an empty virtual environment.
+
+Run it as `make wheel-check`. It fails if the wheel holds anything but the package and
+its bundled sample, or if `from fmkit import callbacks` doesn't work where only the
+wheel was installed.
+"""
+
+import subprocess
+import sys
+import tempfile
+import venv
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+LARGEST = 4_000_000  # bytes; the sample is allowed 3 MB of them
+
+PROGRAM = """
+import importlib.resources, fmkit
+from fmkit import callbacks, datasets
+assert "site-packages" in fmkit.__file__, fmkit.__file__
+assert importlib.resources.files("fmkit").joinpath("py.typed").is_file()
+(x, y), (x_test, y_test) = datasets.fashion_mnist.load_sample()
+assert x.shape == (6000, 28, 28) and x_test.shape == (1000, 28, 28)
+assert callbacks.ThresholdStopping("loss", 0.4).monitor == "loss"
+print("fmkit", fmkit.__version__, "works from the wheel")
+"""
+
+
+def build(folder: Path) -> Path:
+    """Build the wheel from the source distribution into `folder`; return its path."""
+    subprocess.run(
+        [sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT)], check=True
+    )
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def look_inside(wheel: Path) -> None:
+    """Refuse a wheel that holds too much, or lacks what it must hold."""
+    names = zipfile.ZipFile(wheel).namelist()
+    strangers = [
+        name for name in names if not name.startswith(("fmkit/", "fmkit-"))
+    ] + [name for name in names if "test" in Path(name).stem and name.endswith(".py")]
+    if strangers:
+        raise SystemExit(f"{wheel.name} holds what doesn't belong there: {strangers}")
+    if wheel.stat().st_size > LARGEST:
+        raise SystemExit(f"{wheel.name} has {wheel.stat().st_size} bytes; > {LARGEST}.")
+    for wanted in ("fmkit/py.typed", "fmkit/datasets/_sample/LICENSE"):
+        if wanted not in names:
+            raise SystemExit(f"{wheel.name} lacks {wanted}.")
+
+
+def main() -> None:
+    """Build, look, install, use."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        wheel = build(folder / "dist")
+        look_inside(wheel)
+        venv.create(folder / "empty", with_pip=True)
+        bin_folder = folder / "empty" / ("Scripts" if sys.platform == "win32" else "bin")
+        python = bin_folder / "python"
+        subprocess.run(
+            [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", wheel],
+            check=True,
+        )
+        subprocess.run([python, "-c", PROGRAM], check=True, cwd=folder)
+
+
+if __name__ == "__main__":
+    main()
