@@ -11,7 +11,6 @@ import keras
 import matplotlib.pyplot as plt
 import numpy as np
 
-import fmkit
 from fmkit import callbacks, data, datasets, losses, models, preprocessing
 from fmkit import visualization as draw
 
@@ -25,7 +24,11 @@ def main(epochs: int = 10, target: float = 0.885, folder: str = "outputs") -> fl
 
     # Data: the whole set if it is here, else the bundled sample. Then look at it.
     found = datasets.fashion_mnist.find()
-    load = datasets.fashion_mnist.load_data if found else datasets.fashion_mnist.load_sample
+    load = (
+        datasets.fashion_mnist.load_data
+        if found
+        else datasets.fashion_mnist.load_sample
+    )
     (x_train, y_train), test = load()
     print(f"Fashion-MNIST from {found or 'the sample that ships with fmkit'}")
     report = preprocessing.check_arrays(
@@ -72,7 +75,9 @@ def main(epochs: int = 10, target: float = 0.885, folder: str = "outputs") -> fl
     same = np.array_equal(reloaded.predict(judged, verbose=0), logits)
     print(f"Saved to {output.resolve()}; the reloaded model predicts the same: {same}")
     if not same:
-        raise RuntimeError("The reloaded model predicts otherwise than the trained one.")
+        raise RuntimeError(
+            "The reloaded model predicts otherwise than the trained one."
+        )
     return accuracy
 
 

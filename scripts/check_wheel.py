@@ -58,10 +58,20 @@ def main() -> None:
         wheel = build(folder / "dist")
         look_inside(wheel)
         venv.create(folder / "empty", with_pip=True)
-        bin_folder = folder / "empty" / ("Scripts" if sys.platform == "win32" else "bin")
+        bin_folder = (
+            folder / "empty" / ("Scripts" if sys.platform == "win32" else "bin")
+        )
         python = bin_folder / "python"
         subprocess.run(
-            [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", wheel],
+            [
+                python,
+                "-m",
+                "pip",
+                "install",
+                "-q",
+                "--disable-pip-version-check",
+                wheel,
+            ],
             check=True,
         )
         subprocess.run([python, "-c", PROGRAM], check=True, cwd=folder)
