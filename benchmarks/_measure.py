@@ -7,11 +7,16 @@ ratios as their spread. Absolute times are shown for the size of things only.
 
 from __future__ import annotations
 
+import importlib
+import os
 import platform
 import statistics
 import time
 from collections.abc import Callable
 from typing import Any
+
+import keras
+import numpy as np
 
 
 def seconds(run: Callable[[], Any]) -> float:
@@ -62,18 +67,16 @@ def row(
     }
 
 
+def _in_ms(name: str, times: list[float]) -> str:
+    return f"{name} {1e3 * statistics.median(times):.3g} ms"
+
+
 def machine() -> dict[str, str]:
     """Return what the figures were measured on."""
-    import os
-
-    import keras
-    import numpy as np
-
     versions = {"python": platform.python_version(), "keras": keras.__version__}
     versions["numpy"] = np.__version__
     backend = keras.backend.backend()
-    module = {"tensorflow": "tensorflow", "jax": "jax", "torch": "torch"}[backend]
-    versions[module] = __import__(module).__version__
+    versions[backend] = importlib.import_module(backend).__version__
     return {
         "machine": platform.machine(),
         "system": platform.system(),
