@@ -62,7 +62,12 @@ class DatasetFileError(ValueError):
 def open_file(path: Path) -> Iterator[io.BufferedReader]:
     """Open a regular file for reading; a folder, pipe or device is refused."""
     # Looked at before opening: opening a pipe waits for a writer.
-    mode = path.stat().st_mode
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{path} does not exist; expected a data file, or a folder of them."
+        ) from None
     if stat.S_ISDIR(mode):
         raise DatasetFileError(path, "is a folder; expected a file.")
     if not stat.S_ISREG(mode):
@@ -146,6 +151,8 @@ class GunzipReader:
 
     def readinto(self, buffer: memoryview, /) -> int:
         """Write the next chunk to the start of `buffer`; return its length."""
+        if not len(buffer):
+            return 0  # to zlib a limit of 0 means no limit
         piece = self._next(min(CHUNK, len(buffer)))
         buffer[: len(piece)] = piece
         return len(piece)

@@ -9,6 +9,7 @@ parsed into a float32 array; nesting deeper than the format's is never followed.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,7 +25,7 @@ MAX_TEXT_BYTES = 1 << 31
 MAX_ROW_BYTES = 1 << 16
 MAX_IMAGES = 100_000
 _NUMBER_TEXT = b"0123456789+-.eE, \t\r\n"
-_SPACE = b" \t\r\n"
+_SPACE = re.compile(rb"[ \t\r\n]*")
 
 
 def read_paddle_json(path: Path, modes: tuple[str, ...]) -> dict[str, Split]:
@@ -108,7 +109,7 @@ def _read_labels(text: _Text, mode: str, count: int) -> np.ndarray:
     if len(numbers) != count:
         raise text.error(f"has {len(numbers)} {where} for {count} images")
     for index, number in enumerate(numbers):
-        if number != int(number) or not 0 <= number <= 9:
+        if not 0 <= number <= 9 or number != int(number):
             raise text.error(f"label {index} of {mode!r} is {number}; expected 0 to 9")
     labels = np.array(numbers).astype(np.uint8)
     check_labels(text.path, labels)
@@ -146,14 +147,11 @@ class _Text:
     def _next(self) -> bytes:
         """Return the next character that is not space, without using it."""
         while True:
-            rest = self._buffer[self._at : self._at + 64].lstrip(_SPACE)
-            if rest:
-                break
-            self._at = min(self._at + 64, len(self._buffer))
-            if self._at == len(self._buffer) and not self._more():
+            self._at = _SPACE.match(self._buffer, self._at).end()  # type: ignore[union-attr]
+            if self._at < len(self._buffer):
+                return self._buffer[self._at : self._at + 1]
+            if not self._more():
                 return b""
-        self._at += len(self._buffer[self._at : self._at + 64]) - len(rest)
-        return rest[:1]
 
     def expect(self, character: bytes, what: str) -> None:
         """Use the next character, which must be `character`."""

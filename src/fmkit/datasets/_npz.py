@@ -78,6 +78,11 @@ def read_npz(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
 
 def _check_directory(path: Path, file: BinaryIO) -> None:
     """Refuse an archive whose list of members is long: each entry costs memory."""
+    if file.read(2) != ZIP_MAGIC:
+        raise DatasetFileError(
+            path,
+            "is not an npz; expected one, or the folder that holds the four IDX files.",
+        )
     size = file.seek(0, 2)
     file.seek(max(0, size - (1 << 16) - 22))
     tail = file.read()
