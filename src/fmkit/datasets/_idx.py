@@ -62,11 +62,6 @@ def parse_idx(path: Path, stream: Stream, item_shape: tuple[int, ...]) -> np.nda
     return values.reshape(shape)
 
 
-def write_idx(path: Path, array: np.ndarray) -> None:
-    """Write a uint8 array as a plain IDX file."""
-    path.write_bytes(idx_bytes(array))
-
-
 def idx_bytes(array: np.ndarray) -> bytes:
     """Return the bytes of the IDX file that holds a uint8 array."""
     if array.dtype != np.uint8:
@@ -102,9 +97,9 @@ def _read_header(
     sizes = read_exactly(path, stream, 4 * ndim, "the sizes of an IDX file")
     shape = struct.unpack(f">{ndim}I", sizes.tobytes())
     if shape[1:] != item_shape or shape[0] == 0:
-        expected = ", ".join(["n", *map(str, item_shape)])
+        expected = f"(n, {str(item_shape)[1:-1]})" if item_shape else "(n,)"
         raise DatasetFileError(
-            path, f"promises the shape {shape}; expected ({expected}) with n > 0."
+            path, f"promises the shape {shape}; expected {expected} with n > 0."
         )
     return shape
 
