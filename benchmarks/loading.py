@@ -1,0 +1,118 @@
+"""Loading: gzipped IDX files, and the memory-mapped copy, beside the plain ways.
+
+    python -m benchmarks.loading [--quick]
+
+Every contestant ends with the same arrays; that is asserted before the clock starts.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+import tempfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks._measure import interleave, row
+from fmkit.datasets import fashion_mnist
+from fmkit.datasets._idx import idx_bytes
+
+NAMES = (
+    "train-images-idx3",
+    "train-labels-idx1",
+    "t10k-images-idx3",
+    "t10k-labels-idx1",
+)
+
+
+def one_shot(folder: Path) -> list[np.ndarray]:
+    """Each file in one call of zlib, nothing checked but the CRC."""
+    return [_array(zlib.decompress((folder / n).read_bytes(), 31)) for n in _gz()]
+
+
+def gzip_file(folder: Path) -> list[np.ndarray]:
+    """As `keras.datasets` reads them."""
+    arrays = []
+    for name in _gz():
+        with gzip.open(folder / name) as file:
+            arrays.append(_array(file.read()))
+    return arrays
+
+
+def fmkit_gzip(folder: Path) -> list[np.ndarray]:
+    return _flat(fashion_mnist.load_data(folder))
+
+
+def rows(quick: bool) -> list[dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(temporary)
+        source = fashion_mnist.find()
+        note = "" if source else " (no full set here: the sample)"
+        folder = source or _gzipped_sample(work / "gz")
+        cache = work / "cache"
+
+        def fmkit_copy(folder: Path) -> list[np.ndarray]:
+            return _flat(fashion_mnist.load_data(folder, cache=cache))
+
+        contestants = {
+            "fmkit, gzip": fmkit_gzip,
+            "one-shot zlib": one_shot,
+            "gzip.GzipFile": gzip_file,
+            "fmkit, copy": fmkit_copy,
+        }
+        expected = one_shot(folder)
+        for name, load in contestants.items():
+            for array, wanted in zip(load(folder), expected, strict=True):
+                assert np.array_equal(array, wanted), name
+        times = interleave(
+            {
+                name: lambda load=load: load(folder)
+                for name, load in contestants.items()
+            },
+            rounds=5 if quick else 15,
+        )
+        return [
+            row(
+                f"load gzipped IDX{note}",
+                times,
+                "fmkit, gzip",
+                "one-shot zlib",
+                target="at most 1",
+            ),
+            row(f"load gzipped IDX{note}", times, "fmkit, gzip", "gzip.GzipFile"),
+            row(
+                f"load the copy, SHA-256 checked{note}",
+                times,
+                "fmkit, copy",
+                "one-shot zlib",
+                target="at most 0.02 (6 ms beside 340)",
+            ),
+        ]
+
+
+def _gz() -> list[str]:
+    return [f"{name}-ubyte.gz" for name in NAMES]
+
+
+def _flat(splits: Any) -> list[np.ndarray]:
+    return [array for split in splits for array in split]
+
+
+def _array(content: bytes) -> np.ndarray:
+    shape = tuple(np.frombuffer(content, ">u4", count=content[3], offset=4))
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
+
+
+def _gzipped_sample(folder: Path) -> Path:
+    folder.mkdir()
+    for name, array in zip(_gz(), _flat(fashion_mnist.load_sample()), strict=True):
+        (folder / name).write_bytes(gzip.compress(idx_bytes(array)))
+    return folder
+
+
+if __name__ == "__main__":
+    print(json.dumps(rows("--quick" in sys.argv), indent=1))
