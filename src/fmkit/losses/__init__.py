@@ -1,0 +1,14 @@
+"""Losses on logits, right to the last digit: a function and a Keras class each."""
+
+from fmkit.losses._crossentropy import CrossentropyFromLogits, crossentropy_from_logits
+from fmkit.losses._squared import (
+    MeanSquaredErrorFromLogits,
+    mean_squared_error_from_logits,
+)
+
+__all__ = [
+    "CrossentropyFromLogits",
+    "MeanSquaredErrorFromLogits",
+    "crossentropy_from_logits",
+    "mean_squared_error_from_logits",
+]
