@@ -1,6 +1,10 @@
 """Losses on logits, right to the last digit: a function and a Keras class each."""
 
 from fmkit.losses._crossentropy import CrossentropyFromLogits, crossentropy_from_logits
+from fmkit.losses._divergence import (
+    KLDivergenceFromLogits,
+    kl_divergence_from_logits,
+)
 from fmkit.losses._squared import (
     MeanSquaredErrorFromLogits,
     mean_squared_error_from_logits,
@@ -8,7 +12,9 @@ from fmkit.losses._squared import (
 
 __all__ = [
     "CrossentropyFromLogits",
+    "KLDivergenceFromLogits",
     "MeanSquaredErrorFromLogits",
     "crossentropy_from_logits",
+    "kl_divergence_from_logits",
     "mean_squared_error_from_logits",
 ]

@@ -11,14 +11,14 @@ from keras import ops
 
 from fmkit._checks import check_int, check_number
 from fmkit._math import Tensor, one_hot_mask, split, surprisal, surprisals
-from fmkit.losses._targets import (
-    LogitsLoss,
+from fmkit._targets import (
     check_labels,
     check_probabilities,
     read_logits,
     read_targets,
     valid_labels,
 )
+from fmkit.losses._base import ExactLoss
 
 
 @keras.saving.register_keras_serializable("fmkit", "crossentropy_from_logits")
@@ -226,7 +226,7 @@ class _IgnoreMask(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("fmkit")
-class CrossentropyFromLogits(LogitsLoss):
+class CrossentropyFromLogits(ExactLoss):
     r"""Cross-entropy between integer or dense targets and logits, as a Keras loss.
 
     See `crossentropy_from_logits` for the formula and each option. Masks and

@@ -8,15 +8,15 @@ import keras
 from keras import ops
 
 from fmkit._checks import check_number, check_one_of
-from fmkit._math import Tensor, one_hot_mask, surprisals
-from fmkit.losses._targets import (
-    LogitsLoss,
+from fmkit._math import Tensor, one_hot_mask, softmax
+from fmkit._targets import (
     check_labels,
     check_probabilities,
     read_logits,
     read_targets,
     valid_labels,
 )
+from fmkit.losses._base import ExactLoss
 
 _ACTIVATIONS = ("linear", "softmax")
 
@@ -102,8 +102,8 @@ def mean_squared_error_from_logits(
 
 def _softmax_minus(aim: Tensor, z: Tensor, axis: int) -> Tensor:
     """Return softmax(z) - aim, without losing 1 - p where p is near 1."""
-    log_p = -surprisals(z, axis)
-    return ops.where(aim < 0.5, ops.exp(log_p) - aim, ops.expm1(log_p) + (1.0 - aim))
+    p, nll = softmax(z, axis)
+    return ops.where(aim < 0.5, p - aim, ops.expm1(-nll) + (1.0 - aim))
 
 
 def _check_options(
@@ -116,7 +116,7 @@ def _check_options(
 
 
 @keras.saving.register_keras_serializable("fmkit")
-class MeanSquaredErrorFromLogits(LogitsLoss):
+class MeanSquaredErrorFromLogits(ExactLoss):
     r"""Mean squared error between integer or dense targets and logits, as a Keras loss.
 
     The loss of the tutorials (`activation="linear"`: one-hot against raw logits), or

@@ -1,4 +1,4 @@
-"""What all losses on logits share: reading logits and targets, and the base class."""
+"""Reading logits and targets: what kind they are, what is wrong with them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,17 @@ import keras
 import numpy as np
 from keras import ops
 
-from fmkit._math import Tensor, at_least_float32
+Tensor = Any
 
 _WIDE = ("int64", "uint32", "uint64")
+
+
+def at_least_float32(x: Any) -> Tensor:
+    """Return `x` as a tensor of float32 or float64; halves and integers are cast."""
+    x = ops.convert_to_tensor(x)
+    if keras.backend.standardize_dtype(x.dtype) in ("float32", "float64"):
+        return x
+    return ops.cast(x, "float32")
 
 
 def read_logits(logits: Any, axis: int) -> tuple[Tensor, int]:
@@ -149,31 +157,6 @@ def check_probabilities(
             f"of {values.min():g} and a sum of {worst:g}. Divide by the sum, or pass "
             "`sum_tolerance=None` to turn the check off."
         )
-
-
-class LogitsLoss(keras.losses.Loss):
-    """Base class: computes in float32 at least, and keeps `dtype` in the config.
-
-    Keras casts logits and targets to the loss's dtype before `call`. In float16 that
-    would already change a label of 2049, so a narrower dtype is raised to float32.
-    """
-
-    def __init__(
-        self,
-        name: str | None = None,
-        reduction: str | None = "sum_over_batch_size",
-        dtype: Any = None,
-    ):
-        wanted = keras.dtype_policies.get(dtype or keras.config.floatx()).compute_dtype
-        super().__init__(
-            name=name,
-            reduction=reduction,
-            dtype="float64" if wanted == "float64" else "float32",
-        )
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the constructor's arguments, as plain Python values."""
-        return {**super().get_config(), "dtype": self.dtype}
 
 
 def valid_labels(labels: Tensor, size: int) -> Tensor:
