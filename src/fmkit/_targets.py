@@ -60,12 +60,11 @@ def read_targets(y_true: Any, logits: Tensor, axis: int) -> tuple[Tensor, bool]:
     without = full[:axis] + full[axis + 1 :]
     if _agree(shape, without):
         return _labels(y_true), True
-    if len(shape) == len(full) and shape[axis] == 1:
-        if _agree(shape[:axis] + shape[axis + 1 :], without):
-            return _labels(ops.squeeze(y_true, axis=axis)), True
-    # Keras hands (batch, ..., 1) to losses with any `axis`.
-    if len(shape) == len(full) and shape[-1] == 1 and _agree(shape[:-1], without):
-        return _labels(ops.squeeze(y_true, axis=-1)), True
+    # Length 1 at the class axis, or at the end, where data pipelines like to put it.
+    for one in (axis, len(full) - 1):
+        rest = shape[:one] + shape[one + 1 :]
+        if len(shape) == len(full) and shape[one] == 1 and _agree(rest, without):
+            return _labels(ops.squeeze(y_true, axis=one)), True
     if _agree(shape, full) and shape[axis] is not None:
         return ops.cast(y_true, logits.dtype), False
     raise ValueError(
@@ -140,9 +139,7 @@ def check_labels(y_true: Any, size: int, ignore_class: int | None = None) -> Non
         )
 
 
-def check_probabilities(
-    y_true: Any, axis: int, tolerance: float | None
-) -> None:
+def check_probabilities(y_true: Any, axis: int, tolerance: float | None) -> None:
     """Refuse dense targets that are no distribution, where their values are known."""
     values = None if tolerance is None else known_values(y_true)
     if values is None:
