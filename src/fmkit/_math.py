@@ -147,6 +147,12 @@ def softmax(z: Tensor, axis: int, xp: Any = ops) -> tuple[Tensor, Tensor]:
     return xp.exp(-nll) * (1.0 + (lost_of_x - lost)), nll
 
 
+def softmax_minus(aim: Tensor, z: Tensor, axis: int) -> Tensor:
+    """Return `softmax(z) - aim`, without losing 1 - p where p is near 1."""
+    p, nll = softmax(z, axis)
+    return ops.where(aim < 0.5, p - aim, ops.expm1(-nll) + (1.0 - aim))
+
+
 def log_ratio(
     z: Tensor, w: Tensor, z_nll: Tensor, w_nll: Tensor, axis: int, xp: Any = ops
 ) -> tuple[Tensor, Tensor]:

@@ -95,25 +95,40 @@ def crossentropy_from_logits(
     targets, integer = read_targets(y_true, logits, axis)
     weights = _weights(class_weights, logits, axis)
     z = logits if temperature == 1.0 else logits / temperature
-    if not integer:
-        if ignore_class is not None:
-            raise ValueError(
-                f"`ignore_class` goes with integer labels, got ignore_class="
-                f"{ignore_class!r} with dense `y_true` of shape "
-                f"{tuple(targets.shape)}. Use `sample_weight` or a mask instead."
-            )
-        check_probabilities(y_true, axis, sum_tolerance)
-        return _dense(targets, z, axis, weights, label_smoothing, focal_gamma, z_loss)
-    size = logits.shape[axis]
-    check_labels(y_true, size, ignore_class)
-    valid = valid_labels(targets, size)
-    ignored = None if ignore_class is None else ops.equal(targets, ignore_class)
+    options = (axis, weights, label_smoothing, focal_gamma, z_loss)
+    if integer:
+        check_labels(y_true, logits.shape[axis], ignore_class)
+        return _of_labels(targets, z, ignore_class, *options)
+    if ignore_class is not None:
+        raise ValueError(
+            f"`ignore_class` goes with integer labels, got ignore_class="
+            f"{ignore_class!r} with dense `y_true` of shape {tuple(targets.shape)}. "
+            "Use `sample_weight` or a mask instead."
+        )
+    check_probabilities(y_true, axis, sum_tolerance)
+    return _dense(targets, z, *options)
+
+
+def _of_labels(
+    labels: Tensor,
+    z: Tensor,
+    ignore_class: int | None,
+    axis: int,
+    weights: Tensor | None,
+    label_smoothing: float,
+    focal_gamma: float,
+    z_loss: float,
+) -> Tensor:
+    """Cost of integer labels: NaN for one out of range, 0 for the ignored one."""
+    size = z.shape[axis]
+    valid = valid_labels(labels, size)
+    ignored = None if ignore_class is None else ops.equal(labels, ignore_class)
     if ignored is not None:
         # Logits of ignored positions may be anything, NaN too.
-        targets = ops.where(ignored, 0, targets)
+        labels = ops.where(ignored, 0, labels)
         z = ops.where(ops.expand_dims(ignored, axis), 0.0, z)
         valid = ops.logical_or(valid, ignored)
-    picked = one_hot_mask(targets, size, axis)
+    picked = one_hot_mask(labels, size, axis)
     if label_smoothing:
         q = ops.cast(picked, z.dtype)
         loss = _dense(q, z, axis, weights, label_smoothing, focal_gamma, z_loss)

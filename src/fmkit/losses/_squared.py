@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from fmkit._checks import check_number, check_one_of
-from fmkit._math import Tensor, one_hot_mask, softmax
+from fmkit._math import Tensor, one_hot_mask, softmax_minus
 from fmkit._targets import (
     check_labels,
     check_probabilities,
@@ -90,7 +90,7 @@ def mean_squared_error_from_logits(
         check_probabilities(y_true, axis, sum_tolerance)
     aim = targets if M == 1.0 else M * targets
     if activation == "softmax":
-        residual = _softmax_minus(aim, logits, axis)
+        residual = softmax_minus(aim, logits, axis)
     else:
         residual = logits - aim
     squares = ops.square(residual)
@@ -98,12 +98,6 @@ def mean_squared_error_from_logits(
         squares = squares * (1.0 + (k - 1.0) * targets)
     loss = ops.mean(squares, axis=axis)
     return loss if factor is None else loss * factor
-
-
-def _softmax_minus(aim: Tensor, z: Tensor, axis: int) -> Tensor:
-    """Return softmax(z) - aim, without losing 1 - p where p is near 1."""
-    p, nll = softmax(z, axis)
-    return ops.where(aim < 0.5, p - aim, ops.expm1(-nll) + (1.0 - aim))
 
 
 def _check_options(
