@@ -20,6 +20,7 @@ Every function takes the namespace it computes with: `keras.ops` for tensors, or
 
 from __future__ import annotations
 
+import functools
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -72,8 +73,32 @@ def split(
     # All others at -inf, or one at +inf: any finite shift will do.
     spare = xp.stop_gradient(xp.where(xp.isfinite(chosen), chosen, 0.0))
     top = xp.where(xp.isfinite(top), top, spare)
-    mass = xp.sum(xp.exp(rest - top), axis=axis, keepdims=True)
-    return chosen, top, mass
+    return chosen, top, sum_of_positive(xp.exp(rest - top), axis, xp)
+
+
+def sum_of_positive(x: Tensor, axis: int, xp: Any = ops) -> Tensor:
+    """Sum along `axis`, keeping it with length 1; in two stages if it is long.
+
+    Added one by one, 100,000 float32 numbers lose a relative 5e-6. The absolute
+    value changes nothing; it keeps XLA from folding both stages into one.
+    """
+    size = x.shape[axis]
+    block = _block(size) if xp is ops else 1
+    if block > 1:
+        shape = list(ops.shape(x))
+        parts = ops.reshape(
+            x, [*shape[:axis], block, size // block, *shape[axis + 1 :]]
+        )
+        x = ops.abs(ops.sum(parts, axis=axis + 1))
+    return xp.sum(x, axis=axis, keepdims=True)
+
+
+@functools.cache
+def _block(size: int) -> int:
+    """Return the divisor of a large `size` next to its square root, else 1."""
+    if size < 4096:
+        return 1
+    return max(n for n in range(1, math.isqrt(size) + 1) if size % n == 0)
 
 
 def exact_difference(a: Tensor, b: Tensor, xp: Any = ops) -> tuple[Tensor, Tensor]:
