@@ -103,7 +103,12 @@ def known_values(x: Any) -> np.ndarray | None:
 
     Inside a compiled step there are none. On a GPU with PyTorch they are there, but
     reading them would make every step wait for the device; so they are left alone.
+    While Keras finds out shapes with PyTorch, all values are a made-up 1.
     """
+    scope = keras.SymbolicScope()
+    with scope:
+        if scope.original_scope is not None:
+            return None
     if isinstance(x, np.ndarray | list | tuple | int | float):
         return np.asarray(x)
     backend = keras.backend.backend()
@@ -162,3 +167,11 @@ def valid_labels(labels: Tensor, size: int) -> Tensor:
     if "float" in keras.backend.standardize_dtype(labels.dtype):
         valid = ops.logical_and(valid, labels == ops.floor(labels))
     return valid
+
+
+def nan_unless(valid: Tensor, x: Tensor) -> Tensor:
+    """Return `x` where valid, else NaN.
+
+    A factor, not a choice between two: so the gradient is NaN there as well.
+    """
+    return x * ops.cast(ops.where(valid, 1.0, float("nan")), x.dtype)

@@ -12,6 +12,7 @@ from fmkit._math import Tensor, entropy_from_logits, one_hot_mask, softmax_minus
 from fmkit._targets import (
     check_labels,
     check_probabilities,
+    nan_unless,
     read_logits,
     read_targets,
     valid_labels,
@@ -109,7 +110,7 @@ def brier_score(
         check_probabilities(y_true, axis, sum_tolerance)
     residual = softmax_minus(targets, y_pred, axis) if from_logits else y_pred - targets
     score = ops.sum(ops.square(residual), axis=axis)
-    return score if valid is None else ops.where(valid, score, float("nan"))
+    return score if valid is None else nan_unless(valid, score)
 
 
 def expected_calibration_error(

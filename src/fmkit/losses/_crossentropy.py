@@ -14,6 +14,7 @@ from fmkit._math import Tensor, one_hot_mask, split, surprisal, surprisals
 from fmkit._targets import (
     check_labels,
     check_probabilities,
+    nan_unless,
     read_logits,
     read_targets,
     valid_labels,
@@ -134,8 +135,7 @@ def _of_labels(
         loss = _dense(q, z, axis, weights, label_smoothing, focal_gamma, z_loss)
     else:
         loss = _hard(picked, z, axis, weights, focal_gamma, z_loss)
-    # A factor, not a choice: the gradient of a label out of range is NaN as well.
-    loss = loss * ops.where(valid, 1.0, float("nan"))
+    loss = nan_unless(valid, loss)
     return loss if ignored is None else ops.where(ignored, 0.0, loss)
 
 

@@ -100,8 +100,9 @@ class ConfidencePenalty(ExactLoss):
 class ConfidenceRegularizer(keras.regularizers.Regularizer):
     r"""Negative entropy as the `activity_regularizer` of the layer that makes logits.
 
-    The mean of `confidence_penalty` over all positions is added to the loss of the
-    model. Masks and sample weights don't reach a regularizer.
+    What is added to the loss of the model is the mean of `confidence_penalty` over
+    all positions. Masks and sample weights don't reach a regularizer. Called by
+    itself it returns that mean times the batch size, since Keras divides by it.
 
     Args:
         weight: $\beta$, of either sign.
@@ -122,8 +123,12 @@ class ConfidenceRegularizer(keras.regularizers.Regularizer):
         self.axis = axis
 
     def __call__(self, x: Any) -> Tensor:
-        """Return the mean penalty of the logits `x`."""
-        return ops.mean(confidence_penalty(x, weight=self.weight, axis=self.axis))
+        """Return the sum over samples of their mean penalty.
+
+        Keras divides what an activity regularizer returns by the batch size.
+        """
+        penalty = confidence_penalty(x, weight=self.weight, axis=self.axis)
+        return ops.sum(ops.mean(penalty, axis=list(range(1, len(penalty.shape)))))
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments, as plain Python values."""

@@ -12,6 +12,7 @@ from fmkit._math import Tensor, one_hot_mask, softmax_minus
 from fmkit._targets import (
     check_labels,
     check_probabilities,
+    nan_unless,
     read_logits,
     read_targets,
     valid_labels,
@@ -78,13 +79,11 @@ def mean_squared_error_from_logits(
     k, M = _check_options(activation, k, M, sum_tolerance)
     logits, axis = read_logits(y_pred, axis)
     targets, integer = read_targets(y_true, logits, axis)
-    factor: Any = None
+    valid = None
     if integer:
         size = logits.shape[axis]
         check_labels(y_true, size)
         valid = valid_labels(targets, size)
-        # A factor, not a choice: the gradient of a bad label is NaN as well.
-        factor = ops.where(valid, 1.0, float("nan"))
         targets = ops.cast(one_hot_mask(targets, size, axis), logits.dtype)
     else:
         check_probabilities(y_true, axis, sum_tolerance)
@@ -97,7 +96,7 @@ def mean_squared_error_from_logits(
     if k != 1.0:
         squares = squares * (1.0 + (k - 1.0) * targets)
     loss = ops.mean(squares, axis=axis)
-    return loss if factor is None else loss * factor
+    return loss if valid is None else nan_unless(valid, loss)
 
 
 def _check_options(
