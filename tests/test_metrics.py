@@ -15,7 +15,7 @@ RNG = np.random.default_rng(0)
 LOGITS = (RNG.standard_normal((40, 3)) * 2).astype("float32")
 LABELS = RNG.integers(0, 3, 40)
 P = softmax(LOGITS.astype("float64"), axis=1)
-WEIGHT = RNG.random(40).astype("float32")
+WEIGHT = (RNG.random(40) ** 4).astype("float32")
 
 
 def calibration_error(p, y, weight, bins):
@@ -43,7 +43,7 @@ ALL = ["PredictiveEntropy", "BrierScore", "ExpectedCalibrationError"]
 @pytest.mark.parametrize("name", ALL)
 def test_uneven_batches_with_weights_give_the_value_of_the_whole_set(name):
     metric = getattr(metrics, name)()
-    for part in (slice(0, 15), slice(15, 30), slice(30, 40)):
+    for part in (slice(0, 25), slice(25, 40)):
         metric.update_state(LABELS[part], LOGITS[part], sample_weight=WEIGHT[part])
     got = float(metric.result())
     assert got == pytest.approx(expected(name, WEIGHT.astype("float64")), rel=1e-5)

@@ -302,6 +302,11 @@ class _BinnedMean(keras.metrics.Mean):
         sums = _bin_sums(values, sample_weight, self.bins)
         self.sums.assign_add(ops.cast(sums, self.sums.dtype))
 
+    def reset_state(self) -> None:
+        # That of `Mean` clears its own two variables only.
+        super().reset_state()
+        self.sums.assign(ops.zeros_like(self.sums))
+
     def result(self) -> Tensor:
         return _calibration_error(self.sums)
 

@@ -56,9 +56,7 @@ def asymmetric_error(
     under, over = _check_costs(under, over)
     y_true, y_pred = _same_shape(y_true, y_pred)
     shortage = y_true - y_pred
-    return ops.mean(
-        ops.where(shortage > 0.0, under * shortage, -over * shortage), axis=-1
-    )
+    return _mean(ops.where(shortage > 0.0, under * shortage, -over * shortage))
 
 
 @keras.saving.register_keras_serializable("fmkit", "pinball")
@@ -100,7 +98,12 @@ def pinball(
     tau = ops.convert_to_tensor(levels, y_pred.dtype)
     shortage = y_true - y_pred
     cost = ops.where(shortage > 0.0, tau * shortage, (tau - 1.0) * shortage)
-    return ops.mean(cost, axis=-1)
+    return _mean(cost)
+
+
+def _mean(cost: Tensor) -> Tensor:
+    # Not `ops.mean`: on PyTorch it goes through float32 even for float64.
+    return ops.sum(cost, axis=-1) / ops.cast(ops.shape(cost)[-1], cost.dtype)
 
 
 def _read(y_true: Any, y_pred: Any) -> tuple[Tensor, Tensor]:

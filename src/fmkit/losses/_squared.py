@@ -95,7 +95,8 @@ def mean_squared_error_from_logits(
     squares = ops.square(residual)
     if k != 1.0:
         squares = squares * (1.0 + (k - 1.0) * targets)
-    loss = ops.mean(squares, axis=axis)
+    # Not `ops.mean`: on PyTorch it goes through float32 even for float64.
+    loss = ops.sum(squares, axis=axis) / logits.shape[axis]
     return loss if valid is None else nan_unless(valid, loss)
 
 
