@@ -54,15 +54,6 @@ MADE = [
 ]
 
 
-def run(cost, *arrays):
-    """Return the values of `cost(*arrays)`, compiled on JAX to spare its op cache."""
-    if BACKEND == "jax":
-        import jax
-
-        cost = jax.jit(cost)
-    return numbers(cost(*arrays))
-
-
 def numbers(x):
     return np.asarray(ops.convert_to_numpy(x), "float64")
 

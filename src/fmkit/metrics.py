@@ -305,7 +305,7 @@ class _BinnedMean(keras.metrics.Mean):
     def reset_state(self) -> None:
         # That of `Mean` clears its own two variables only.
         super().reset_state()
-        self.sums.assign(ops.zeros_like(self.sums))
+        self.sums.assign(ops.zeros((3, self.bins)))
 
     def result(self) -> Tensor:
         return _calibration_error(self.sums)
