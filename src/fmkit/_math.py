@@ -222,8 +222,10 @@ def divergence_terms(a: Tensor, b: Tensor, log_b_over_a: Tensor, xp: Any = ops) 
 
 def _excess(t: Tensor) -> Tensor:
     """Return `exp(t) - 1 - t` for |t| < 1, by its series."""
-    series = 1.0 + t / 19.0
-    for n in range(18, 2, -1):
+    # The first term left out is below half a unit in the last place.
+    last = 18 if "float64" in str(t.dtype) else 11
+    series = 1.0 + t / (last + 1.0)
+    for n in range(last, 2, -1):
         series = 1.0 + series * t / n
     return 0.5 * t * t * series
 
