@@ -106,7 +106,9 @@ def exact_difference(a: Tensor, b: Tensor, xp: Any = ops) -> tuple[Tensor, Tenso
     difference = a - b
     part = a - difference
     lost = (a - (difference + part)) + (part - b)
-    return difference, xp.stop_gradient(xp.where(xp.isfinite(lost), lost, 0.0))
+    # Of an infinite difference nothing was lost.
+    known = xp.abs(difference) < float("inf")
+    return difference, xp.stop_gradient(xp.where(known, lost, 0.0))
 
 
 def exp_of_difference(a: Tensor, b: Tensor, xp: Any = ops) -> Tensor:
@@ -166,16 +168,23 @@ def softmax(z: Tensor, axis: int, xp: Any = ops) -> tuple[Tensor, Tensor]:
     The probabilities are not the exponential of the rounded surprisals: near 1e-17
     that would already cost a relative error of 2e-6.
     """
-    dominant, shift, inner = _dominance(z, axis, xp)
-    x, lost_of_x = exact_difference(z, shift, xp)
-    nll, lost = exact_difference(inner, xp.where(dominant, 0.0, x), xp)
-    return xp.exp(-nll) * (1.0 + (lost_of_x - lost)), nll
+    return _softmax(z, *_dominance(z, axis, xp), xp)
+
+
+def _softmax(
+    z: Tensor, dominant: Tensor, shift: Tensor, inner: Tensor, xp: Any
+) -> tuple[Tensor, Tensor]:
+    x, lost = exact_difference(z, shift, xp)
+    x = xp.where(dominant, 0.0, x)
+    return xp.exp(x) * (1.0 + lost) * xp.exp(-inner), inner - x
 
 
 def softmax_minus(aim: Tensor, z: Tensor, axis: int) -> Tensor:
     """Return `softmax(z) - aim`, without losing 1 - p where p is near 1."""
-    p, nll = softmax(z, axis)
-    return ops.where(aim < 0.5, p - aim, ops.expm1(-nll) + (1.0 - aim))
+    dominant, shift, inner = _dominance(z, axis, ops)
+    p, _ = _softmax(z, dominant, shift, inner, ops)
+    near_1 = ops.logical_and(dominant, aim > 0.5)
+    return ops.where(near_1, ops.expm1(-inner) + (1.0 - aim), p - aim)
 
 
 def log_ratio(
@@ -193,7 +202,7 @@ def log_ratio(
     largest = xp.max(
         xp.where(out, -float("inf"), xp.stop_gradient(apart)), axis=axis, keepdims=True
     )
-    at_largest = xp.where(xp.logical_and(apart == largest, lost < 1.0), lost, -1.0)
+    at_largest = xp.where(apart == largest, lost, -1.0)
     lost = lost - xp.max(at_largest, axis=axis, keepdims=True)
     inside = xp.logical_and(xp.abs(apart - largest) < 1.0, xp.isfinite(apart))
     close = xp.all(xp.where(out, True, inside), axis=axis, keepdims=True)
