@@ -180,7 +180,7 @@ def jensen_shannon_divergence(
 ) -> Any:
     r"""Jensen-Shannon divergence, from 0 to 1 bit.
 
-    $$\tfrac12 D(p \,\|\, m) + \tfrac12 D(q \,\|\, m), \qquad m = (p + q) / 2.$$
+    $$\frac12 D(p \,\|\, m) + \frac12 D(q \,\|\, m), \qquad m = (p + q) / 2.$$
 
     Args:
         p: A distribution along `axis`.
