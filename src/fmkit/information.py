@@ -1,1 +1,538 @@
-"""To be written."""
+r"""Entropy and its relatives, on arrays in float64 and on tensors with gradients.
+
+NumPy arrays, lists and numbers are computed in NumPy, in float64, and give NumPy
+back; tensors of Keras's backend give tensors back, in their own float dtype (float32
+at least), and can be differentiated. Everywhere $0 \log 0 = 0$.
+
+The unit is `"nats"` (base $e$), `"bits"` (base 2) or `"bans"` (base 10).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from fmkit._checks import check_one_of
+from fmkit._math import (
+    divergence_terms,
+    entropy_from_logits,
+    jensen_shannon,
+    log_ratio,
+    numpy_ops,
+    softmax,
+)
+from fmkit._targets import at_least_float32, known_values
+
+__all__ = [
+    "conditional_entropy",
+    "cross_entropy",
+    "entropy",
+    "jensen_shannon_divergence",
+    "joint_counts",
+    "joint_entropy",
+    "kl_divergence",
+    "mutual_information",
+    "perplexity",
+]
+
+# Infinities are meant: log 0, and what a logit of -inf takes out.
+_quiet = np.errstate(divide="ignore", invalid="ignore", over="ignore")
+
+_UNITS = {"nats": 1.0, "bits": math.log(2.0), "bans": math.log(10.0)}
+_GIVEN = ("probabilities", "log_probabilities", "logits", "counts")
+
+
+@_quiet
+def entropy(
+    p: Any,
+    *,
+    given: str = "probabilities",
+    axis: int = -1,
+    unit: str = "nats",
+    sum_tolerance: float | None = 1e-3,
+) -> Any:
+    r"""Entropy $H(p) = -\sum_j p_j \log p_j$ along an axis.
+
+    Args:
+        p: A distribution along `axis`.
+        given: What `p` holds: `"probabilities"`, `"log_probabilities"`, `"logits"`,
+            or `"counts"` (any weights that are not negative). Probabilities are
+            divided by their sum, counts too.
+        axis: The axis of the outcomes.
+        unit: `"nats"`, `"bits"` or `"bans"`.
+        sum_tolerance: How far from 1 probabilities may sum; None turns the check off.
+
+    Returns:
+        The entropy, without `axis`.
+
+    Raises:
+        ValueError: If an option is unknown, or, where values are known, they are
+            negative, are all 0, or do not sum to 1.
+
+    Examples:
+        >>> round(float(entropy([0.5, 0.25, 0.25], unit="bits")), 4)
+        1.5
+        >>> round(float(entropy([3, 1], given="counts")), 4)
+        0.5623
+
+    References:
+        Shannon, *A mathematical theory of communication*, 1948.
+    """
+    xp, x, axis = _read("p", p, given, axis, unit, sum_tolerance)
+    if given == "logits":
+        return entropy_from_logits(x, axis, xp) / _UNITS[unit]
+    probabilities, nll = _distribution(x, given, axis, xp)
+    return _mean(probabilities, nll, axis, xp) / _UNITS[unit]
+
+
+@_quiet
+def cross_entropy(
+    p: Any,
+    q: Any,
+    *,
+    given: str = "probabilities",
+    q_given: str | None = None,
+    axis: int = -1,
+    unit: str = "nats",
+    sum_tolerance: float | None = 1e-3,
+) -> Any:
+    r"""Cross-entropy $H(p, q) = -\sum_j p_j \log q_j = H(p) + D(p \,\|\, q)$.
+
+    Args:
+        p: The distribution that the outcomes follow.
+        q: The distribution that the code was made for, same shape.
+        given: What `p` holds; see `entropy`.
+        q_given: What `q` holds; the same as `given` if None.
+        axis: The axis of the outcomes.
+        unit: `"nats"`, `"bits"` or `"bans"`.
+        sum_tolerance: How far from 1 probabilities may sum; None turns the check off.
+
+    Returns:
+        The cross-entropy, without `axis`; infinite where $q_j = 0 < p_j$.
+
+    Raises:
+        ValueError: As `entropy`, or if the shapes differ.
+
+    Examples:
+        >>> round(float(cross_entropy([1.0, 0.0], [0.6, 0.4], unit="bans")), 3)
+        0.222
+        >>> round(float(cross_entropy([1.0, 0.0], [0.8, 0.2], unit="bans")), 3)
+        0.097
+    """
+    xp, axis, (_, p, _), (_, _, q_nll) = _pair(
+        p, q, given, q_given, axis, unit, sum_tolerance
+    )
+    return _mean(p, q_nll, axis, xp) / _UNITS[unit]
+
+
+@_quiet
+def kl_divergence(
+    p: Any,
+    q: Any,
+    *,
+    given: str = "probabilities",
+    q_given: str | None = None,
+    axis: int = -1,
+    unit: str = "nats",
+    sum_tolerance: float | None = 1e-3,
+) -> Any:
+    r"""Relative entropy $D(p \,\|\, q) = \sum_j p_j \log (p_j / q_j)$; never negative.
+
+    Args:
+        p: The distribution that the outcomes follow.
+        q: The distribution compared with, same shape.
+        given: What `p` holds; see `entropy`.
+        q_given: What `q` holds; the same as `given` if None.
+        axis: The axis of the outcomes.
+        unit: `"nats"`, `"bits"` or `"bans"`.
+        sum_tolerance: How far from 1 probabilities may sum; None turns the check off.
+
+    Returns:
+        The divergence, without `axis`; infinite where $q_j = 0 < p_j$.
+
+    Raises:
+        ValueError: As `entropy`, or if the shapes differ.
+
+    Examples:
+        >>> round(float(kl_divergence([0.5, 0.5], [0.9, 0.1])), 4)
+        0.5108
+    """
+    xp, axis, p_parts, q_parts = _pair(p, q, given, q_given, axis, unit, sum_tolerance)
+    ratio = -_log_ratio(p_parts, q_parts, axis, xp)
+    terms = divergence_terms(p_parts[1], q_parts[1], ratio, xp)
+    return xp.sum(terms, axis=axis) / _UNITS[unit]
+
+
+@_quiet
+def jensen_shannon_divergence(
+    p: Any,
+    q: Any,
+    *,
+    given: str = "probabilities",
+    q_given: str | None = None,
+    axis: int = -1,
+    unit: str = "nats",
+    sum_tolerance: float | None = 1e-3,
+) -> Any:
+    r"""Jensen-Shannon divergence, from 0 to 1 bit.
+
+    $$\frac12 D(p \,\|\, m) + \frac12 D(q \,\|\, m), \qquad m = (p + q) / 2.$$
+
+    Args:
+        p: A distribution along `axis`.
+        q: Another, same shape.
+        given: What `p` holds; see `entropy`.
+        q_given: What `q` holds; the same as `given` if None.
+        axis: The axis of the outcomes.
+        unit: `"nats"`, `"bits"` or `"bans"`.
+        sum_tolerance: How far from 1 probabilities may sum; None turns the check off.
+
+    Returns:
+        The divergence (not its square root), without `axis`.
+
+    Raises:
+        ValueError: As `entropy`, or if the shapes differ.
+
+    Examples:
+        >>> float(jensen_shannon_divergence([1.0, 0.0], [0.0, 1.0], unit="bits"))
+        1.0
+    """
+    xp, axis, p_parts, q_parts = _pair(p, q, given, q_given, axis, unit, sum_tolerance)
+    ratio = _log_ratio(p_parts, q_parts, axis, xp)
+    return jensen_shannon(p_parts[1], q_parts[1], ratio, axis, xp) / _UNITS[unit]
+
+
+def perplexity(
+    p: Any,
+    q: Any = None,
+    *,
+    given: str = "probabilities",
+    q_given: str | None = None,
+    axis: int = -1,
+    sum_tolerance: float | None = 1e-3,
+) -> Any:
+    r"""Perplexity $e^{H(p)}$, or $e^{H(p, q)}$ if `q` is given.
+
+    The number of equally likely outcomes that would be as uncertain.
+
+    Args:
+        p: The distribution that the outcomes follow.
+        q: The distribution that predicts them, if another.
+        given: What `p` holds; see `entropy`.
+        q_given: What `q` holds; the same as `given` if None.
+        axis: The axis of the outcomes.
+        sum_tolerance: How far from 1 probabilities may sum; None turns the check off.
+
+    Returns:
+        The perplexity, without `axis`, from 1 up.
+
+    Raises:
+        ValueError: As `entropy`, or if the shapes differ.
+
+    Examples:
+        >>> round(float(perplexity([0.25, 0.25, 0.25, 0.25])), 4)
+        4.0
+    """
+    options: dict[str, Any] = {"given": given, "axis": axis}
+    options["sum_tolerance"] = sum_tolerance
+    if q is None:
+        nats = entropy(p, **options)
+    else:
+        nats = cross_entropy(p, q, q_given=q_given, **options)
+    return ops.exp(nats) if ops.is_tensor(nats) else np.exp(nats)
+
+
+def joint_counts(x: Any, y: Any) -> np.ndarray:
+    """Count how often each pair of labels occurs.
+
+    Args:
+        x: Integer labels from 0, any shape.
+        y: Integer labels from 0, same shape.
+
+    Returns:
+        An int64 array of shape `(max(x) + 1, max(y) + 1)`.
+
+    Raises:
+        ValueError: If the shapes differ, are empty, or labels are not whole numbers
+            from 0.
+
+    Examples:
+        >>> joint_counts([0, 0, 1], [0, 1, 1]).tolist()
+        [[1, 1], [0, 1]]
+    """
+    x, y = _label_array("x", x), _label_array("y", y)
+    if x.shape != y.shape:
+        raise ValueError(
+            f"`x` and `y` must have the same shape, got {x.shape} and {y.shape}."
+        )
+    table = np.zeros((int(x.max()) + 1, int(y.max()) + 1), "int64")
+    np.add.at(table, (x.ravel(), y.ravel()), 1)
+    return table
+
+
+@_quiet
+def joint_entropy(
+    x: Any,
+    y: Any = None,
+    *,
+    given: str = "probabilities",
+    unit: str = "nats",
+    sum_tolerance: float | None = 1e-3,
+) -> Any:
+    r"""Joint entropy $H(X, Y) = -\sum_{xy} p(x, y) \log p(x, y)$.
+
+    Args:
+        x: A joint table, shape `(..., X, Y)`; or labels, if `y` is given too.
+        y: Labels that belong to the labels `x`.
+        given: What a table holds: `"probabilities"`, `"log_probabilities"`,
+            `"logits"` or `"counts"`. Not used for labels.
+        unit: `"nats"`, `"bits"` or `"bans"`.
+        sum_tolerance: How far from 1 a table may sum; None turns the check off.
+
+    Returns:
+        The joint entropy, shape `(...)`.
+
+    Raises:
+        ValueError: As `entropy` and `joint_counts`.
+
+    Examples:
+        >>> round(float(joint_entropy([[0.25, 0.25], [0.5, 0.0]], unit="bits")), 4)
+        1.5
+    """
+    xp, table = _table(x, y, given, unit, sum_tolerance)
+    return xp.sum(_self_information(table, table, xp), axis=(-2, -1)) / _UNITS[unit]
+
+
+@_quiet
+def conditional_entropy(
+    x: Any,
+    y: Any = None,
+    *,
+    given: str = "probabilities",
+    unit: str = "nats",
+    sum_tolerance: float | None = 1e-3,
+) -> Any:
+    r"""Conditional entropy $H(Y | X) = H(X, Y) - H(X)$, of columns given rows.
+
+    Computed as $-\sum_{xy} p(x, y) \log (p(x, y) / p(x))$: never negative. For
+    $H(X | Y)$ transpose the table or swap the labels.
+
+    Args:
+        x: A joint table, shape `(..., X, Y)`; or labels, if `y` is given too.
+        y: Labels that belong to the labels `x`.
+        given: What a table holds; see `joint_entropy`.
+        unit: `"nats"`, `"bits"` or `"bans"`.
+        sum_tolerance: How far from 1 a table may sum; None turns the check off.
+
+    Returns:
+        The conditional entropy, shape `(...)`.
+
+    Raises:
+        ValueError: As `entropy` and `joint_counts`.
+
+    Examples:
+        >>> table = [[0.25, 0.25], [0.5, 0.0]]
+        >>> round(float(conditional_entropy(table, unit="bits")), 4)
+        0.5
+    """
+    xp, table = _table(x, y, given, unit, sum_tolerance)
+    rows = table / _harmless(xp.sum(table, axis=-1, keepdims=True), xp)
+    return xp.sum(_self_information(table, rows, xp), axis=(-2, -1)) / _UNITS[unit]
+
+
+@_quiet
+def mutual_information(
+    x: Any,
+    y: Any = None,
+    *,
+    given: str = "probabilities",
+    unit: str = "nats",
+    sum_tolerance: float | None = 1e-3,
+) -> Any:
+    r"""Mutual information $I(X; Y) = H(X) + H(Y) - H(X, Y)$.
+
+    Computed as $D(p(x, y) \,\|\, p(x) p(y))$: never negative, and exact for
+    variables that are almost independent.
+
+    Args:
+        x: A joint table, shape `(..., X, Y)`; or labels, if `y` is given too.
+        y: Labels that belong to the labels `x`.
+        given: What a table holds; see `joint_entropy`.
+        unit: `"nats"`, `"bits"` or `"bans"`.
+        sum_tolerance: How far from 1 a table may sum; None turns the check off.
+
+    Returns:
+        The mutual information, shape `(...)`.
+
+    Raises:
+        ValueError: As `entropy` and `joint_counts`.
+
+    Examples:
+        >>> round(float(mutual_information([0, 0, 1, 1], [1, 1, 0, 0], unit="bits")), 4)
+        1.0
+    """
+    xp, table = _table(x, y, given, unit, sum_tolerance)
+    product = xp.sum(table, axis=-1, keepdims=True) * xp.sum(
+        table, axis=-2, keepdims=True
+    )
+    some = xp.where(table > 0.0, table, xp.ones_like(table))
+    # log1p of the relative difference keeps the digits that log(a / b) would round.
+    ratio = xp.log1p((product - some) / some)
+    ratio = xp.where(table > 0.0, ratio, float("inf"))
+    terms = divergence_terms(table, product, ratio, xp)
+    return xp.sum(terms, axis=(-2, -1)) / _UNITS[unit]
+
+
+def _read(
+    name: str, x: Any, given: str, axis: int, unit: str, tolerance: float | None
+) -> tuple[Any, Any, int]:
+    """Return the namespace, the values as floats, and `axis` from the front."""
+    check_one_of("given", given, _GIVEN)
+    check_one_of("unit", unit, _UNITS)
+    xp, x = _floats(x)
+    rank = len(x.shape)
+    if not -rank <= axis < rank or 0 in tuple(x.shape):
+        raise ValueError(
+            f"`{name}` must hold a distribution along `axis`, got shape "
+            f"{tuple(x.shape)} and axis={axis}."
+        )
+    _check_weights(name, x, given, axis, tolerance)
+    return xp, x, axis % rank
+
+
+def _floats(x: Any) -> tuple[Any, Any]:
+    if ops.is_tensor(x) or isinstance(x, keras.Variable):
+        return ops, at_least_float32(x)
+    return numpy_ops, np.asarray(x, "float64")
+
+
+def _check_weights(
+    name: str, x: Any, given: str, axis: Any, tolerance: float | None
+) -> None:
+    values = known_values(x)
+    if values is None or given == "logits":
+        return
+    weights = np.exp(values) if given == "log_probabilities" else values
+    sums = weights.sum(axis=axis)
+    if not weights.min() >= 0.0 or not np.min(sums) > 0.0:
+        raise ValueError(
+            f"`{name}` must not be negative and not all 0, got a smallest value of "
+            f"{weights.min():g} and a smallest sum of {np.min(sums):g}."
+        )
+    if given == "counts" or tolerance is None:
+        return
+    off = np.abs(sums - 1.0)
+    if not off.max() <= tolerance:
+        raise ValueError(
+            f"`{name}` must sum to 1 along axis {axis} within sum_tolerance="
+            f"{tolerance:g}, got a sum of {np.ravel(sums)[np.argmax(off)]:g}. For "
+            "counts pass `given='counts'`, for logits `given='logits'`."
+        )
+
+
+def _distribution(x: Any, given: str, axis: int, xp: Any) -> tuple[Any, Any]:
+    """Return probabilities that sum to 1, and their surprisals in nats."""
+    if given in ("logits", "log_probabilities"):
+        # Log-probabilities are logits of themselves.
+        return softmax(x, axis, xp)
+    p = x / xp.sum(x, axis=axis, keepdims=True)
+    return p, xp.where(p > 0.0, -xp.log(_harmless(p, xp)), float("inf"))
+
+
+def _harmless(x: Any, xp: Any) -> Any:
+    """Return `x` with 1 in place of 0, so that neither log nor division complains."""
+    return xp.where(x > 0.0, x, xp.ones_like(x))
+
+
+def _mean(p: Any, nll: Any, axis: int, xp: Any) -> Any:
+    """Return the sum of p times nll, where 0 times infinity is 0."""
+    return xp.sum(p * xp.where(p > 0.0, nll, 0.0), axis=axis)
+
+
+def _self_information(p: Any, of: Any, xp: Any) -> Any:
+    return p * -xp.log(_harmless(of, xp))
+
+
+def _pair(
+    p: Any,
+    q: Any,
+    given: str,
+    q_given: str | None,
+    axis: int,
+    unit: str,
+    tolerance: float | None,
+) -> tuple[Any, int, tuple[Any, Any, Any], tuple[Any, Any, Any]]:
+    """Return namespace, axis, and for p and q: logits or None, p, surprisals."""
+    q_given = given if q_given is None else q_given
+    xp, p, front = _read("p", p, given, axis, unit, tolerance)
+    q_xp, q, _ = _read("q", q, q_given, axis, unit, tolerance)
+    if xp is not q_xp:
+        xp, p, q = ops, at_least_float32(p), at_least_float32(q)
+    if tuple(p.shape) != tuple(q.shape):
+        raise ValueError(
+            f"`p` and `q` must have the same shape, got {tuple(p.shape)} and "
+            f"{tuple(q.shape)}."
+        )
+    logits = ("logits", "log_probabilities")
+    return (
+        xp,
+        front,
+        (p if given in logits else None, *_distribution(p, given, front, xp)),
+        (q if q_given in logits else None, *_distribution(q, q_given, front, xp)),
+    )
+
+
+def _log_ratio(
+    p_parts: tuple[Any, Any, Any], q_parts: tuple[Any, Any, Any], axis: int, xp: Any
+) -> Any:
+    """Return log(p / q); where both are 0 it weighs nothing and is 0."""
+    (z, p, p_nll), (w, q, q_nll) = p_parts, q_parts
+    if z is not None and w is not None:
+        return log_ratio(z, w, p_nll, q_nll, axis, xp)[0]
+    if z is None and w is None:
+        both = xp.logical_and(p > 0.0, q > 0.0)
+        p_safe, q_safe = xp.where(both, p, 1.0), xp.where(both, q, 1.0)
+        near = xp.log1p((p_safe - q_safe) / q_safe)
+        zero = xp.where(q > 0.0, -float("inf"), 0.0)
+        return xp.where(both, near, xp.where(p > 0.0, float("inf"), zero))
+    out = xp.logical_and(p_nll == float("inf"), q_nll == float("inf"))
+    return xp.where(out, 0.0, q_nll - xp.where(out, 0.0, p_nll))
+
+
+def _label_array(name: str, labels: Any) -> np.ndarray:
+    values = known_values(labels)
+    if values is None:
+        raise ValueError(
+            f"`{name}` must have values that can be read now, got a symbolic tensor. "
+            "Inside a compiled step build the table with `keras.ops.one_hot`."
+        )
+    if values.size == 0 or values.min() < 0 or (values != np.floor(values)).any():
+        raise ValueError(
+            f"`{name}` must hold whole numbers from 0, got "
+            f"{'nothing' if values.size == 0 else f'a smallest of {values.min():g}'}."
+        )
+    return values.astype("int64")
+
+
+def _table(
+    x: Any, y: Any, given: str, unit: str, tolerance: float | None
+) -> tuple[Any, Any]:
+    """Return the namespace and the joint probabilities, shape (..., X, Y)."""
+    if y is not None:
+        x, given = joint_counts(x, y), "counts"
+    check_one_of("given", given, _GIVEN)
+    check_one_of("unit", unit, _UNITS)
+    xp, x = _floats(x)
+    if len(x.shape) < 2 or 0 in tuple(x.shape):
+        raise ValueError(
+            f"`x` must be a joint table of shape (..., X, Y), got {tuple(x.shape)}. "
+            "For two arrays of labels pass both, as `x` and `y`."
+        )
+    _check_weights("x", x, given, (-2, -1), tolerance)
+    if given in ("logits", "log_probabilities"):
+        x = xp.exp(x - xp.max(x, axis=(-2, -1), keepdims=True))
+    return xp, x / xp.sum(x, axis=(-2, -1), keepdims=True)

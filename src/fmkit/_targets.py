@@ -1,0 +1,177 @@
+"""Reading logits and targets: what kind they are, what is wrong with them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+Tensor = Any
+
+_WIDE = ("int64", "uint32", "uint64")
+
+
+def at_least_float32(x: Any) -> Tensor:
+    """Return `x` as a tensor of float32 or float64; halves and integers are cast."""
+    x = ops.convert_to_tensor(x)
+    if keras.backend.standardize_dtype(x.dtype) in ("float32", "float64"):
+        return x
+    return ops.cast(x, "float32")
+
+
+def read_logits(logits: Any, axis: int) -> tuple[Tensor, int]:
+    """Return the logits in float32 or wider, and `axis` counted from the front."""
+    logits = at_least_float32(logits)
+    rank = len(logits.shape)
+    if rank == 0 or not -rank <= axis < rank:
+        raise ValueError(
+            f"`axis` must name an axis of the logits, got axis={axis!r} for logits "
+            f"of shape {tuple(logits.shape)}."
+        )
+    axis %= rank
+    if 0 in tuple(logits.shape):
+        raise ValueError(
+            f"The logits must not be empty, got shape {tuple(logits.shape)}. Leave "
+            "out the empty batch, for instance with `drop_remainder` or a filter."
+        )
+    size = logits.shape[axis]
+    if size is None or size < 2:
+        raise ValueError(
+            "The logits need two classes or more, and a class axis of known size, "
+            f"got shape {tuple(logits.shape)} with axis={axis}. For a single output "
+            "use `keras.losses.BinaryCrossentropy(from_logits=True)` or "
+            "`keras.losses.MeanSquaredError()`."
+        )
+    return logits, axis
+
+
+def read_targets(y_true: Any, logits: Tensor, axis: int) -> tuple[Tensor, bool]:
+    """Return the targets, and whether they are integer labels.
+
+    The shapes decide, not the dtype, since Keras casts targets to float before it
+    calls a loss. Labels have the shape of the logits without the class axis, or
+    with length 1 there; dense targets have the shape of the logits.
+    """
+    y_true = ops.convert_to_tensor(y_true)
+    _need_known_rank(y_true)
+    shape, full = tuple(y_true.shape), tuple(logits.shape)
+    without = full[:axis] + full[axis + 1 :]
+    if _agree(shape, without):
+        return _labels(y_true), True
+    # Length 1 at the class axis, or at the end, where data pipelines like to put it.
+    for one in (axis, len(full) - 1):
+        rest = shape[:one] + shape[one + 1 :]
+        if len(shape) == len(full) and shape[one] == 1 and _agree(rest, without):
+            return _labels(ops.squeeze(y_true, axis=one)), True
+    if _agree(shape, full) and shape[axis] is not None:
+        return ops.cast(y_true, logits.dtype), False
+    raise ValueError(
+        f"`y_true` must be integer labels of shape {without} or dense targets of "
+        f"shape {full}, to go with logits of shape {full} and axis={axis}; got "
+        f"shape {shape}."
+    )
+
+
+def _need_known_rank(y_true: Tensor) -> None:
+    # `tf.data.Dataset.from_generator` and `tf.py_function` lose the rank.
+    if getattr(y_true.shape, "rank", 0) is None:
+        raise ValueError(
+            "`y_true` has a shape of unknown rank, so labels and dense targets can't "
+            "be told apart. Set it in the input pipeline with `tf.ensure_shape`."
+        )
+
+
+def _agree(a: tuple, b: tuple) -> bool:
+    """Whether two shapes may be equal, where None stands for an unknown size."""
+    return len(a) == len(b) and all(
+        m is None or n is None or m == n for m, n in zip(a, b, strict=True)
+    )
+
+
+def _labels(y_true: Tensor) -> Tensor:
+    """Return labels in a dtype that holds every class index exactly."""
+    dtype = keras.backend.standardize_dtype(y_true.dtype)
+    if "float" in dtype:
+        return at_least_float32(y_true)
+    return ops.cast(y_true, "int64" if dtype in _WIDE else "int32")
+
+
+def known_values(x: Any) -> np.ndarray | None:
+    """Return the values of `x` where they can be read now, else None.
+
+    Inside a compiled step there are none. On a GPU with PyTorch they are there, but
+    reading them would make every step wait for the device; so they are left alone.
+    While Keras finds out shapes with PyTorch, all values are a made-up 1.
+    """
+    scope = keras.SymbolicScope()
+    with scope:
+        if scope.original_scope is not None:
+            return None
+    if isinstance(x, np.ndarray | list | tuple | int | float):
+        return np.asarray(x)
+    backend = keras.backend.backend()
+    if isinstance(x, keras.KerasTensor):
+        return None
+    if backend == "tensorflow":
+        return np.asarray(x.numpy()) if hasattr(x, "numpy") else None
+    if backend == "jax":
+        import jax
+
+        return None if isinstance(x, jax.core.Tracer) else np.asarray(x)
+    import torch
+
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return None
+    return x.detach().float().numpy()
+
+
+def check_labels(y_true: Any, size: int, ignore_class: int | None = None) -> None:
+    """Refuse labels outside 0 ... size - 1, where their values are known."""
+    values = known_values(y_true)
+    if values is None:
+        return
+    bad = (values < 0) | (values >= size) | (values != np.floor(values))
+    if ignore_class is not None:
+        bad &= values != ignore_class
+    if bad.any():
+        raise ValueError(
+            f"`y_true` must hold whole numbers from 0 to {size - 1}, since the logits "
+            f"have {size} classes; got {values[bad][0]:g} ({int(bad.sum())} such "
+            "values). Shift the labels to start at 0, widen the last layer, or pass "
+            "`ignore_class` for a label that marks padding."
+        )
+
+
+def check_probabilities(y_true: Any, axis: int, tolerance: float | None) -> None:
+    """Refuse dense targets that are no distribution, where their values are known."""
+    values = None if tolerance is None else known_values(y_true)
+    if values is None:
+        return
+    sums = values.sum(axis=axis, dtype="float64")
+    off = np.abs(sums - 1.0)
+    if values.min() < 0 or not off.max() <= (tolerance or 0.0):
+        worst = sums.flat[int(np.argmax(np.where(np.isnan(off), np.inf, off)))]
+        raise ValueError(
+            "`y_true` must hold probabilities: none below 0, and a sum of 1 along "
+            f"axis {axis} within sum_tolerance={tolerance:g}; got a smallest value "
+            f"of {values.min():g} and a sum of {worst:g}. Divide by the sum, or pass "
+            "`sum_tolerance=None` to turn the check off."
+        )
+
+
+def valid_labels(labels: Tensor, size: int) -> Tensor:
+    """Return booleans, true where a label is a whole number in 0 ... size - 1."""
+    valid = ops.logical_and(labels >= 0, labels < size)
+    if "float" in keras.backend.standardize_dtype(labels.dtype):
+        valid = ops.logical_and(valid, labels == ops.floor(labels))
+    return valid
+
+
+def nan_unless(valid: Tensor, x: Tensor) -> Tensor:
+    """Return `x` where valid, else NaN.
+
+    A factor, not a choice between two: so the gradient is NaN there as well.
+    """
+    return x * ops.cast(ops.where(valid, 1.0, float("nan")), x.dtype)

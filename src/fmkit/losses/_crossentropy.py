@@ -1,0 +1,323 @@
+"""Cross-entropy from logits, for integer labels and for dense targets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from fmkit._checks import check_int, check_number
+from fmkit._math import Tensor, one_hot_mask, split, surprisal, surprisals
+from fmkit._targets import (
+    check_labels,
+    check_probabilities,
+    nan_unless,
+    read_logits,
+    read_targets,
+    valid_labels,
+)
+from fmkit.losses._base import ExactLoss
+
+
+@keras.saving.register_keras_serializable("fmkit", "crossentropy_from_logits")
+def crossentropy_from_logits(
+    y_true: Any,
+    y_pred: Any,
+    *,
+    label_smoothing: float = 0.0,
+    class_weights: Sequence[float] | None = None,
+    ignore_class: int | None = None,
+    temperature: float = 1.0,
+    focal_gamma: float = 0.0,
+    z_loss: float = 0.0,
+    sum_tolerance: float | None = 1e-3,
+    axis: int = -1,
+) -> Tensor:
+    r"""Cross-entropy between integer or dense targets and logits.
+
+    With $p = \mathrm{softmax}(z / T)$, target distribution $q$ (one-hot for a label),
+    $K$ classes, smoothing $\varepsilon$, class weights $w$ and focusing $\gamma$:
+
+    $$\ell = -\sum_{j=1}^{K} w_j\, q'_j\, (1 - p_j)^{\gamma} \log p_j
+        + \lambda \Bigl(\log \sum_j e^{z_j / T}\Bigr)^2,
+      \qquad q' = (1 - \varepsilon)\, q + \varepsilon / K.$$
+
+    Values are in nats. A label that was not smoothed costs
+    $\log(1 + \sum_{j \ne y} e^{z_j - z_y})$, computed so that neither a very small
+    cost nor its gradient is lost to rounding.
+
+    Args:
+        y_true: Labels $0 \dots K-1$ of the shape of `y_pred` without the class axis
+            (or with length 1 there), or probabilities of the shape of `y_pred`.
+            The shapes tell which.
+        y_pred: Logits $z$, shape `(batch, ..., K)`. A logit of `-inf` takes a class
+            out. float16 and bfloat16 are computed in float32.
+        label_smoothing: $\varepsilon$ in [0, 1).
+        class_weights: $w$, one factor a class. They scale the terms and do not
+            enter the divisor of a mean.
+        ignore_class: A label (often -1 or 255) whose positions cost 0. In the class
+            they don't count in a mean either.
+        temperature: $T > 0$. The gradient is not rescaled.
+        focal_gamma: $\gamma$, 0 (off) or at least 1.
+        z_loss: $\lambda \ge 0$, weight of the squared log-partition.
+        sum_tolerance: How far from 1 the sum of dense targets may be; None turns
+            off the check of dense targets.
+        axis: The class axis.
+
+    Returns:
+        The cost of each position, shape of `y_pred` without the class axis.
+
+    Raises:
+        ValueError: If an argument is out of range, shapes do not fit, the batch is
+            empty, or, where values are known (outside a compiled step), a label is
+            out of range or dense targets are no distribution. Inside a compiled step
+            a label out of range costs NaN, with a gradient of NaN, on each backend.
+
+    Examples:
+        >>> logits = [[2.0, 1.0, 0.1]]
+        >>> round(float(crossentropy_from_logits([0], logits)[0]), 4)
+        0.417
+        >>> round(float(crossentropy_from_logits([[1.0, 0.0, 0.0]], logits)[0]), 4)
+        0.417
+
+    References:
+        Szegedy et al., [*Rethinking the Inception architecture*](
+        https://arxiv.org/abs/1512.00567), 2016 (smoothing); Lin et al., [*Focal loss*](
+        https://arxiv.org/abs/1708.02002), 2017; Chowdhery et al., [*PaLM*](
+        https://arxiv.org/abs/2204.02311), 2022, section 5 (z-loss).
+    """
+    label_smoothing, temperature, focal_gamma, z_loss = _check_options(
+        label_smoothing, temperature, focal_gamma, z_loss, sum_tolerance
+    )
+    logits, axis = read_logits(y_pred, axis)
+    targets, integer = read_targets(y_true, logits, axis)
+    weights = _weights(class_weights, logits, axis)
+    z = logits if temperature == 1.0 else logits / temperature
+    options = (axis, weights, label_smoothing, focal_gamma, z_loss)
+    if integer:
+        check_labels(y_true, logits.shape[axis], ignore_class)
+        return _of_labels(targets, z, ignore_class, *options)
+    if ignore_class is not None:
+        raise ValueError(
+            f"`ignore_class` goes with integer labels, got ignore_class="
+            f"{ignore_class!r} with dense `y_true` of shape {tuple(targets.shape)}. "
+            "Use `sample_weight` or a mask instead."
+        )
+    check_probabilities(y_true, axis, sum_tolerance)
+    return _dense(targets, z, *options)
+
+
+def _of_labels(
+    labels: Tensor,
+    z: Tensor,
+    ignore_class: int | None,
+    axis: int,
+    weights: Tensor | None,
+    label_smoothing: float,
+    focal_gamma: float,
+    z_loss: float,
+) -> Tensor:
+    """Cost of integer labels: NaN for one out of range, 0 for the ignored one."""
+    size = z.shape[axis]
+    valid = valid_labels(labels, size)
+    ignored = None if ignore_class is None else ops.equal(labels, ignore_class)
+    if ignored is not None:
+        # Logits of ignored positions may be anything, NaN too.
+        labels = ops.where(ignored, 0, labels)
+        z = ops.where(ops.expand_dims(ignored, axis), 0.0, z)
+        valid = ops.logical_or(valid, ignored)
+    picked = one_hot_mask(labels, size, axis)
+    if label_smoothing:
+        q = ops.cast(picked, z.dtype)
+        loss = _dense(q, z, axis, weights, label_smoothing, focal_gamma, z_loss)
+    else:
+        loss = _hard(picked, z, axis, weights, focal_gamma, z_loss)
+    loss = nan_unless(valid, loss)
+    return loss if ignored is None else ops.where(ignored, 0.0, loss)
+
+
+def _hard(
+    picked: Tensor,
+    z: Tensor,
+    axis: int,
+    weights: Tensor | None,
+    focal_gamma: float,
+    z_loss: float,
+) -> Tensor:
+    """Cost of one picked class a row."""
+    loss, partition = surprisal(*split(z, picked, axis))
+    loss = _focus(loss, focal_gamma)
+    if weights is not None:
+        weight = ops.where(picked, weights, 0.0)
+        loss = loss * ops.sum(weight, axis=axis, keepdims=True)
+    if z_loss:
+        loss = loss + z_loss * ops.square(partition)
+    return ops.squeeze(loss, axis=axis)
+
+
+def _dense(
+    q: Tensor,
+    z: Tensor,
+    axis: int,
+    weights: Tensor | None,
+    label_smoothing: float,
+    focal_gamma: float,
+    z_loss: float,
+) -> Tensor:
+    """Cost of a distribution over the classes a row."""
+    if label_smoothing:
+        q = (1.0 - label_smoothing) * q + label_smoothing / z.shape[axis]
+    if weights is not None:
+        q = q * weights
+    # 0 log 0 = 0, also for a class that a logit of -inf takes out.
+    terms = ops.where(q == 0.0, 0.0, surprisals(z, axis))
+    loss = ops.sum(q * _focus(terms, focal_gamma), axis=axis)
+    if z_loss:
+        loss = loss + z_loss * ops.square(ops.logsumexp(z, axis=axis))
+    return loss
+
+
+def _focus(nll: Tensor, gamma: float) -> Tensor:
+    """Scale `nll` by (1 - p)^gamma, where p = exp(-nll)."""
+    return nll * ops.power(-ops.expm1(-nll), gamma) if gamma else nll
+
+
+def _weights(
+    class_weights: Sequence[float] | None, logits: Tensor, axis: int
+) -> Tensor | None:
+    """Return the class weights as a row along the class axis."""
+    if class_weights is None:
+        return None
+    size = logits.shape[axis]
+    if len(class_weights) != size:
+        raise ValueError(
+            f"`class_weights` must have one number for each of the {size} classes, "
+            f"got {len(class_weights)} numbers."
+        )
+    shape = [1] * len(logits.shape)
+    shape[axis] = size
+    return ops.reshape(ops.convert_to_tensor(class_weights, logits.dtype), shape)
+
+
+def _check_options(
+    label_smoothing: Any,
+    temperature: Any,
+    focal_gamma: Any,
+    z_loss: Any,
+    sum_tolerance: Any,
+) -> tuple[float, float, float, float]:
+    if sum_tolerance is not None:
+        check_number("sum_tolerance", sum_tolerance, at_least=0.0)
+    gamma = check_number("focal_gamma", focal_gamma, at_least=0.0)
+    if 0.0 < gamma < 1.0:
+        raise ValueError(
+            f"`focal_gamma` must be 0 (off) or at least 1, got "
+            f"focal_gamma={focal_gamma!r}: between 0 and 1 the gradient has no bound "
+            "where p nears 1."
+        )
+    return (
+        check_number("label_smoothing", label_smoothing, at_least=0.0, below=1.0),
+        check_number("temperature", temperature, above=0.0),
+        gamma,
+        check_number("z_loss", z_loss, at_least=0.0),
+    )
+
+
+class _IgnoreMask(keras.layers.Layer):
+    """Puts a Keras mask on the losses, so that a mean counts the valid ones only."""
+
+    def __init__(self) -> None:
+        super().__init__(dtype="float32", autocast=False)
+        self.supports_masking = True
+
+    def call(self, inputs: list[Tensor]) -> Tensor:
+        return inputs[0] * 1.0
+
+    def compute_mask(self, inputs: list[Tensor], mask: Any = None) -> Tensor:
+        return inputs[1]
+
+
+@keras.saving.register_keras_serializable("fmkit")
+class CrossentropyFromLogits(ExactLoss):
+    r"""Cross-entropy between integer or dense targets and logits, as a Keras loss.
+
+    See `crossentropy_from_logits` for the formula and each option. Masks and
+    `sample_weight` are treated as Keras treats them; positions of `ignore_class`
+    count as masked.
+
+    Args:
+        label_smoothing: $\varepsilon$ in [0, 1).
+        class_weights: One factor a class.
+        ignore_class: A label whose positions cost 0 and don't count.
+        temperature: $T > 0$ that divides the logits.
+        focal_gamma: $\gamma$, 0 (off) or at least 1.
+        z_loss: Weight of the squared log-partition.
+        sum_tolerance: How far from 1 dense targets may sum; None turns the check off.
+        axis: The class axis.
+        reduction: As in `keras.losses.Loss`.
+        name: Name of the loss.
+        dtype: float32 or float64; a narrower one is raised to float32.
+
+    Raises:
+        ValueError: As `crossentropy_from_logits`. Inside a compiled step a label out
+            of range gives a loss and a gradient of NaN.
+
+    Examples:
+        >>> loss = CrossentropyFromLogits()
+        >>> round(float(loss([0, 1], [[2.0, 1.0, 0.1], [0.0, 0.0, 0.0]])), 4)
+        0.7578
+    """
+
+    def __init__(
+        self,
+        *,
+        label_smoothing: float = 0.0,
+        class_weights: Sequence[float] | None = None,
+        ignore_class: int | None = None,
+        temperature: float = 1.0,
+        focal_gamma: float = 0.0,
+        z_loss: float = 0.0,
+        sum_tolerance: float | None = 1e-3,
+        axis: int = -1,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = "crossentropy_from_logits",
+        dtype: Any = None,
+    ):
+        super().__init__(name=name, reduction=reduction, dtype=dtype)
+        smoothing, temperature, gamma, z_loss = _check_options(
+            label_smoothing, temperature, focal_gamma, z_loss, sum_tolerance
+        )
+        if class_weights is not None:
+            class_weights = [
+                check_number("class_weights", float(w), at_least=0.0)
+                for w in np.asarray(class_weights)
+            ]
+        if ignore_class is not None:
+            ignore_class = check_int("ignore_class", ignore_class, minimum=-(2**31))
+        self.options: dict[str, Any] = {
+            "label_smoothing": smoothing,
+            "class_weights": class_weights,
+            "ignore_class": ignore_class,
+            "temperature": temperature,
+            "focal_gamma": gamma,
+            "z_loss": z_loss,
+            "sum_tolerance": sum_tolerance,
+            "axis": axis,
+        }
+        self._mask = None if ignore_class is None else _IgnoreMask()
+
+    def call(self, y_true: Any, y_pred: Any) -> Tensor:
+        """Return the cost of each position; see `crossentropy_from_logits`."""
+        loss = crossentropy_from_logits(y_true, y_pred, **self.options)
+        if self._mask is None:
+            return loss
+        ignored = ops.equal(y_true, self.options["ignore_class"])
+        valid = ops.reshape(ops.logical_not(ignored), ops.shape(loss))
+        return self._mask([loss, valid])
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments, as plain Python values."""
+        return {**super().get_config(), **self.options}

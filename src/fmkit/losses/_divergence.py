@@ -1,0 +1,185 @@
+"""Relative entropy between a target distribution and the softmax of logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from fmkit._checks import check_number, check_one_of
+from fmkit._math import (
+    Tensor,
+    divergence_terms,
+    jensen_shannon,
+    log_ratio,
+    softmax,
+)
+from fmkit._targets import check_probabilities, read_logits, read_targets
+from fmkit.losses._base import ExactLoss
+
+_TARGETS = ("probabilities", "log_probabilities", "logits")
+_DIRECTIONS = ("forward", "reverse", "jensen_shannon")
+
+
+@keras.saving.register_keras_serializable("fmkit", "kl_divergence_from_logits")
+def kl_divergence_from_logits(
+    y_true: Any,
+    y_pred: Any,
+    *,
+    target: str = "probabilities",
+    direction: str = "forward",
+    temperature: float = 1.0,
+    sum_tolerance: float | None = 1e-3,
+    axis: int = -1,
+) -> Tensor:
+    r"""Relative entropy between targets and the softmax of logits, in nats.
+
+    With $p = \mathrm{softmax}(z / T)$ and target distribution $q$:
+
+    - `"forward"`: $T^2 D(q \,\|\, p) = T^2 \sum_j q_j \log (q_j / p_j)$,
+    - `"reverse"`: $T^2 D(p \,\|\, q)$,
+    - `"jensen_shannon"`: $\frac{T^2}{2} D(p \,\|\, m) + \frac{T^2}{2} D(q \,\|\, m)$
+      with $m = (p + q) / 2$.
+
+    The factor $T^2$ keeps the size of the gradient when the temperature changes, as
+    in distillation. Each $D(a \| b)$ is summed as $a \log(a/b) - a + b$: the same
+    where both sum to 1, never negative, and right in its last digits for
+    distributions that are almost equal.
+
+    Args:
+        y_true: Target, shape of `y_pred`.
+        y_pred: Logits $z$, shape `(batch, ..., K)`. A logit of `-inf` takes a class
+            out. float16 and bfloat16 are computed in float32.
+        target: What `y_true` holds: `"probabilities"` or `"log_probabilities"`
+            (both taken as they are, whatever the temperature), or `"logits"` (of a
+            teacher; divided by the temperature as well).
+        direction: `"forward"`, `"reverse"` or `"jensen_shannon"`.
+        temperature: $T > 0$.
+        sum_tolerance: How far from 1 the sum of target probabilities may be; None
+            turns the check off.
+        axis: The class axis.
+
+    Returns:
+        The divergence of each position, shape of `y_pred` without the class axis. It
+        is infinite where the second distribution is 0 and the first is not.
+
+    Raises:
+        ValueError: If an argument is out of range, the targets are integer labels,
+            shapes do not fit, the batch is empty, or, where values are known
+            (outside a compiled step), the targets are no distribution. Inside a
+            compiled step such targets are not seen: the sum above is what comes out.
+
+    Examples:
+        >>> round(float(kl_divergence_from_logits([[1.0, 0.0]], [[0.0, 200.0]])[0]), 4)
+        200.0
+        >>> teacher, student = [[1.0, 2.0, 3.0]], [[1.0, 2.0, 4.0]]
+        >>> loss = kl_divergence_from_logits(teacher, student, target="logits")
+        >>> round(float(loss[0]), 4)
+        0.097
+
+    References:
+        Kullback & Leibler, *On information and sufficiency*, 1951; Hinton et al.,
+        [*Distilling the knowledge in a neural network*](
+        https://arxiv.org/abs/1503.02531), 2015, section 2; Lin, *Divergence measures
+        based on the Shannon entropy*, 1991.
+    """
+    temperature = _check_options(target, direction, temperature, sum_tolerance)
+    logits, axis = read_logits(y_pred, axis)
+    targets, integer = read_targets(y_true, logits, axis)
+    if integer:
+        raise ValueError(
+            "`y_true` must be a distribution of the shape of the logits "
+            f"{tuple(logits.shape)}, got integer labels of shape "
+            f"{tuple(targets.shape)}. For a label the divergence is the cross-entropy:"
+            " use `fmkit.losses.CrossentropyFromLogits()`, or `keras.ops.one_hot`."
+        )
+    z = logits if temperature == 1.0 else logits / temperature
+    p, z_nll = softmax(z, axis)
+    if target == "logits":
+        w = targets if temperature == 1.0 else targets / temperature
+        q, w_nll = softmax(w, axis)
+        log_p_over_q, _ = log_ratio(z, w, z_nll, w_nll, axis)
+    elif target == "log_probabilities":
+        q = ops.exp(targets)
+        check_probabilities(q, axis, sum_tolerance)
+        log_p_over_q = -z_nll - targets
+    else:
+        check_probabilities(y_true, axis, sum_tolerance)
+        q = targets
+        some = ops.where(q > 0.0, q, 1.0)
+        log_p_over_q = ops.where(q > 0.0, -z_nll - ops.log(some), float("inf"))
+    if direction == "forward":
+        loss = ops.sum(divergence_terms(q, p, log_p_over_q), axis=axis)
+    elif direction == "reverse":
+        loss = ops.sum(divergence_terms(p, q, -log_p_over_q), axis=axis)
+    else:
+        loss = jensen_shannon(p, q, log_p_over_q, axis)
+    return temperature**2 * loss
+
+
+def _check_options(
+    target: Any, direction: Any, temperature: Any, sum_tolerance: Any
+) -> float:
+    check_one_of("target", target, _TARGETS)
+    check_one_of("direction", direction, _DIRECTIONS)
+    if sum_tolerance is not None:
+        check_number("sum_tolerance", sum_tolerance, at_least=0.0)
+    return check_number("temperature", temperature, above=0.0)
+
+
+@keras.saving.register_keras_serializable("fmkit")
+class KLDivergenceFromLogits(ExactLoss):
+    r"""Relative entropy between targets and the softmax of logits, as a Keras loss.
+
+    See `kl_divergence_from_logits` for the formulas.
+
+    Args:
+        target: `"probabilities"`, `"log_probabilities"` or `"logits"`.
+        direction: `"forward"`, `"reverse"` or `"jensen_shannon"`.
+        temperature: $T > 0$; the loss is scaled by $T^2$.
+        sum_tolerance: How far from 1 targets may sum; None turns the check off.
+        axis: The class axis.
+        reduction: As in `keras.losses.Loss`.
+        name: Name of the loss.
+        dtype: float32 or float64; a narrower one is raised to float32.
+
+    Raises:
+        ValueError: As `kl_divergence_from_logits`.
+
+    Examples:
+        >>> loss = KLDivergenceFromLogits(target="logits", temperature=2.0)
+        >>> round(float(loss([[0.0, 2.0]], [[2.0, 0.0]])), 4)
+        1.8485
+    """
+
+    def __init__(
+        self,
+        *,
+        target: str = "probabilities",
+        direction: str = "forward",
+        temperature: float = 1.0,
+        sum_tolerance: float | None = 1e-3,
+        axis: int = -1,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = "kl_divergence_from_logits",
+        dtype: Any = None,
+    ):
+        super().__init__(name=name, reduction=reduction, dtype=dtype)
+        self.options: dict[str, Any] = {
+            "target": target,
+            "direction": direction,
+            "temperature": _check_options(
+                target, direction, temperature, sum_tolerance
+            ),
+            "sum_tolerance": sum_tolerance,
+            "axis": axis,
+        }
+
+    def call(self, y_true: Any, y_pred: Any) -> Tensor:
+        """Return the divergence of each position; see `kl_divergence_from_logits`."""
+        return kl_divergence_from_logits(y_true, y_pred, **self.options)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments, as plain Python values."""
+        return {**super().get_config(), **self.options}

@@ -1,0 +1,135 @@
+"""The entropy of the predicted distribution, as a loss and as a regularizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from fmkit._checks import check_number
+from fmkit._math import Tensor, entropy_from_logits
+from fmkit._targets import read_logits
+from fmkit.losses._base import ExactLoss
+
+
+@keras.saving.register_keras_serializable("fmkit", "confidence_penalty")
+def confidence_penalty(y_pred: Any, *, weight: float = 0.1, axis: int = -1) -> Tensor:
+    r"""Negative entropy of the softmax of logits.
+
+    With $p = \mathrm{softmax}(z)$ and weight $\beta$, in nats:
+
+    $$\ell = -\beta\, H(p) = \beta \sum_j p_j \log p_j.$$
+
+    A positive $\beta$ makes confident predictions cost more; a negative one makes
+    unsure predictions cost more (entropy minimization on unlabelled data).
+
+    Args:
+        y_pred: Logits $z$, shape `(batch, ..., K)`. A logit of `-inf` takes a class
+            out. float16 and bfloat16 are computed in float32.
+        weight: $\beta$, of either sign.
+        axis: The class axis.
+
+    Returns:
+        The penalty of each position, shape of `y_pred` without the class axis.
+
+    Raises:
+        ValueError: If `weight` is not finite, or the logits are empty or have fewer
+            than two classes.
+
+    Examples:
+        >>> round(float(confidence_penalty([[0.0, 0.0]], weight=1.0)[0]), 4)
+        -0.6931
+
+    References:
+        Pereyra et al., [*Regularizing neural networks by penalizing confident output
+        distributions*](https://arxiv.org/abs/1701.06548), 2017; Grandvalet & Bengio,
+        *Semi-supervised learning by entropy minimization*, 2004.
+    """
+    weight = check_number("weight", weight)
+    logits, axis = read_logits(y_pred, axis)
+    return -weight * entropy_from_logits(logits, axis)
+
+
+@keras.saving.register_keras_serializable("fmkit")
+class ConfidencePenalty(ExactLoss):
+    r"""Negative entropy of the predictions, as a Keras loss; targets are not looked at.
+
+    For an output of its own, or for unlabelled data. To add the penalty to another
+    loss on the same output, give the last layer a `ConfidenceRegularizer`.
+
+    Args:
+        weight: $\beta$, of either sign; see `confidence_penalty`.
+        axis: The class axis.
+        reduction: As in `keras.losses.Loss`.
+        name: Name of the loss.
+        dtype: float32 or float64; a narrower one is raised to float32.
+
+    Raises:
+        ValueError: As `confidence_penalty`.
+
+    Examples:
+        >>> loss = ConfidencePenalty(weight=1.0)
+        >>> round(float(loss([0, 0], [[0.0, 0.0], [200.0, 0.0]])), 4)
+        -0.3466
+    """
+
+    def __init__(
+        self,
+        *,
+        weight: float = 0.1,
+        axis: int = -1,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = "confidence_penalty",
+        dtype: Any = None,
+    ):
+        super().__init__(name=name, reduction=reduction, dtype=dtype)
+        self.weight = check_number("weight", weight)
+        self.axis = axis
+
+    def call(self, y_true: Any, y_pred: Any) -> Tensor:
+        """Return the penalty of each position; see `confidence_penalty`."""
+        return confidence_penalty(y_pred, weight=self.weight, axis=self.axis)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments, as plain Python values."""
+        return {**super().get_config(), "weight": self.weight, "axis": self.axis}
+
+
+@keras.saving.register_keras_serializable("fmkit")
+class ConfidenceRegularizer(keras.regularizers.Regularizer):
+    r"""Negative entropy as the `activity_regularizer` of the layer that makes logits.
+
+    What is added to the loss of the model is the mean of `confidence_penalty` over
+    all positions. Masks and sample weights don't reach a regularizer. Called by
+    itself it returns that mean times the batch size, since Keras divides by it.
+
+    Args:
+        weight: $\beta$, of either sign.
+        axis: The class axis.
+
+    Raises:
+        ValueError: If `weight` is not finite.
+
+    Examples:
+        >>> import keras
+        >>> layer = keras.layers.Dense(
+        ...     10, activity_regularizer=ConfidenceRegularizer(0.1)
+        ... )
+    """
+
+    def __init__(self, weight: float = 0.1, axis: int = -1):
+        self.weight = check_number("weight", weight)
+        self.axis = axis
+
+    def __call__(self, x: Any) -> Tensor:
+        """Return the sum over samples of their mean penalty.
+
+        Keras divides what an activity regularizer returns by the batch size.
+        """
+        penalty = confidence_penalty(x, weight=self.weight, axis=self.axis)
+        return ops.sum(ops.mean(penalty, axis=list(range(1, len(penalty.shape)))))
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments, as plain Python values."""
+        return {"weight": self.weight, "axis": self.axis}

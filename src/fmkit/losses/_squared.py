@@ -1,0 +1,168 @@
+"""Squared error between targets and logits, or their softmax."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from fmkit._checks import check_number, check_one_of
+from fmkit._math import Tensor, one_hot_mask, softmax_minus
+from fmkit._targets import (
+    check_labels,
+    check_probabilities,
+    nan_unless,
+    read_logits,
+    read_targets,
+    valid_labels,
+)
+from fmkit.losses._base import ExactLoss
+
+_ACTIVATIONS = ("linear", "softmax")
+
+
+@keras.saving.register_keras_serializable("fmkit", "mean_squared_error_from_logits")
+def mean_squared_error_from_logits(
+    y_true: Any,
+    y_pred: Any,
+    *,
+    activation: str = "linear",
+    k: float = 1.0,
+    M: float = 1.0,
+    sum_tolerance: float | None = 1e-3,
+    axis: int = -1,
+) -> Tensor:
+    r"""Mean squared error between integer or dense targets and logits.
+
+    With $f = z$ (`"linear"`, the raw logits) or $f = \mathrm{softmax}(z)$, $C$
+    classes and targets $q$ (one-hot for a label):
+
+    $$\ell = \frac{1}{C} \sum_{j=1}^{C} \bigl(1 + (k - 1)\, q_j\bigr)
+        \bigl(f_j - M q_j\bigr)^2.$$
+
+    For a label $y$ that is the rescaled square loss of Hui & Belkin,
+    $\frac{1}{C}\bigl(k (f_y - M)^2 + \sum_{j \ne y} f_j^2\bigr)$; with $k = M = 1$ it
+    is the plain mean squared error, and with `activation="softmax"` the Brier score
+    divided by $C$ (Brier's score is the sum over the classes, not the mean).
+
+    Args:
+        y_true: Labels $0 \dots C-1$ of the shape of `y_pred` without the class axis
+            (or with length 1 there), or dense targets of the shape of `y_pred`.
+        y_pred: Logits $z$, shape `(batch, ..., C)`. float16 and bfloat16 are
+            computed in float32.
+        activation: `"linear"` or `"softmax"`.
+        k: Weight $k > 0$ of the true class.
+        M: Value $M > 0$ that the true class is drawn to.
+        sum_tolerance: How far from 1 the sum of dense targets may be; None turns off
+            the check, for targets that are no distribution.
+        axis: The class axis.
+
+    Returns:
+        The cost of each position, shape of `y_pred` without the class axis.
+
+    Raises:
+        ValueError: If an argument is out of range, shapes do not fit, the batch is
+            empty, or, where values are known (outside a compiled step), a label is
+            out of range or dense targets are no distribution. Inside a compiled step
+            a label out of range costs NaN, with a gradient of NaN, on each backend.
+
+    Examples:
+        >>> round(float(mean_squared_error_from_logits([1], [[0.5, 2.0]])[0]), 4)
+        0.625
+
+    References:
+        Hui & Belkin, [*Evaluation of neural architectures trained with square loss
+        vs cross-entropy*](https://arxiv.org/abs/2006.07322), 2020, section 2; Brier,
+        *Verification of forecasts expressed in terms of probability*, 1950.
+    """
+    k, M = _check_options(activation, k, M, sum_tolerance)
+    logits, axis = read_logits(y_pred, axis)
+    targets, integer = read_targets(y_true, logits, axis)
+    valid = None
+    if integer:
+        size = logits.shape[axis]
+        check_labels(y_true, size)
+        valid = valid_labels(targets, size)
+        targets = ops.cast(one_hot_mask(targets, size, axis), logits.dtype)
+    else:
+        check_probabilities(y_true, axis, sum_tolerance)
+    aim = targets if M == 1.0 else M * targets
+    if activation == "softmax":
+        residual = softmax_minus(aim, logits, axis)
+    else:
+        residual = logits - aim
+    squares = ops.square(residual)
+    if k != 1.0:
+        squares = squares * (1.0 + (k - 1.0) * targets)
+    # Not `ops.mean`: on PyTorch it goes through float32 even for float64.
+    loss = ops.sum(squares, axis=axis) / logits.shape[axis]
+    return loss if valid is None else nan_unless(valid, loss)
+
+
+def _check_options(
+    activation: Any, k: Any, M: Any, sum_tolerance: Any
+) -> tuple[float, float]:
+    check_one_of("activation", activation, _ACTIVATIONS)
+    if sum_tolerance is not None:
+        check_number("sum_tolerance", sum_tolerance, at_least=0.0)
+    return check_number("k", k, above=0.0), check_number("M", M, above=0.0)
+
+
+@keras.saving.register_keras_serializable("fmkit")
+class MeanSquaredErrorFromLogits(ExactLoss):
+    r"""Mean squared error between integer or dense targets and logits, as a Keras loss.
+
+    The loss of the tutorials (`activation="linear"`: one-hot against raw logits), or
+    the Brier score divided by the number of classes (`"softmax"`). See
+    `mean_squared_error_from_logits` for the formula.
+
+    Args:
+        activation: `"linear"` or `"softmax"`.
+        k: Weight $k > 0$ of the true class (Hui & Belkin).
+        M: Value $M > 0$ that the true class is drawn to.
+        sum_tolerance: How far from 1 dense targets may sum; None turns the check off.
+        axis: The class axis.
+        reduction: As in `keras.losses.Loss`.
+        name: Name of the loss.
+        dtype: float32 or float64; a narrower one is raised to float32.
+
+    Raises:
+        ValueError: As `mean_squared_error_from_logits`. Inside a compiled step a
+            label out of range gives a loss and a gradient of NaN.
+
+    Examples:
+        >>> loss = MeanSquaredErrorFromLogits()
+        >>> round(float(loss([1, 0], [[0.5, 2.0], [1.0, 0.0]])), 4)
+        0.3125
+    """
+
+    def __init__(
+        self,
+        *,
+        activation: str = "linear",
+        k: float = 1.0,
+        M: float = 1.0,
+        sum_tolerance: float | None = 1e-3,
+        axis: int = -1,
+        reduction: str | None = "sum_over_batch_size",
+        name: str | None = "mean_squared_error_from_logits",
+        dtype: Any = None,
+    ):
+        super().__init__(name=name, reduction=reduction, dtype=dtype)
+        k, M = _check_options(activation, k, M, sum_tolerance)
+        self.options: dict[str, Any] = {
+            "activation": activation,
+            "k": k,
+            "M": M,
+            "sum_tolerance": sum_tolerance,
+            "axis": axis,
+        }
+
+    def call(self, y_true: Any, y_pred: Any) -> Tensor:
+        """Return the cost of each position; see `mean_squared_error_from_logits`."""
+        return mean_squared_error_from_logits(y_true, y_pred, **self.options)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments, as plain Python values."""
+        return {**super().get_config(), **self.options}

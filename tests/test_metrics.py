@@ -1,0 +1,175 @@
+"""The metrics against NumPy in float64, batch by batch, masked, weighted, saved."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+from scipy import stats
+from scipy.special import softmax
+
+from fmkit import metrics
+
+RNG = np.random.default_rng(0)
+LOGITS = (RNG.standard_normal((40, 3)) * 2).astype("float32")
+LABELS = RNG.integers(0, 3, 40)
+P = softmax(LOGITS.astype("float64"), axis=1)
+WEIGHT = (RNG.random(40) ** 4).astype("float32")
+
+
+def calibration_error(p, y, weight, bins):
+    """Expected calibration error by a loop over the bins."""
+    confidence, hit = p.max(axis=1), p.argmax(axis=1) == y
+    total = 0.0
+    for m in range(bins):
+        inside = (confidence > m / bins) & (confidence <= (m + 1) / bins)
+        w = weight[inside]
+        total += abs((w * hit[inside]).sum() - (w * confidence[inside]).sum())
+    return total / weight.sum()
+
+
+def expected(name, weight):
+    if name == "PredictiveEntropy":
+        return np.average(stats.entropy(P, axis=1), weights=weight)
+    if name == "BrierScore":
+        return np.average(((P - np.eye(3)[LABELS]) ** 2).sum(axis=1), weights=weight)
+    return calibration_error(P, LABELS, weight, 15)
+
+
+ALL = ["PredictiveEntropy", "BrierScore", "ExpectedCalibrationError"]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_batches_of_uneven_weight_give_the_value_of_the_whole_set(name):
+    metric = getattr(metrics, name)()
+    for part in (slice(0, 20), slice(20, 40)):
+        metric.update_state(LABELS[part], LOGITS[part], sample_weight=WEIGHT[part])
+    got = float(metric.result())
+    assert got == pytest.approx(expected(name, WEIGHT.astype("float64")), rel=1e-5)
+    assert got != pytest.approx(expected(name, np.ones(40)), rel=1e-3)
+    metric.reset_state()
+    for part in (slice(0, 20), slice(20, 40)):
+        metric.update_state(LABELS[part, None], LOGITS[part])
+    assert float(metric.result()) == pytest.approx(
+        expected(name, np.ones(40)), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_probabilities_and_one_hot_targets_give_the_same(name):
+    metric = getattr(metrics, name)(from_logits=False)
+    metric.update_state(np.eye(3, dtype="float32")[LABELS], P.astype("float32"))
+    assert float(metric.result()) == pytest.approx(
+        expected(name, np.ones(40)), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("name", ALL[1:])
+def test_masked_positions_count_as_if_they_were_not_there(name):
+    tokens = np.array([[1, 2, 0], [3, 0, 0]])
+    y = np.array([[0, 1, 2], [2, 1, 0]])
+    model = keras.Sequential(
+        [
+            keras.layers.Input((3,), dtype="int32"),
+            keras.layers.Embedding(4, 3, mask_zero=True),
+        ]
+    )
+    model.set_weights([RNG.standard_normal((4, 3))])
+    z = ops.convert_to_numpy(model(tokens))
+    masked = getattr(metrics, name)()
+    masked.update_state(y, model(tokens))
+    kept = getattr(metrics, name)()
+    kept.update_state(y[tokens > 0], z[tokens > 0])
+    everything = getattr(metrics, name)()
+    everything.update_state(y, z)
+    assert float(masked.result()) == pytest.approx(float(kept.result()), rel=1e-5)
+    assert float(masked.result()) != pytest.approx(float(everything.result()), rel=1e-3)
+
+
+def test_all_metrics_run_in_fit_and_agree_with_numpy():
+    x = RNG.standard_normal((40, 4)).astype("float32")
+    model = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(3)])
+    model.compile(
+        keras.optimizers.SGD(0.0),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=[getattr(metrics, name)() for name in ALL],
+    )
+    logs = model.fit(x, LABELS, batch_size=16, shuffle=False, verbose=0).history
+    kernel, bias = (v.astype("float64") for v in model.get_weights())
+    p = softmax(x @ kernel + bias, axis=1)
+    true = {
+        "predictive_entropy": stats.entropy(p, axis=1).mean(),
+        "brier_score": ((p - np.eye(3)[LABELS]) ** 2).sum(axis=1).mean(),
+        "expected_calibration_error": calibration_error(p, LABELS, np.ones(40), 15),
+    }
+    for name, value in true.items():
+        assert logs[name][0] == pytest.approx(value, rel=1e-4)
+
+
+def test_brier_score_goes_from_0_to_2():
+    score = metrics.brier_score([0, 0], [[1.0, 0.0], [0.0, 1.0]], from_logits=False)
+    assert ops.convert_to_numpy(score).tolist() == [0.0, 2.0]
+
+
+def test_a_sure_and_always_right_model_is_calibrated_and_a_sure_wrong_one_is_not():
+    z = np.array([[30.0, 0.0], [0.0, 30.0]])
+    right = metrics.expected_calibration_error([0, 1], z)
+    wrong = metrics.expected_calibration_error([1, 0], z)
+    assert float(right) == pytest.approx(0.0, abs=1e-6)
+    assert float(wrong) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_entropy_is_given_in_the_unit_asked_for():
+    for unit, true in (("nats", np.log(4)), ("bits", 2.0), ("bans", np.log10(4))):
+        got = metrics.predictive_entropy(np.zeros((1, 4)), unit=unit)
+        assert float(got[0]) == pytest.approx(true, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        metrics.PredictiveEntropy(from_logits=False, unit="bits", axis=1, name="h"),
+        metrics.BrierScore(from_logits=False, sum_tolerance=None, axis=1, name="b"),
+        metrics.ExpectedCalibrationError(bins=3, from_logits=False, axis=1, name="e"),
+    ],
+    ids=ALL,
+)
+def test_config_round_trip_keeps_every_argument(metric):
+    config = json.loads(json.dumps(metric.get_config()))
+    made = type(metric).from_config(config)
+    assert made.get_config() == metric.get_config()
+    default = type(metric)().get_config()
+    changed = {k for k in config if config[k] != default[k]}
+    assert changed == set(config) - {"dtype"}
+    by_name = keras.saving.deserialize_keras_object(
+        keras.saving.serialize_keras_object(metric)
+    )
+    assert type(by_name) is type(metric)
+    for m in (metric, made, by_name):
+        m.update_state(LABELS, P.astype("float32"))
+    assert float(made.result()) == float(metric.result()) == float(by_name.result())
+
+
+def test_half_precision_never_narrows_the_sums():
+    keras.config.set_dtype_policy("mixed_float16")
+    metric = metrics.BrierScore(dtype="float16")
+    assert metric.dtype == "float32"
+    metric.update_state([0], ops.cast([[1.0, 2.0]], "float16"))
+    p = softmax([1.0, 2.0])
+    assert float(metric.result()) == pytest.approx(2 * p[1] ** 2, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: metrics.PredictiveEntropy(unit="bit"), "Did you mean 'bits'"),
+        (lambda: metrics.ExpectedCalibrationError(bins=0), "at least 1"),
+        (lambda: metrics.brier_score([3], [[0.0, 1.0, 2.0]]), "from 0 to 2"),
+        (lambda: metrics.brier_score([[1.0, 1.0]], [[0.0, 1.0]]), "sum_tolerance"),
+        (lambda: metrics.expected_calibration_error([0], LOGITS), "integer labels"),
+    ],
+)
+def test_bad_input_is_refused_with_what_to_write_instead(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
