@@ -1,0 +1,66 @@
+"""Colours, axes and labels that the pictures share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from fmkit.visualization._fonts import font_for
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+# Okabe and Ito, "Color universal design", 2008; in order of decreasing contrast.
+BLUE, VERMILLION, GREEN = "#0072B2", "#D55E00", "#009E73"
+COLOURS = (BLUE, VERMILLION, GREEN, "#CC79A7", "#000000", "#E69F00", "#56B4E9")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+GREY = "#767676"
+
+
+def axes_or_new(ax: Axes | None, size: tuple[float, float]) -> Axes:
+    """Return `ax`, or the axes of a new figure of `size` inches."""
+    if ax is not None:
+        return ax
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(figsize=size, layout="constrained")[1]
+
+
+def write_labels(
+    ax: Axes, x: str, y: str, title: str | None, *, percent: bool = False
+) -> None:
+    y = f"{y} (rows: percent)" if percent else y
+    ax.set_xlabel(x, **font_for([x]))
+    ax.set_ylabel(y, **font_for([y]))
+    if title:
+        ax.set_title(title, **font_for([title]))
+    if not ax.images:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(color="#E0E0E0", linewidth=0.6)
+        ax.set_axisbelow(True)
+
+
+def write_legend(ax: Axes) -> None:
+    """Write a legend where there is something to name."""
+    labels = ax.get_legend_handles_labels()[1]
+    if labels:
+        # Handles long enough to show a dash pattern.
+        legend = ax.legend(frameon=False, handlelength=3.0)
+        for text in legend.get_texts():
+            text.set(**font_for(labels))
+
+
+def whole_ticks(ax: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def pick(options: Sequence[Any], index: int) -> Any:
+    return options[index % len(options)]
