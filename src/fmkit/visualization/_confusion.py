@@ -47,6 +47,8 @@ def confusion_matrix(
         >>> ax.images[0].get_array().tolist()
         [[1, 1], [0, 1]]
     """
+    from matplotlib.colors import PowerNorm
+
     true = as_class_numbers("labels", labels)
     guess = as_class_numbers("predictions", predictions)
     if len(true) != len(guess) or not len(true):
@@ -61,8 +63,10 @@ def confusion_matrix(
         matrix = 100.0 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     side = 1.8 + 0.46 * len(names)
     ax = axes_or_new(ax, (side, side))
-    ax.imshow(matrix, cmap="Blues", vmin=0)
-    _write_cells(ax, matrix)
+    # The root makes the few wrong ones visible beside the many right ones.
+    shade = PowerNorm(0.5, vmin=0, vmax=max(matrix.max(), 1))
+    ax.imshow(matrix, cmap="Blues", norm=shade)
+    _write_cells(ax, matrix, shade(matrix))
     font = font_for(names)
     turn: dict[str, Any] = {}
     if max(map(len, names)) > 3:
@@ -70,18 +74,19 @@ def confusion_matrix(
     ax.set_xticks(range(len(names)), names, **turn, **font)
     ax.set_yticks(range(len(names)), names, **font)
     ax.tick_params(length=0)
-    write_labels(ax, "predicted", "true", title, percent=normalize)
+    write_labels(
+        ax, "predicted", "true (percent of each row)" if normalize else "true", title
+    )
     return ax
 
 
-def _write_cells(ax: Axes, matrix: np.ndarray) -> None:
+def _write_cells(ax: Axes, matrix: np.ndarray, shade: np.ndarray) -> None:
     """Write the numbers, light on dark, and frame the right predictions."""
     from matplotlib.patches import Rectangle
 
-    top = max(matrix.max(), 1)
     for row, column in np.ndindex(*matrix.shape):
         value = matrix[row, column]
-        colour = "white" if value > 0.55 * top else "black" if value else GREY
+        colour = "white" if shade[row, column] > 0.6 else "black" if value else GREY
         ax.text(
             column,
             row,

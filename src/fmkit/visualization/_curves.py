@@ -17,8 +17,8 @@ from fmkit.visualization._style import (
     MARKERS,
     VERMILLION,
     axes_or_new,
+    epoch_axis,
     pick,
-    whole_ticks,
     words,
     write_labels,
     write_legend,
@@ -70,7 +70,7 @@ def learning_curves(
     """
     names = [metrics] if isinstance(metrics, str) else list(metrics)
     curves = read_history(history)
-    ax = axes_or_new(ax, (5.0, 3.6))
+    ax = axes_or_new(ax, (5.0 if len(names) == 1 else 7.0, 3.6))
     for index, name in enumerate(names):
         if name not in curves:
             raise ValueError(
@@ -81,8 +81,8 @@ def learning_curves(
     if threshold is not None:
         ax.axhline(threshold, color=GREY, linestyle=":", label=f"goal {threshold:g}")
     write_labels(ax, "epoch", ", ".join(words(name) for name in names), title)
-    whole_ticks(ax)
-    write_legend(ax)
+    epoch_axis(ax)
+    write_legend(ax, beside=len(names) > 1)
     return ax
 
 
@@ -138,8 +138,10 @@ def learning_rate_curve(
     ax = axes_or_new(ax, (5.0, 3.2))
     scale = check_int("steps_per_epoch", steps_per_epoch) if steps_per_epoch else 1
     index = len(ax.lines)
-    # A rate holds until the next step: corners, not slopes.
-    line = ax.plot(at / scale, rates, drawstyle="steps-post", linewidth=1.8)[0]
+    line = ax.plot(at / scale, rates, linewidth=1.8)[0]
+    if len(at) == at[-1] + 1:
+        # A rate holds until the next step: corners, not slopes.
+        line.set_drawstyle("steps-post")
     line.set(color=pick(COLOURS, index), linestyle=pick(DASHES, index))
     if log:
         ax.set_yscale("log")
@@ -251,4 +253,5 @@ def _ring(ax: Axes, epochs: np.ndarray, values: np.ndarray, best: str) -> None:
         textcoords="offset points",
         ha="center",
         va="bottom" if best == "min" else "top",
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.0},
     )

@@ -16,6 +16,9 @@ from fmkit.visualization._values import as_array, as_class_numbers, names_of
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+# Height of a line of a caption, in widths of an image.
+LINE = 0.17
+
 
 def image_grid(
     images: Any,
@@ -58,7 +61,7 @@ def image_grid(
         >>> images = np.arange(3 * 4).reshape(3, 2, 2)
         >>> ax = image_grid(images, [0, 1, 1], [0, 1, 0], class_names=["cat", "dog"])
         >>> [text.get_text() for text in ax.texts]
-        ['✓ cat', '✓ dog', '✗ cat\\nis dog']
+        ['✓ cat', '✓ dog', '✗ cat', 'is dog']
     """
     pictures = _as_images(images)
     names, marks = _captions(len(pictures), labels, predictions, class_names)
@@ -69,7 +72,7 @@ def image_grid(
     height = pictures.shape[1] / pictures.shape[2]
     # In units of an image's width: the gap beside it, the captions below it.
     lines = max((name.count("\n") + 1 for name in names if name), default=0)
-    cell = (1.14, height + 0.12 + 0.17 * lines)
+    cell = (1.14, height + 0.12 + LINE * lines)
     ax = axes_or_new(ax, (1.15 * columns * cell[0], 1.15 * rows * cell[1] + 0.3))
     grey = pictures.ndim == 3
     limits = {"vmin": pictures.min(), "vmax": pictures.max()} if grey else {}
@@ -157,16 +160,15 @@ def _write_captions(
     size = min(9.0, points / columns / max(0.6 * longest, 1))
     font = font_for(names)
     for index, (name, right) in enumerate(zip(names, marks, strict=True)):
-        if name:
+        wrong = right is False
+        for number, line in enumerate(name.split("\n") if name else []):
             ax.text(
                 index % columns * cell[0] + 0.5,
-                index // columns * cell[1] + height + 0.05,
-                name,
+                index // columns * cell[1] + height + LINE * (number + 1) - 0.02,
+                line,
                 ha="center",
-                va="top",
                 fontsize=size,
-                linespacing=1.05,
-                fontweight="bold" if right is False else "normal",
-                color=VERMILLION if right is False else "black",
+                fontweight="bold" if wrong else "normal",
+                color=VERMILLION if wrong else "black",
                 **font,
             )

@@ -9,8 +9,13 @@ import keras
 import numpy as np
 
 from fmkit._checks import check_int
-from fmkit.visualization._fonts import font_for
-from fmkit.visualization._style import BLUE, VERMILLION, axes_or_new, write_labels
+from fmkit.visualization._style import (
+    BLUE,
+    VERMILLION,
+    axes_or_new,
+    write_labels,
+    write_legend,
+)
 from fmkit.visualization._values import as_array
 
 if TYPE_CHECKING:
@@ -49,8 +54,8 @@ def decision_boundary(
         ax: Where to draw; a new figure by default.
 
     Returns:
-        The axes. Where no point of the grid lies on the other side of `level`, a
-        text in the picture says so, and there is no line.
+        The axes. Where no score of the grid lies beyond `level`, the legend says
+        so, and there is no line.
 
     Raises:
         ValueError: If `x` is not `(n, 2)`, `y` has other values than 0 and 1, or
@@ -69,8 +74,8 @@ def decision_boundary(
     check_int("resolution", resolution, minimum=2)
     grid = _grid(points, extent, resolution)
     scores = _scores(predict, np.stack([axis.ravel() for axis in grid], axis=1))
-    ax = axes_or_new(ax, (4.8, 4.2))
-    font = font_for(class_names)
+    tall = float(np.ptp(grid[1]) / np.ptp(grid[0]))
+    ax = axes_or_new(ax, (5.4, 0.8 + 3.6 * min(max(tall, 0.4), 2.0)))
     styles: list[dict[str, Any]] = [
         {"edgecolors": BLUE, "facecolors": "none", "marker": "o"},
         {"color": VERMILLION, "marker": "^", "linewidths": 0},
@@ -81,9 +86,7 @@ def decision_boundary(
     _draw_contour(ax, grid, scores.reshape(grid[0].shape), level)
     write_labels(ax, "$x_0$", "$x_1$", title)
     ax.set_aspect("equal")
-    legend = ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)
-    for text in legend.get_texts():
-        text.set(**font)
+    write_legend(ax, beside=True)
     return ax
 
 
@@ -138,7 +141,6 @@ def _draw_contour(
         ax.contour(*grid, scores, levels=[level], colors="black", linewidths=2)
         ax.plot([], [], color="black", linewidth=2, label=f"score {level:g}")
     else:
-        side = "below" if high <= level else "above"
-        text = f"no boundary: every score is {side} {level:g}"
-        ax.text(0.5, 0.02, text, transform=ax.transAxes, ha="center", va="bottom")
+        side = "at most" if high <= level else "at least"
+        ax.plot([], [], " ", label=f"no boundary:\nall {side} {level:g}")
     ax.set(xlim=(grid[0].min(), grid[0].max()), ylim=(grid[1].min(), grid[1].max()))

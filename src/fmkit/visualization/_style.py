@@ -28,10 +28,7 @@ def axes_or_new(ax: Axes | None, size: tuple[float, float]) -> Axes:
     return plt.subplots(figsize=size, layout="constrained")[1]
 
 
-def write_labels(
-    ax: Axes, x: str, y: str, title: str | None, *, percent: bool = False
-) -> None:
-    y = f"{y} (rows: percent)" if percent else y
+def write_labels(ax: Axes, x: str, y: str, title: str | None) -> None:
     ax.set_xlabel(x, **font_for([x]))
     ax.set_ylabel(y, **font_for([y]))
     if title:
@@ -42,20 +39,26 @@ def write_labels(
         ax.set_axisbelow(True)
 
 
-def write_legend(ax: Axes) -> None:
-    """Write a legend where there is something to name."""
+def write_legend(ax: Axes, *, beside: bool = False, title: str | None = None) -> None:
+    """Write a legend where there is something to name, in the axes or beside them."""
     labels = ax.get_legend_handles_labels()[1]
     if labels:
         # Handles long enough to show a dash pattern.
-        legend = ax.legend(frameon=False, handlelength=3.0)
+        place = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)} if beside else {}
+        legend = ax.legend(frameon=False, handlelength=3.0, title=title, **place)
         for text in legend.get_texts():
             text.set(**font_for(labels))
 
 
-def whole_ticks(ax: Axes) -> None:
+def epoch_axis(ax: Axes) -> None:
+    """Mark whole epochs only, and begin shortly before the first."""
     from matplotlib.ticker import MaxNLocator
 
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    locator = MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10])
+    ax.xaxis.set_major_locator(locator)
+    first, last = ax.dataLim.intervalx
+    margin = min(0.03 * (last - first) + 0.05, 0.9)
+    ax.set_xlim(first - margin, last + margin)
 
 
 def words(name: str) -> str:

@@ -61,13 +61,13 @@ def sweep(
         'units'
     """
     rows = _rows(results, [x, y, *([group] if group else [])])
-    numeric = all(isinstance(row[x], int | float | np.number) for row in rows)
+    numeric = all(_is_number(row[x]) for row in rows)
     places = sorted({row[x] for row in rows}) if numeric else _unique(rows, x)
-    ax = axes_or_new(ax, (5.0, 3.6))
+    ax = axes_or_new(ax, (6.2 if group else 5.0, 3.6))
     groups = _unique(rows, group) if group else [None]
     for index, kind in enumerate(groups):
         chosen = [row for row in rows if group is None or row[group] == kind]
-        label = "" if group is None else f"{words(group)} {kind}"
+        label = "" if group is None else str(kind)
         shift = 0.0 if numeric else 0.12 * (index - (len(groups) - 1) / 2)
         _draw_group(ax, chosen, (x, y), places, label, index, numeric, shift)
     if numeric and log:
@@ -79,7 +79,7 @@ def sweep(
         ax.set_xticks(range(len(places)), texts, **font_for(texts))
         ax.set_xlim(-0.5, len(places) - 0.5)
     write_labels(ax, words(x), words(y), title)
-    write_legend(ax)
+    write_legend(ax, beside=True, title=words(group) if group else None)
     return ax
 
 
@@ -95,6 +95,11 @@ def _rows(results: Iterable[Mapping[str, Any]], keys: list[str]) -> list[Any]:
                     f"{list(row)}.{did_you_mean(key, row)}"
                 )
     return rows
+
+
+def _is_number(value: Any) -> bool:
+    # True and False are settings with a name, not places on a scale.
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
 
 def _unique(rows: Sequence[Mapping[str, Any]], key: str) -> list[Any]:
