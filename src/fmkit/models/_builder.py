@@ -51,15 +51,13 @@ class Layers:
         sequence = np.random.SeedSequence([self._seed, next(self._positions)])
         return int(sequence.generate_state(1)[0]) >> 1
 
-    def _initializer(self, value: Any, fan_in: int) -> Any:
+    def _initializer(self, value: Any) -> Any:
         """Return an initializer for one layer only.
 
         A Keras initializer draws the same numbers each time, so that one object
         in two layers of one shape would start both with the same weights.
         """
-        if value is uniform_by_fan_in:
-            value = uniform_by_fan_in(fan_in)
-        elif isinstance(value, int | float) and not isinstance(value, bool):
+        if isinstance(value, int | float) and not isinstance(value, bool):
             value = keras.initializers.Constant(value)
         elif isinstance(value, tuple) and len(value) == 2:
             value = {"class_name": value[0], "config": dict(value[1])}
@@ -69,13 +67,13 @@ class Layers:
             found = type(found).from_config({**config, "seed": self.next_seed()})
         return found
 
-    def _weights(self, fan_in: int, *, bias: bool = True) -> dict[str, Any]:
+    def _weights(self, *, bias: bool = True) -> dict[str, Any]:
         l1, l2 = self._penalty
         penalty = keras.regularizers.L1L2(l1, l2) if l1 or l2 else None
         return {
             "use_bias": bias,
-            "kernel_initializer": self._initializer(self._kernel, fan_in),
-            "bias_initializer": self._initializer(self._bias, fan_in),
+            "kernel_initializer": self._initializer(self._kernel),
+            "bias_initializer": self._initializer(self._bias),
             "kernel_regularizer": penalty,
         }
 
@@ -101,24 +99,20 @@ class Layers:
 
     def dense(self, x: Any, units: int, name: str, bias: bool, activation: Any) -> Any:
         """Return a dense layer applied to `x`."""
-        options = self._weights(int(x.shape[-1]), bias=bias)
+        options = self._weights(bias=bias)
         return layers.Dense(units, activation=activation, name=name, **options)(x)
 
     def conv(self, count: int, side: int, name: str, padding: str, phi: Any) -> Any:
-        """Return a convolution, to be applied to images."""
-
-        def apply(x: Any) -> Any:
-            return layers.Conv2D(
-                count,
-                side,
-                padding=padding,
-                activation=phi,
-                data_format=self.data_format,
-                name=name,
-                **self._weights(side * side * self.channels(x)),
-            )(x)
-
-        return apply
+        """Return a layer of `count` square filters with `side` pixels a side."""
+        return layers.Conv2D(
+            count,
+            side,
+            padding=padding,
+            activation=phi,
+            data_format=self.data_format,
+            name=name,
+            **self._weights(),
+        )
 
     def conv_norm(self, x: Any, count: int, side: int, stride: int, name: str) -> Any:
         """Return a convolution without bias and BatchNorm, applied to `x`."""
@@ -129,7 +123,7 @@ class Layers:
             padding="same",
             data_format=self.data_format,
             name=f"{name}_conv",
-            **self._weights(side * side * self.channels(x), bias=False),
+            **self._weights(bias=False),
         )(x)
         axis = -1 if self.data_format == "channels_last" else 1
         return layers.BatchNormalization(axis=axis, name=f"{name}_norm")(x)
@@ -178,11 +172,6 @@ def finish(
     """Add the output layer and close the model."""
     x = maker.dense(x, outputs, "output", use_bias, output_activation)
     return keras.Model(inputs, x, name=name)
-
-
-def uniform_by_fan_in(fan_in: int) -> Any:
-    """Return the paper's initializer, uniform in ±2.4 by the number of inputs."""
-    return keras.initializers.RandomUniform(-2.4 / fan_in, 2.4 / fan_in)
 
 
 def example_shape(input_shape: Any) -> tuple[int, ...]:

@@ -16,7 +16,6 @@ from fmkit.models._builder import (
     finish,
     hidden_layers,
     integers,
-    uniform_by_fan_in,
 )
 from fmkit.models._convolutional import check_image, sides
 
@@ -51,13 +50,15 @@ def lenet5(
 
     `variant="lecun1998"` follows the paper where Keras's layers can: 5×5 filters,
     subsampling by $\phi(a \cdot \text{mean} + b)$ with one trainable $a$ and $b$
-    for each map, the paper's sparse table of which maps the third layer sees,
-    $\phi(x) = 1.7159 \tanh(2x/3)$ throughout, and start weights uniform in
-    $\pm 2.4/F$, where $F$ is the number of inputs of a unit. These are the
-    paper's 60,000 trainable weights. **Not** as in the paper: the output is a
-    dense layer of raw scores (850 weights more) and not distances to fixed
-    drawings of the characters; each $a$ starts at 1; a 28×28 image gets a border
-    of two zeros, where the paper's border has the background's value.
+    for each map, the paper's sparse table of which maps the third layer sees, and
+    $\phi(x) = 1.7159 \tanh(2x/3)$ throughout. These are the paper's 60,000
+    trainable weights. **Not** as in the paper: the output is a dense layer of raw
+    scores (850 weights more) and not distances to fixed drawings of the
+    characters; a 28×28 image gets a border of two zeros, where the paper's border
+    has the background's value; each $a$ starts at 1, and the weights of a unit
+    with $F$ inputs start uniform in $\pm\sqrt{3/F}$ and not in the paper's
+    $\pm 2.4/F$, from which plain gradient descent, without the paper's own step
+    size for each weight, hardly moves.
 
     Args:
         num_classes: Number of outputs.
@@ -75,8 +76,8 @@ def lenet5(
         l1: $\lambda_1$ of the penalty on the weights.
         l2: $\lambda_2$ of the penalty on the weights.
         half_l2: Count $\lambda_2 \sum w^2 / 2$, as TensorFlow 1 does.
-        kernel_initializer: Start of the weights; `None` for the variant's own
-            (`"glorot_uniform"` for `"paddle"`).
+        kernel_initializer: Start of the weights; `None` for the variant's own,
+            `"glorot_uniform"` or `"lecun_uniform"`.
         bias_initializer: Start of the offsets.
         seed: Makes weights and dropout reproducible on one backend.
         data_format: `"channels_last"` or `"channels_first"`; by default Keras's
@@ -109,7 +110,7 @@ def lenet5(
     own: Activation = scaled_tanh if original else None
     start = kernel_initializer
     if start is None:
-        start = uniform_by_fan_in if original else "glorot_uniform"
+        start = "lecun_uniform" if original else "glorot_uniform"
     maker = Layers(start, bias_initializer, l1, l2, half_l2, seed, data_format)
     inputs, x = maker.image_input(input_shape)
     if original:

@@ -26,8 +26,9 @@ def check_outputs(model: keras.Model, labels: Any) -> None:
             message says which number of outputs to ask for.
 
     Examples:
-        >>> check_outputs(mlp(), [0, 9])
-        >>> check_outputs(mlp(num_classes=5), [0, 9])
+        >>> from fmkit import models
+        >>> check_outputs(models.mlp(), [0, 9])
+        >>> check_outputs(models.mlp(num_classes=5), [0, 9])
         Traceback (most recent call last):
             ...
         ValueError: The labels go up to 9, which needs 10 outputs, and model 'mlp'
