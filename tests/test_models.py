@@ -218,7 +218,7 @@ def test_a_residual_block_with_silent_filters_hands_its_input_through():
     assert np.abs(before - after).max() > 0.1
     for name in ("block_1_1_conv", "block_1_2_conv"):
         kernel = model.get_layer(name).kernel
-        kernel.assign(keras.ops.zeros_like(kernel))
+        kernel.assign(keras.ops.zeros(kernel.shape))
     before, after = map(numbers, inside(x))
     np.testing.assert_array_equal(before, after)
 
@@ -478,8 +478,10 @@ def test_dropout_acts_in_training_only_and_repeats_with_its_seed():
 )
 def test_a_training_step_moves_every_trainable_weight(build):
     model = build()
+    # One graph compiles in less time than many small ones on JAX, in more elsewhere.
+    eager = keras.backend.backend() != "jax"
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.SGD(1.0), loss, run_eagerly=True, jit_compile=False)
+    model.compile(keras.optimizers.SGD(1.0), loss, run_eagerly=eager)
     before = [numbers(w) for w in model.trainable_variables]
     model.train_on_batch(images(8, 28, 28), np.arange(8))
     for old, variable in zip(before, model.trainable_variables, strict=True):
@@ -493,7 +495,8 @@ import sys, numpy as np, keras, fmkit
 for name in sys.argv[2:]:
     folder = sys.argv[1]
     x, y = (np.load(f"{folder}/{name}.npz")[k] for k in "xy")
-    z = keras.models.load_model(f"{folder}/{name}.keras").predict(x, verbose=0)
+    model = keras.models.load_model(f"{folder}/{name}.keras")
+    z = keras.ops.convert_to_numpy(model(x))
     assert np.array_equal(y, z), name
 print("same")
 """
@@ -501,14 +504,14 @@ print("same")
 
 def test_saved_networks_give_the_same_bits_in_another_process(tmp_path):
     kept = {
-        "mlp": models.mlp(batch_norm=True, dropout=0.1, l2=1e-4, half_l2=True, seed=1),
+        "mlp": models.mlp((8,), batch_norm=True, dropout=0.1, l2=1e-4, seed=1),
         "lenet": models.lenet5(variant="lecun1998", l1=1e-5, seed=1),
-        "resnet": models.small_resnet((4, 8), dropout=0.2, seed=1),
+        "resnet": models.small_resnet((4,), dropout=0.2, seed=1),
     }
     x = images(2, 28, 28)
     for name, model in kept.items():
         model.save(tmp_path / f"{name}.keras")
-        np.savez(tmp_path / f"{name}.npz", x=x, y=model.predict(x, verbose=0))
+        np.savez(tmp_path / f"{name}.npz", x=x, y=numbers(model(x)))
     run = subprocess.run(
         [sys.executable, "-c", LOAD, str(tmp_path), *kept],
         env=os.environ | {"KERAS_BACKEND": keras.backend.backend()},

@@ -159,9 +159,9 @@ def _paddle_features(
 # Table I of the paper: the six maps of S2 stand in a ring. Each map of C3 sees
 # three neighbours, four neighbours, two pairs of neighbours, or all six.
 _C3_INPUTS = [
-    *[[(i + j) % 6 for j in (0, 1, 2)] for i in range(6)],
-    *[[(i + j) % 6 for j in (0, 1, 2, 3)] for i in range(6)],
-    *[[(i + j) % 6 for j in (0, 1, 3, 4)] for i in range(3)],
+    *[sorted((i + j) % 6 for j in (0, 1, 2)) for i in range(6)],
+    *[sorted((i + j) % 6 for j in (0, 1, 2, 3)) for i in range(6)],
+    *[sorted((i + j) % 6 for j in (0, 1, 3, 4)) for i in range(3)],
     [0, 1, 2, 3, 4, 5],
 ]
 
