@@ -8,8 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import fmkit
 import pytest
+
+import fmkit
 
 pytestmark = pytest.mark.backend("tensorflow")
 

@@ -19,6 +19,7 @@ from fmkit.visualization._style import (
     axes_or_new,
     epoch_axis,
     pick,
+    whole_ticks,
     words,
     write_labels,
     write_legend,
@@ -147,6 +148,7 @@ def learning_rate_curve(
         ax.set_yscale("log")
     else:
         ax.set_ylim(bottom=0)
+    whole_ticks(ax)
     write_labels(ax, "epoch" if steps_per_epoch else "step", "learning rate", title)
     line.set_label(label or f"_rate_{index}")
     write_legend(ax)

@@ -137,6 +137,14 @@ def _captions(
     return texts, [bool(true == guess) for true, guess in pairs]
 
 
+def _points(ax: Axes) -> float:
+    """Return the width of an image in points of 1/72 inch."""
+    box = ax.get_window_extent()
+    (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
+    pixels = min(box.width / (right - left), box.height / abs(top - bottom))
+    return float(pixels * 72 / ax.figure.dpi)
+
+
 def _frame(ax: Axes, left: float, top: float, height: float, *, wrong: bool) -> None:
     from matplotlib.patches import Rectangle
 
@@ -156,15 +164,14 @@ def _write_captions(
 ) -> None:
     """Write each name under its image, as large as the longest allows."""
     longest = max(len(line) for name in names for line in name.split("\n"))
-    points = ax.get_window_extent().width * 72 / ax.figure.dpi
-    size = min(9.0, points / columns / max(0.6 * longest, 1))
+    size = min(9.0, _points(ax) * min(1.1 / max(0.62 * longest, 1), 0.8 * LINE))
     font = font_for(names)
     for index, (name, right) in enumerate(zip(names, marks, strict=True)):
         wrong = right is False
         for number, line in enumerate(name.split("\n") if name else []):
             ax.text(
                 index % columns * cell[0] + 0.5,
-                index // columns * cell[1] + height + LINE * (number + 1) - 0.02,
+                index // columns * cell[1] + height + LINE * (number + 1),
                 line,
                 ha="center",
                 fontsize=size,

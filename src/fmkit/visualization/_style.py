@@ -16,7 +16,7 @@ BLUE, VERMILLION, GREEN = "#0072B2", "#D55E00", "#009E73"
 COLOURS = (BLUE, VERMILLION, GREEN, "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
-GREY = "#767676"
+GREY = "#6B6B6B"
 
 
 def axes_or_new(ax: Axes | None, size: tuple[float, float]) -> Axes:
@@ -50,12 +50,17 @@ def write_legend(ax: Axes, *, beside: bool = False, title: str | None = None) ->
             text.set(**font_for(labels))
 
 
-def epoch_axis(ax: Axes) -> None:
-    """Mark whole epochs only, and begin shortly before the first."""
+def whole_ticks(ax: Axes) -> None:
+    """Mark whole numbers only."""
     from matplotlib.ticker import MaxNLocator
 
     locator = MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10])
     ax.xaxis.set_major_locator(locator)
+
+
+def epoch_axis(ax: Axes) -> None:
+    """Mark whole epochs only, and begin shortly before the first."""
+    whole_ticks(ax)
     first, last = ax.dataLim.intervalx
     margin = min(0.03 * (last - first) + 0.05, 0.9)
     ax.set_xlim(first - margin, last + margin)
