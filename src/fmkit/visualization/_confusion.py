@@ -62,7 +62,7 @@ def confusion_matrix(
     if normalize:
         matrix = 100.0 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     side = 1.8 + 0.46 * len(names)
-    ax = axes_or_new(ax, (side, side))
+    ax = axes_or_new(ax, (side, side), fixed=True)
     # The root makes the few wrong ones visible beside the many right ones.
     shade = PowerNorm(0.5, vmin=0, vmax=max(matrix.max(), 1))
     ax.imshow(matrix, cmap="Blues", norm=shade)

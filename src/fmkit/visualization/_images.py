@@ -73,7 +73,9 @@ def image_grid(
     # In units of an image's width: the gap beside it, the captions below it.
     lines = max((name.count("\n") + 1 for name in names if name), default=0)
     cell = (1.14, height + 0.12 + LINE * lines)
-    ax = axes_or_new(ax, (1.15 * columns * cell[0], 1.15 * rows * cell[1] + 0.3))
+    ax = axes_or_new(
+        ax, (1.15 * columns * cell[0], 1.15 * rows * cell[1] + 0.3), fixed=True
+    )
     grey = pictures.ndim == 3
     limits = {"vmin": pictures.min(), "vmax": pictures.max()} if grey else {}
     style = {"cmap": cmap, "interpolation": "nearest", **limits}

@@ -75,8 +75,7 @@ def decision_boundary(
     grid = _grid(points, extent, resolution)
     scores = _scores(predict, np.stack([axis.ravel() for axis in grid], axis=1))
     tall = float(np.ptp(grid[1]) / np.ptp(grid[0]))
-    # A little higher than wide: where both fit exactly, the layout oscillates.
-    ax = axes_or_new(ax, (5.4, 0.9 + 3.4 * min(max(tall, 0.4), 2.0)))
+    ax = axes_or_new(ax, (5.6, 0.8 + 3.6 * min(max(tall, 0.4), 2.0)), fixed=True)
     styles: list[dict[str, Any]] = [
         {"edgecolors": BLUE, "facecolors": "none", "marker": "o"},
         {"color": VERMILLION, "marker": "^", "linewidths": 0},

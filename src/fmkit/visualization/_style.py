@@ -19,13 +19,21 @@ DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 GREY = "#6B6B6B"
 
 
-def axes_or_new(ax: Axes | None, size: tuple[float, float]) -> Axes:
-    """Return `ax`, or the axes of a new figure of `size` inches."""
+def axes_or_new(
+    ax: Axes | None, size: tuple[float, float], *, fixed: bool = False
+) -> Axes:
+    """Return `ax`, or the axes of a new figure of `size` inches.
+
+    `fixed` is for pictures whose two axes share one scale: matplotlib's usual layout
+    lets what stands beside such axes run out of the figure.
+    """
     if ax is not None:
         return ax
     import matplotlib.pyplot as plt
 
-    return plt.subplots(figsize=size, layout="constrained")[1]
+    return plt.subplots(figsize=size, layout="compressed" if fixed else "constrained")[
+        1
+    ]
 
 
 def write_labels(ax: Axes, x: str, y: str, title: str | None) -> None:
