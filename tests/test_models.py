@@ -468,7 +468,11 @@ def test_dropout_acts_in_training_only_and_repeats_with_its_seed():
     "build",
     [
         lambda: models.lenet5(variant="lecun1998", seed=1),
-        lambda: models.small_resnet((4, 8), seed=1),
+        # On JAX each small operation of an eager step is compiled: once is enough.
+        pytest.param(
+            lambda: models.small_resnet((4, 8), seed=1),
+            marks=pytest.mark.backend("tensorflow", "torch"),
+        ),
     ],
 )
 def test_a_training_step_moves_every_trainable_weight(build):
@@ -495,12 +499,25 @@ print("same")
 """
 
 
-def test_saved_networks_give_the_same_bits_in_another_process(tmp_path):
-    kept = {
-        "mlp": models.mlp((8,), batch_norm=True, dropout=0.1, l2=1e-4, seed=1),
-        "lenet": models.lenet5(variant="lecun1998", l1=1e-5, seed=1),
-        "resnet": models.small_resnet((4,), dropout=0.2, seed=1),
-    }
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: models.lenet5(variant="lecun1998", l1=1e-5, seed=1),
+        lambda: models.small_resnet((4, 8), dropout=0.2, seed=1),
+        lambda: models.simple_cnn((3,), kernel_initializer=("he_normal", {}), seed=1),
+    ],
+)
+def test_a_saved_network_comes_back_with_the_same_bits(build, tmp_path):
+    model, x = build(), images(2, 28, 28)
+    model.save(tmp_path / "kept.keras")
+    again = keras.models.load_model(tmp_path / "kept.keras")
+    assert again.name == model.name
+    np.testing.assert_array_equal(numbers(again(x)), numbers(model(x)))
+
+
+def test_another_process_loads_what_was_saved(tmp_path):
+    options = {"activation": models.scaled_tanh, "batch_norm": True, "dropout": 0.1}
+    kept = {"mlp": models.mlp((8,), l2=1e-4, half_l2=True, seed=1, **options)}
     x = images(2, 28, 28)
     for name, model in kept.items():
         model.save(tmp_path / f"{name}.keras")
