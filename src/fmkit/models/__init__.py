@@ -1,0 +1,42 @@
+r"""Networks of the tutorials, as plain Keras models that nobody has compiled yet.
+
+Every factory returns an ordinary `keras.Model` with raw scores (logits) at its
+output, so that the loss can be computed from them exactly; `output_activation`
+adds a softmax or a sigmoid where one is wanted. Images need no preparation of
+their shape: `mlp` flattens them, the convolutional networks add the channel axis.
+
+Arguments that the factories share:
+
+- `input_shape`: Shape of one example, without the batch axis. For the
+  convolutional networks `(height, width)`, or with a channel axis where the
+  data format has it.
+- `activation`: Name or function; `None` or `"linear"` for none.
+- `kernel_initializer`, `bias_initializer`: A Keras name (`"he_normal"`), a name
+  with its arguments (`("truncated_normal", {"stddev": 0.1})`), a number for a
+  constant, or an initializer object.
+- `l1`, `l2`: Penalty on the weights, never on the biases: a layer with weights
+  $w$ adds $\lambda_1 \sum |w| + \lambda_2 \sum w^2$ to the loss.
+- `half_l2`: Count the square as TensorFlow 1's `l2_regularizer` does, which is
+  $\lambda_2 \sum w^2 / 2$.
+- `seed`: Makes the start weights and the dropout masks a function of this number
+  (on one backend: each backend has its own generator). Every layer gets a seed of
+  its own from it. Without it they follow `keras.utils.set_random_seed`. An
+  initializer object that carries a seed keeps it.
+"""
+
+from __future__ import annotations
+
+from fmkit.models._convolutional import simple_cnn, small_resnet
+from fmkit.models._dense import linear, mlp
+from fmkit.models._lenet import lenet5, scaled_tanh
+from fmkit.models._outputs import check_outputs
+
+__all__ = [
+    "check_outputs",
+    "lenet5",
+    "linear",
+    "mlp",
+    "scaled_tanh",
+    "simple_cnn",
+    "small_resnet",
+]
