@@ -7,12 +7,13 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import keras
 import numpy as np
 
 from fmkit._checks import check_int, check_number, check_one_of, did_you_mean
-from fmkit.callbacks._conditions import Condition, Reached, in_precision_of, keras_rises
-from fmkit.callbacks._stop import Stop, Stopper, StopReason, place, shown
+from fmkit.callbacks._batch_counter import BatchCounter
+from fmkit.callbacks._conditions import Condition, Reached, keras_rises
+from fmkit.callbacks._stop import Stopper
+from fmkit.callbacks._threshold_check import Check, number
 
 __all__ = ["ThresholdStopping"]
 
@@ -150,8 +151,7 @@ class ThresholdStopping(Stopper):
         self._held = 0
         self._wait = 0
         self._to_beat: float | None = None
-        self._batches = 0
-        self._last_batch = -1
+        self._counter = BatchCounter(self.every if isinstance(self.every, int) else 1)
         self._seen: set[str] = set()
         self._weights: list[np.ndarray] | None = None
         self._validated = False
@@ -162,18 +162,11 @@ class ThresholdStopping(Stopper):
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Begin to count the epoch's batches."""
         super().on_epoch_begin(epoch, logs)
-        self._last_batch = -1
+        self._counter.begin_epoch()
         self._validated = False
 
     def _after_batch(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        assert isinstance(self.every, int)
-        # With several steps per execution the hook sees only the last of them; a
-        # restored run may begin anew at batch 0.
-        previous = self._last_batch if batch > self._last_batch else -1
-        before = self._batches // self.every
-        self._batches += batch - previous
-        self._last_batch = batch
-        if self._batches // self.every > before:
+        if self._counter.is_due(batch):
             self._check(logs or {}, batch=batch, validation_may_follow=True)
             self._show_progress(logs)
 
@@ -262,17 +255,17 @@ class ThresholdStopping(Stopper):
             return
         self._require_names(logs, validation_may_follow)
         values = {
-            name: _number(name, logs[name])
+            name: number(name, logs[name])
             for name in self.condition.monitors
             if name in logs
         }
-        check = _Check(self, logs, values, step, batch)
+        check = Check(self, logs, values, step, batch)
         if check.not_finite() or not check.has_begun():
             return
         if not check.diverged():
             self._weigh(check)
 
-    def _weigh(self, check: _Check) -> None:
+    def _weigh(self, check: Check) -> None:
         """Count the check for the threshold, for the best value, for patience."""
         holds = self._rule.holds(check.values)
         value = check.values.get(self._leader.monitor, math.nan)
@@ -390,7 +383,7 @@ class ThresholdStopping(Stopper):
             "to_beat": self._to_beat,
             "held": self._held,
             "wait": self._wait,
-            "batches": self._batches,
+            "batches": self._counter.batches,
             "seen": sorted(self._seen),
             **weights,
         }
@@ -405,123 +398,11 @@ class ThresholdStopping(Stopper):
         self._to_beat = state["to_beat"]
         self._held = state["held"]
         self._wait = state["wait"]
-        self._batches = state["batches"]
+        self._counter.restore(state["batches"])
         self._seen = set(state["seen"])
         count = sum(name.startswith(_WEIGHT) for name in state)
         weights = [np.asarray(state[f"{_WEIGHT}{i}"]) for i in range(count)]
         self._weights = weights or None
-        self._last_batch = -1
-
-
-class _Check:
-    """One check: its numbers, its place, and the ways in which it can end a run."""
-
-    def __init__(
-        self,
-        owner: ThresholdStopping,
-        logs: Mapping[str, Any],
-        values: dict[str, float],
-        step: int | None,
-        batch: int | None,
-    ) -> None:
-        self.owner = owner
-        self.logs = logs
-        self.values = values
-        self.batch = batch
-        self._step = step
-
-    def step(self) -> int | None:
-        """Return the step, read from the optimizer if the caller didn't say."""
-        if self._step is None:
-            self._step = self.owner._optimizer_steps()
-        return self._step
-
-    def has_begun(self) -> bool:
-        owner = self.owner
-        if (owner._epoch or 0) < owner.start_epoch:
-            return False
-        if owner.start_step == 0:
-            return True
-        step = self.step()
-        if step is None:
-            raise ValueError(
-                f"start_step={owner.start_step} needs the count of steps: pass "
-                "`step=` to `check`, or call `set_model` with a compiled model."
-            )
-        return step >= owner.start_step
-
-    def not_finite(self) -> bool:
-        names = self.owner.check_finite
-        if names is None:
-            return False
-        for name in self.logs if names == () else names:
-            if name in self.logs:
-                value = _number(name, self.logs[name])
-                if not math.isfinite(value):
-                    what = f"{name} = {value} is not finite"
-                    self._halt(StopReason.NONFINITE, name, value, None, what)
-                    return True
-        return False
-
-    def diverged(self) -> bool:
-        leader, limit = self.owner._leader, self.owner.divergence_threshold
-        value = self.values.get(leader.monitor, math.nan)
-        if limit is None or math.isnan(value):
-            return False
-        exact = in_precision_of(value, limit)
-        worse = value < exact if leader.rises else value > exact
-        if worse:
-            sign = "<" if leader.rises else ">"
-            what = f"{leader.monitor} = {shown(value)} {sign} {shown(limit)}: diverged"
-            self._halt(StopReason.DIVERGENCE, leader.monitor, value, limit, what)
-        return worse
-
-    def stop_on_threshold(self) -> None:
-        holding = [
-            leaf for leaf in self.owner._rule.leaves() if leaf.holds(self.values)
-        ]
-        what = " and ".join(leaf.explain(self.values) for leaf in holding)
-        if self.owner.count > 1:
-            row = " in a row" if self.owner.consecutive else ""
-            what += f", in {_checks(self.owner.count)}{row}"
-        first = holding[0]
-        value = self.values[first.monitor]
-        self._halt(StopReason.THRESHOLD, first.monitor, value, first.threshold, what)
-
-    def stop_on_plateau(self) -> None:
-        owner, leader = self.owner, self.owner._leader
-        value = self.values[leader.monitor]
-        reached = place(owner.reached_epoch, owner.reached_step)
-        what = (
-            f"{leader.monitor} = {shown(value)}, no improvement in {_checks(owner.patience)} "
-            f"after the threshold was reached{reached}"
-        )
-        self._halt(StopReason.PLATEAU, leader.monitor, value, leader.threshold, what)
-
-    def _halt(
-        self,
-        reason: StopReason,
-        monitor: str,
-        value: float,
-        threshold: float | None,
-        what: str,
-    ) -> None:
-        owner = self.owner
-        where = place(owner._epoch, self.step(), self.batch)
-        message = f"{owner.name} stopped the run{where}: {what}."
-        owner._halt(
-            Stop(
-                callback=owner.name,
-                reason=reason,
-                monitor=monitor,
-                value=value,
-                threshold=threshold,
-                epoch=owner._epoch,
-                step=self.step(),
-                message=message,
-                values=self.values,
-            )
-        )
 
 
 def _condition(
@@ -551,20 +432,3 @@ def _finite_names(check_finite: bool | Iterable[str]) -> tuple[str, ...] | None:
     if isinstance(check_finite, str):
         return (check_finite,)
     return tuple(check_finite) or None
-
-
-def _number(name: str, value: Any) -> float:
-    """Return a logged value as a float; a tensor must be a scalar."""
-    if isinstance(value, int | float):
-        return float(value)
-    array = np.asarray(keras.ops.convert_to_numpy(value))
-    if array.size != 1:
-        raise TypeError(
-            f"The value of {name!r} must be one number, got shape {array.shape}: "
-            "monitor a scalar metric, or log its mean."
-        )
-    return float(array.reshape(()))
-
-
-def _checks(number: int) -> str:
-    return "1 check" if number == 1 else f"{number} checks"
