@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class BatchCounter:
     """Counts batches through the epochs, from the indices Keras gives its hooks.
@@ -20,8 +22,12 @@ class BatchCounter:
         """Expect the indices to begin at 0 again."""
         self._last = -1
 
-    def is_due(self, batch: int) -> bool:
+    def is_due(self, batch: int, params: dict[str, Any] | None = None) -> bool:
         """Count up to the index `batch`; return whether a multiple was passed."""
+        # Keras gives the last execution of an epoch the index it would end on if it
+        # were full; `params` says how many batches the epoch has, if it is known.
+        steps = (params or {}).get("steps")
+        batch = batch if steps is None else min(batch, steps - 1)
         if batch <= self._last:  # a restored run may begin at 0 inside an epoch
             self._last = -1
         before = self.batches // self.every

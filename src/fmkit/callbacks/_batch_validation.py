@@ -92,7 +92,7 @@ class BatchValidation(keras.callbacks.Callback):
         self, batch: int, logs: dict[str, Any] | None = None
     ) -> None:
         """Validate if it is time to."""
-        if self._counter.is_due(batch):
+        if self._counter.is_due(batch, self.params):
             values = self._validate()
             if logs is not None:
                 logs.update(values)
@@ -144,7 +144,7 @@ def _training_undisturbed(
     model: keras.Model, callbacks: Sequence[keras.callbacks.Callback]
 ) -> Iterator[None]:
     """Give back what `evaluate` takes: metrics, parameters, generators, mode."""
-    metrics = [np.array(variable) for variable in model.metrics_variables]
+    metrics = [variable.numpy() for variable in model.metrics_variables]
     params = [callback.params for callback in callbacks]
     generators = random.getstate(), np.random.get_state()
     try:

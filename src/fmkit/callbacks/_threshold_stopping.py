@@ -166,7 +166,7 @@ class ThresholdStopping(Stopper):
         self._validated = False
 
     def _after_batch(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        if self._counter.is_due(batch):
+        if self._counter.is_due(batch, self.params):
             self._check(logs or {}, batch=batch, validation_may_follow=True)
             self._show_progress(logs)
 
