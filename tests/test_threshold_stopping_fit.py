@@ -29,7 +29,7 @@ def small_data():
     return x, (x.sum(axis=1) > 0).astype("int32")
 
 
-def small_model(steps_per_execution=1):
+def new_model(steps_per_execution=1):
     model = keras.Sequential(
         [
             keras.Input((4,)),
@@ -44,6 +44,22 @@ def small_model(steps_per_execution=1):
         metrics=["accuracy"],
         steps_per_execution=steps_per_execution,
     )
+    return model
+
+
+COMPILED = {}
+
+
+def small_model(steps_per_execution=1):
+    """The same network each time, compiled once: most of a test's time is that."""
+    if steps_per_execution not in COMPILED:
+        model = new_model(steps_per_execution)
+        model.optimizer.build(model.trainable_variables)
+        start = [(v, v.numpy()) for v in model.variables + model.optimizer.variables]
+        COMPILED[steps_per_execution] = model, start
+    model, start = COMPILED[steps_per_execution]
+    for variable, value in start:
+        variable.assign(value)
     return model
 
 
@@ -91,7 +107,7 @@ def test_fit_stops_at_the_end_of_the_epoch_that_reaches_the_validation_value():
 
 
 def test_auto_follows_keras_for_a_metric_that_should_fall():
-    model = small_model()
+    model = new_model()
     model.compile("sgd", "mse", metrics=[keras.metrics.MeanAbsoluteError(name="mae")])
     x, _ = small_data()
     stopping = ThresholdStopping("mae", 0.3)
@@ -366,7 +382,7 @@ def test_keras_does_not_wait_for_the_steps_logs(arguments, waits):
 @pytest.mark.parametrize("every", ["epoch", 1])
 def test_no_check_pulls_the_models_state_back_from_jax(every):
     def moves(callback):
-        model = small_model()
+        model = new_model()
         count = 0
         sync = model.jax_state_sync
 
@@ -441,7 +457,7 @@ def test_a_keras_tuner_trial_stops_and_the_given_callback_stays_untouched(tmp_pa
     class Hyper(keras_tuner.HyperModel):
         def build(self, hp):
             hp.Float("nothing", 0.0, 1.0)
-            return small_model()
+            return new_model()
 
         def fit(self, hp, model, *args, callbacks=(), **kwargs):
             return model.fit(*args, callbacks=[*callbacks, counter], **kwargs)
