@@ -1,1 +1,19 @@
-"""To be written."""
+"""Callbacks: pass them to `model.fit(callbacks=[...])`."""
+
+from fmkit.callbacks._batch_validation import BatchValidation
+from fmkit.callbacks._conditions import AllOf, AnyOf, Condition, Reached
+from fmkit.callbacks._stop import Stop, StopReason
+from fmkit.callbacks._threshold_stopping import ThresholdStopping
+from fmkit.callbacks._time_stopping import TimeStopping
+
+__all__ = [
+    "AllOf",
+    "AnyOf",
+    "BatchValidation",
+    "Condition",
+    "Reached",
+    "Stop",
+    "StopReason",
+    "ThresholdStopping",
+    "TimeStopping",
+]

@@ -1,0 +1,41 @@
+"""Tell when another N batches are done."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class BatchCounter:
+    """Counts batches through the epochs, from the indices Keras gives its hooks.
+
+    With several steps per execution a hook sees only the last index of each
+    execution, so a multiple of `every` is noticed at the first index at or after
+    it.
+    """
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self.batches = 0
+        self._last = -1
+
+    def begin_epoch(self) -> None:
+        """Expect the indices to begin at 0 again."""
+        self._last = -1
+
+    def is_due(self, batch: int, params: dict[str, Any] | None = None) -> bool:
+        """Count up to the index `batch`; return whether a multiple was passed."""
+        # Keras gives the last execution of an epoch the index it would end on if it
+        # were full; `params` says how many batches the epoch has, if it is known.
+        steps = (params or {}).get("steps")
+        batch = batch if steps is None else min(batch, steps - 1)
+        if batch <= self._last:  # a restored run may begin at 0 inside an epoch
+            self._last = -1
+        before = self.batches // self.every
+        self.batches += batch - self._last
+        self._last = batch
+        return self.batches // self.every > before
+
+    def restore(self, batches: int) -> None:
+        """Go on from `batches`; the indices begin at 0."""
+        self.batches = batches
+        self._last = -1
