@@ -26,7 +26,10 @@ from types import FrameType
 from typing import Any
 
 from keras.src.backend.common import global_state
-from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
+from keras.src.random.seed_generator import (
+    GLOBAL_SEED_GENERATOR,
+    global_seed_generator,
+)
 from keras.src.trainers.data_adapters.data_adapter import DataAdapter
 from keras.src.trainers.epoch_iterator import EpochIterator
 from keras.src.utils.io_utils import print_msg
@@ -41,6 +44,8 @@ __all__ = [
     "calling_request",
     "enumerate_steps_with",
     "global_seed_variable",
+    "is_in_fit",
+    "is_running",
     "print_msg",
     "running_fit",
     "set_initial_epoch",
@@ -161,6 +166,24 @@ def running_fit(model: Any) -> FitCall | None:
     return None
 
 
+def is_running(callback_list: Any) -> bool:
+    """Tell whether the `fit` with this list of callbacks runs in any thread."""
+    frames = sys._current_frames().values()
+    return any(is_in_fit(frame, callback_list) for frame in frames)
+
+
+def is_in_fit(frame: FrameType | None, callback_list: Any) -> bool:
+    """Tell whether the `fit` with this list of callbacks is below `frame`."""
+    while frame is not None and callback_list is not None:
+        if (
+            frame.f_code.co_name == "fit"
+            and frame.f_locals.get("callbacks") is callback_list
+        ):
+            return True
+        frame = frame.f_back
+    return False
+
+
 def set_initial_epoch(model: Any, epoch: int | None) -> None:
     """Set the epoch that the running `fit` starts from; `None` for its argument."""
     model._initial_epoch = epoch
@@ -171,7 +194,8 @@ def build_variables(model: Any, batch: Any) -> None:
     model._symbolic_build(data_batch=batch)
 
 
-def global_seed_variable() -> Any | None:
+def global_seed_variable(*, create: bool = False) -> Any | None:
     """Return the variable of Keras's global seed generator, if there is one."""
-    generator = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
-    return None if generator is None else generator.state
+    if global_state.get_global_attribute(GLOBAL_SEED_GENERATOR) is None and not create:
+        return None
+    return global_seed_generator().state

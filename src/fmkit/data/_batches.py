@@ -191,6 +191,10 @@ class Batches(private.DataAdapter):
             "map": None if transform is None else _name(transform),
         }
 
+    def peek(self) -> tuple[Any, ...]:
+        """Return a first batch as `fit` would get it, without moving the position."""
+        return next(iter(self._numpy(0, 0, 1, self.class_weight)))
+
     def as_dataset(self, epoch: int | None = None, step: int = 0) -> Any:
         """Return one epoch as a `tf.data.Dataset`, from `step` on.
 
