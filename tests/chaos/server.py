@@ -53,7 +53,7 @@ def become_trainer(request):
         code = 0
     except SystemExit as end:
         code = end.code
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - told in the log, and by the exit code
         traceback.print_exc()
     finally:
         sys.stdout.flush()
@@ -69,11 +69,14 @@ def main():
     import trainer
 
     threads = len(os.listdir("/proc/self/task"))
-    print(json.dumps({"ready": True, "backend": trainer.BACKEND, "threads": threads}))
-    sys.stdout.flush()
+    answer({"backend": trainer.BACKEND, "threads": threads})
     for line in sys.stdin:
-        print(json.dumps(run(json.loads(line))))
-        sys.stdout.flush()
+        answer(run(json.loads(line)))
+
+
+def answer(reply):
+    sys.stdout.write(json.dumps(reply) + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import signal
 
 import keras
 import numpy as np
+
 from fmkit.callbacks import ExactResume, _commits
 from fmkit.data import Batches
 
@@ -76,7 +77,9 @@ def scope(options):
         cpu = tf.config.list_physical_devices("CPU")[0]
         logical = [tf.config.LogicalDeviceConfiguration()] * count
         tf.config.set_logical_device_configuration(cpu, logical)
-        return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(count)]).scope()
+        return tf.distribute.MirroredStrategy(
+            [f"CPU:{i}" for i in range(count)]
+        ).scope()
     # Read by JAX when it starts its devices: no operation has run before.
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={count}"
     keras.distribution.set_distribution(keras.distribution.DataParallel())
@@ -98,7 +101,8 @@ def build(options):
         stack.insert(0, keras.Input((6,)))
     model = keras.Sequential(stack)
     optimizer = keras.optimizers.Adam(
-        options.get("learning_rate", 0.01), use_ema=options.get("ema", True),
+        options.get("learning_rate", 0.01),
+        use_ema=options.get("ema", True),
         ema_momentum=0.9,
     )
     model.compile(
@@ -136,7 +140,9 @@ def train(options):
             verbose=0,
         ),
         keras.callbacks.EarlyStopping(
-            "val_loss", patience=options.get("patience", 50), min_delta=1e-3,
+            "val_loss",
+            patience=options.get("patience", 50),
+            min_delta=1e-3,
             restore_best_weights=options.get("restore_best", True),
         ),
         keras.callbacks.ReduceLROnPlateau(
@@ -144,8 +150,10 @@ def train(options):
         ),
         keras.callbacks.CSVLogger(os.path.join(folder, "log.csv")),
         keras.callbacks.ModelCheckpoint(
-            os.path.join(folder, "best.weights.h5"), "val_loss",
-            save_best_only=True, save_weights_only=True,
+            os.path.join(folder, "best.weights.h5"),
+            "val_loss",
+            save_best_only=True,
+            save_weights_only=True,
         ),
         tally,
         Die(options.get("die_after", 0)),
@@ -219,7 +227,7 @@ class Faults:
 
     def open(self, path, mode="r", *arguments, **keywords):
         self.call()
-        file = open(path, mode, *arguments, **keywords)
+        file = open(path, mode, *arguments, **keywords)  # noqa: SIM115
         if "x" in mode:
             return HalfWriter(file, self)
         return file
@@ -228,7 +236,7 @@ class Faults:
         class Calls:
             """`os`, with a fault before each call that touches the disk."""
 
-            def __getattr__(_, name):
+            def __getattr__(_, name):  # noqa: N805
                 value = getattr(os, name)
                 if name in ("fsync", "replace", "unlink", "open", "close"):
                     return self.wrap(value)
