@@ -1,0 +1,138 @@
+"""How fast `Batches` feeds: against the tutorial's pipeline, and against the limit.
+
+Run it alone with `python -m benchmarks.input [--quick]`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from benchmarks._measure import interleave, row, seconds
+from fmkit.data import Batches
+from fmkit.data._order import Order, sorted_order
+
+BATCH = 128
+
+
+def images(count: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.RandomState(0)
+    x = rng.randint(0, 256, (count, 28, 28), dtype=np.uint8)
+    return x, rng.randint(0, 10, count).astype(np.uint8)
+
+
+def rows(quick: bool = False) -> list[dict[str, Any]]:
+    """Time one epoch of batches of 128 out of 60,000 shuffled uint8 images."""
+    x, y = images(12_000 if quick else 60_000)
+    rounds = 5 if quick else 11
+    return [
+        *tensorflow_rows(x, y, rounds),
+        numpy_row(x, y, rounds),
+        *order_rows(),
+    ]
+
+
+def tensorflow_rows(x: np.ndarray, y: np.ndarray, rounds: int) -> list[dict[str, Any]]:
+    try:
+        import tensorflow as tf
+    except ImportError:
+        why = "not run: TensorFlow is not installed"
+        empty = {"ratio": None, "spread": None, "unit": "", "target": ""}
+        return [{"name": "input: tf.data", "detail": why, **empty}]
+
+    def preprocess(image: Any, label: Any) -> tuple[Any, Any]:
+        return tf.cast(image, tf.float32) / 255.0, tf.cast(label, tf.int32)
+
+    steps = len(x) // BATCH
+    arrays = tf.data.Dataset.from_tensor_slices((x, y))
+    (ready,) = Batches(x, y, len(x), shuffle=False)
+    cut = [
+        part[: steps * BATCH].reshape(steps, BATCH, *part.shape[1:]) for part in ready
+    ]
+    datasets = {
+        "Batches": Batches(x, y, BATCH).as_dataset(),
+        "the tutorial's map.shuffle.batch": arrays.map(preprocess)
+        .shuffle(1000)
+        .batch(BATCH),
+        "ready-made float32 batches": tf.data.Dataset.from_tensor_slices(tuple(cut)),
+    }
+
+    @tf.function
+    def inside(iterator: Any) -> Any:
+        count = tf.constant(0)
+        for _ in tf.range(steps):
+            count += tf.shape(iterator.get_next()[0])[0]
+        return count
+
+    ways: list[tuple[str, Callable[[Any], Any], str]] = [
+        ("in one tf.function", lambda data: inside(iter(data)), "at most 0.025"),
+        ("from Python", lambda data: [None for _ in data], "at most 0.05"),
+    ]
+    found = []
+    for where, drain, target in ways:
+        contestants = {
+            name: lambda data=data, drain=drain: drain(data)
+            for name, data in datasets.items()
+        }
+        times = interleave(contestants, rounds)
+        tutorial, ready_made = list(datasets)[1:]
+        found.append(row(f"input {where}", times, "Batches", tutorial, target=target))
+        found.append(row(f"input {where}, the limit", times, "Batches", ready_made))
+    return found
+
+
+def numpy_row(x: np.ndarray, y: np.ndarray, rounds: int) -> dict[str, Any]:
+    """The batches of JAX and PyTorch, against one set of buffers used again."""
+    batches = Batches(x, y, BATCH)
+    order = batches.order(0)
+    raw = np.empty((BATCH, *x.shape[1:]), np.uint8)
+    out = np.empty(raw.shape, np.float32)
+
+    def reused() -> None:
+        for start in range(0, len(x), BATCH):
+            places = order[start : start + BATCH]
+            np.take(x, places, axis=0, out=raw[: len(places)], mode="clip")
+            np.divide(raw[: len(places)], np.float32(255), out=out[: len(places)])
+            y[places].astype(np.int32)
+
+    def ours() -> None:
+        batches.seek(0)
+        for _ in batches:
+            pass
+
+    times = interleave({"Batches": ours, "reused buffers": reused}, rounds)
+    return row("input in NumPy", times, "Batches", "reused buffers", target="at most 2")
+
+
+def order_rows() -> list[dict[str, Any]]:
+    """The price of the order: sorted for 60,000, enciphered for 100 million."""
+    large, places = Order(100_000_000, 0, shuffle=True), np.arange(2048)
+    sort = min(seconds(lambda: sorted_order(60_000, 0, 1)) for _ in range(9))
+    block = min(seconds(lambda: large.take(3, places)) for _ in range(9))
+    common = {"spread": None, "target": ""}
+    return [
+        {
+            "name": "order of 60,000 samples",
+            "ratio": 1e3 * sort,
+            "unit": "ms",
+            "detail": "once an epoch",
+            **common,
+        },
+        {
+            "name": "order of 100 million samples",
+            "ratio": 1e9 * block / len(places),
+            "unit": "ns a sample",
+            "detail": "2,048 places at a time, nothing kept",
+            **common,
+        },
+    ]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true")
+    print("\n".join(map(json.dumps, rows(parser.parse_args().quick))))

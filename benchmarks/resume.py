@@ -1,0 +1,124 @@
+"""What exact resume costs: in `fit`, and per commit against the bare disk.
+
+Run it alone with `python -m benchmarks.resume [--quick]`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from benchmarks._measure import interleave, row, seconds
+from fmkit.callbacks import ExactResume
+from fmkit.callbacks._commits import read_commit, write_commit
+from fmkit.callbacks._training_state import snapshot
+from fmkit.data import Batches
+
+
+def network() -> keras.Model:
+    """The tutorial's network, 244,522 weights, with Adam and Keras's averages."""
+    layers = [keras.layers.Dense(units, "relu") for units in (256, 128, 64, 32)]
+    model = keras.Sequential(
+        [keras.Input((28, 28)), keras.layers.Flatten(), *layers, keras.layers.Dense(10)]
+    )
+    backend = keras.backend.backend()
+    model.compile(
+        # On JAX a second `fit` with Keras's own averages fails (a bug of Keras).
+        keras.optimizers.Adam(1e-3, use_ema=backend != "jax"),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        jit_compile=False if backend == "torch" else "auto",
+    )
+    return model
+
+
+def rows(quick: bool = False) -> list[dict[str, Any]]:
+    """Measure the overhead in `fit`, the copy, and commits of growing size."""
+    sizes = [244_522, 10_000_000] + ([] if quick else [100_000_000])
+    return [
+        fit_row(quick),
+        copy_row(),
+        *(write_row(size, 5 if size > 10**7 else 9) for size in sizes),
+    ]
+
+
+def fit_row(quick: bool) -> dict[str, Any]:
+    """`fit` with a commit every 100 steps against the same `fit` without."""
+    rng = np.random.RandomState(0)
+    count = 128 * (150 if quick else 469)
+    x = rng.randint(0, 256, (count, 28, 28), dtype=np.uint8)
+    batches = Batches(x, rng.randint(0, 10, count).astype(np.uint8))
+    model = network()
+    with tempfile.TemporaryDirectory() as folder:
+
+        def fit(*callbacks: keras.callbacks.Callback) -> None:
+            model.fit(batches, epochs=2, verbose=0, callbacks=list(callbacks))
+
+        def resumed() -> None:
+            # A directory of its own each time, or the run would be finished.
+            directory = os.path.join(folder, str(time.perf_counter_ns()))
+            fit(ExactResume(directory, every=100, verbose=0))
+
+        contestants = {"every 100 steps": resumed, "no commits": fit}
+        times = interleave(contestants, 5 if quick else 9)
+    return row(
+        "fit with ExactResume",
+        times,
+        "every 100 steps",
+        "no commits",
+        target="at most 1.10",
+    )
+
+
+def copy_row() -> dict[str, Any]:
+    """What the training waits for at a commit: the copy of its state."""
+    model = network()
+    model.optimizer.build(model.trainable_variables)
+    times = [1e3 * seconds(lambda: snapshot(model, metrics=True)) for _ in range(21)]
+    low, _, high = statistics.quantiles(times, n=4)
+    size = sum(array.nbytes for array in snapshot(model, metrics=True)[1].values())
+    return {
+        "name": "copy of the state: what training waits for",
+        "ratio": statistics.median(times),
+        "spread": [low, high],
+        "unit": "ms",
+        "detail": f"244,522 weights with their slots: {size / 1e6:.1f} MB",
+        "target": "milliseconds",
+    }
+
+
+def write_row(weights: int, rounds: int) -> dict[str, Any]:
+    """A commit of so many float32 weights against the same bytes, bare."""
+    arrays = {f"variable/{i}/0": np.ones(weights // 8, np.float32) for i in range(8)}
+    payload = memoryview(np.ones(weights, np.float32)).cast("B")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+
+        def commit() -> None:
+            write_commit(folder / "commit-00000001.npz", {"epoch": 0}, arrays)
+
+        def bare() -> None:
+            with open(folder / "bare", "wb") as file:
+                file.write(payload)
+                file.flush()
+                os.fsync(file.fileno())
+
+        times = interleave({"commit": commit, "write and fsync": bare}, rounds)
+        read = seconds(lambda: read_commit(folder / "commit-00000001.npz"))
+    made = row(f"commit of {weights:,} weights", times, "commit", "write and fsync")
+    made["detail"] += f", read and checked again {1e3 * read:.3g} ms"
+    return made
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true")
+    print("\n".join(map(json.dumps, rows(parser.parse_args().quick))))

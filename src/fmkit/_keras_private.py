@@ -1,0 +1,201 @@
+"""The one place where fmkit touches what Keras keeps private.
+
+Read and tried on the versions in `CHECKED_ON`; `tests/test_keras_private.py`
+fails with the name of the missing piece when another version moves it. What is
+used, and why nothing public does:
+
+- `DataAdapter`: `fit` takes an instance of it as `x` and uses it as it is. It is
+  the only way to give `fit` data of one's own at full speed on every backend.
+- `EpochIterator`: it numbers the steps of an epoch from 0. A resumed epoch must
+  be numbered from the step it was killed at.
+- The frame of the running `fit`: an adapter is not told whether it trains or
+  predicts, nor which `class_weight` was given; a callback is not told which data
+  `fit` reads.
+- `model._initial_epoch`, as Keras's own `BackupAndRestore` sets it.
+- `model._symbolic_build`: metrics and optimizer get their variables before the
+  first step, so that saved values can be put into them.
+- The global seed generator, which feeds every unseeded `keras.random` call.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+from keras.src.backend.common import global_state
+from keras.src.random.seed_generator import (
+    GLOBAL_SEED_GENERATOR,
+    global_seed_generator,
+)
+from keras.src.trainers.data_adapters.data_adapter import DataAdapter
+from keras.src.trainers.epoch_iterator import EpochIterator
+from keras.src.utils.io_utils import print_msg
+
+__all__ = [
+    "CHECKED_ON",
+    "DataAdapter",
+    "EpochIterator",
+    "FitCall",
+    "Request",
+    "build_variables",
+    "calling_request",
+    "enumerate_steps_with",
+    "global_seed_variable",
+    "is_in_fit",
+    "is_running",
+    "print_msg",
+    "running_fit",
+    "set_initial_epoch",
+]
+
+CHECKED_ON = ("3.15.0", "3.15.1")
+
+# Between an adapter and the `fit` that asks it stand EpochIterator.__init__, the
+# backend's subclass of it, and the wrappers around `fit`. Callbacks are a little
+# further down.
+_DEPTH = 12
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What a call of `fit`, `evaluate` or `predict` asks of its data.
+
+    Attributes:
+        epoch_iterator: Keras's `EpochIterator` for this call.
+        method: `"fit"`, `"evaluate"`, `"predict"`, or `None` outside of them.
+        training: Whether these are the batches that weights are trained on.
+        initial_epoch: `fit`'s argument; 0 elsewhere.
+        arguments: What was passed beside the data: `y`, `sample_weight`,
+            `batch_size`, `steps_per_epoch`, `class_weight`.
+    """
+
+    epoch_iterator: Any
+    method: str | None
+    training: bool
+    initial_epoch: int
+    arguments: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class FitCall:
+    """The `fit` that runs now: its iterator, its callbacks, its epochs."""
+
+    epoch_iterator: Any
+    callback_list: Any
+    initial_epoch: int
+    epochs: int
+
+
+def _frames() -> Iterator[FrameType]:
+    frame: FrameType | None = sys._getframe(2)
+    for _ in range(_DEPTH):
+        if frame is None:
+            return
+        yield frame
+        frame = frame.f_back
+
+
+def calling_request() -> Request | None:
+    """Read the `EpochIterator` that is being made by the caller, if any."""
+    making = None
+    for frame in _frames():
+        values = frame.f_locals
+        if making is None:
+            if frame.f_code is EpochIterator.__init__.__code__:
+                making = values
+        elif (
+            frame.f_code.co_name in ("fit", "evaluate", "predict")
+            and "epoch_iterator" in frame.f_code.co_varnames
+        ):
+            return _request(making, frame)
+    return None if making is None else _request(making, None)
+
+
+def _request(making: dict[str, Any], trainer: FrameType | None) -> Request:
+    method = trainer.f_code.co_name if trainer else None
+    values = trainer.f_locals if trainer else {}
+    names = ("y", "sample_weight", "batch_size", "steps_per_epoch", "class_weight")
+    return Request(
+        epoch_iterator=making["self"],
+        method=method,
+        # `fit` makes the iterator of the training data first, and that of the
+        # validation data when its own is already there.
+        training=method == "fit" and "epoch_iterator" not in values,
+        initial_epoch=int(values.get("initial_epoch") or 0),
+        arguments={name: making[name] for name in names},
+    )
+
+
+def enumerate_steps_with(
+    epoch_iterator: Any, start_epoch: Callable[[], tuple[int, int]]
+) -> None:
+    """Let `start_epoch() -> (first step, end)` number the steps of each epoch.
+
+    Keras's own enumeration starts at 0, and makes one more iterator at the end
+    of every epoch that it throws away unused.
+    """
+
+    def enumerate_steps() -> Iterator[tuple[int, int, Any]]:
+        first, end = start_epoch()
+        iterator = iter(epoch_iterator._get_iterator())
+        stride = epoch_iterator.steps_per_execution
+        for step in range(first, end, stride):
+            yield step, min(step + stride, end) - 1, iterator
+
+    epoch_iterator._enumerate_iterator = enumerate_steps
+
+
+def running_fit(model: Any) -> FitCall | None:
+    """Find the `fit` of `model` that the calling callback runs in."""
+    for frame in _frames():
+        values = frame.f_locals
+        if (
+            frame.f_code.co_name == "fit"
+            and values.get("self") is model
+            and "epoch_iterator" in values
+        ):
+            return FitCall(
+                epoch_iterator=values["epoch_iterator"],
+                callback_list=values["callbacks"],
+                initial_epoch=int(values["initial_epoch"]),
+                epochs=int(values["epochs"]),
+            )
+    return None
+
+
+def is_running(callback_list: Any) -> bool:
+    """Tell whether the `fit` with this list of callbacks runs in any thread."""
+    frames = sys._current_frames().values()
+    return any(is_in_fit(frame, callback_list) for frame in frames)
+
+
+def is_in_fit(frame: FrameType | None, callback_list: Any) -> bool:
+    """Tell whether the `fit` with this list of callbacks is below `frame`."""
+    while frame is not None and callback_list is not None:
+        if (
+            frame.f_code.co_name == "fit"
+            and frame.f_locals.get("callbacks") is callback_list
+        ):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def set_initial_epoch(model: Any, epoch: int | None) -> None:
+    """Set the epoch that the running `fit` starts from; `None` for its argument."""
+    model._initial_epoch = epoch
+
+
+def build_variables(model: Any, batch: Any) -> None:
+    """Make every variable of model, metrics and optimizer, without a step."""
+    model._symbolic_build(data_batch=batch)
+
+
+def global_seed_variable(*, create: bool = False) -> Any | None:
+    """Return the variable of Keras's global seed generator, if there is one."""
+    if global_state.get_global_attribute(GLOBAL_SEED_GENERATOR) is None and not create:
+        return None
+    return global_seed_generator().state

@@ -1,0 +1,568 @@
+"""`ExactResume`: a training killed and started again ends with the same bits."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import os
+import re
+import signal
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import keras
+import numpy as np
+
+import fmkit
+from fmkit import _keras_private as private
+from fmkit._checks import check_int, check_number, check_one_of
+from fmkit.callbacks import _callback_state, _training_state
+from fmkit.callbacks._commits import Commit, CommitDirectory
+from fmkit.data import Batches
+
+__all__ = ["ExactResume"]
+
+_UNITS = {"step": 1.0, "epoch": 1.0, "second": 1.0, "minute": 60.0, "hour": 3600.0}
+
+
+class ExactResume(keras.callbacks.Callback):
+    r"""Go on, after a kill at any instant, as if nothing had happened.
+
+    The same program, killed with `SIGKILL` at any instant, any number of times,
+    and started again, ends with the same bits as if it had never been killed:
+    weights, optimizer, averages, BatchNorm and dropout states, metrics, history,
+    learning rate, random generators, and the state of the other callbacks.
+
+        model.fit(batches, epochs=10, callbacks=[ExactResume("run", every=100)])
+
+    The state is written to `directory` as commits: files that appear whole, by
+    one rename, or not at all. `fit` finds the newest sound one and goes on inside
+    the epoch, at the step it stands for; no batch comes twice, none is missing. A
+    run that is finished returns its history, and goes on if more epochs are asked
+    for.
+
+    What takes part: `fmkit.data.Batches`, and callbacks that are fmkit's own,
+    Keras's `EarlyStopping`, `ReduceLROnPlateau`, `ModelCheckpoint`, `CSVLogger`
+    (its file ends as if never killed) and `History`, or that have
+    `get_state() -> dict` and `set_state(state)`. Other data can't be started in
+    the middle: with them a run resumes at the start of an epoch. On a GPU, switch
+    determinism on (`tf.config.experimental.enable_op_determinism()`,
+    `torch.use_deterministic_algorithms(True)`).
+
+    Args:
+        directory: Where the commits go. One run, one directory.
+        every: How often to commit: an integer counts steps (batches); `"epoch"`
+            is the end of every epoch; `"5 epochs"`, `"30 seconds"`,
+            `"10 minutes"`, `"200 steps"`, or a `datetime.timedelta`. The end of
+            the training is always committed.
+        keep: How many of the newest commits stay on disk.
+        keep_best: How many of the best epochs' commits stay besides.
+        monitor: By what `keep_best` judges, from an epoch's logs.
+        mode: `"min"` if a lower `monitor` is better, or `"max"`.
+        stop_on_signal: On `SIGTERM` or Ctrl-C, commit at the next step and end
+            the training (`SystemExit(143)` or `KeyboardInterrupt`). A second
+            signal ends it at once.
+        background: Write to the disk beside the training. At most one commit is
+            on its way; a kill meanwhile leaves the one before it.
+        verbose: 0 is silent, 1 says where the training starts.
+
+    Attributes:
+        resumed_from: `(epoch, step)` that the last `fit` went on from, or `None`.
+        finished: Whether the last `fit` found a finished run, or ended as one.
+
+    Raises:
+        ValueError: If the commits were made by another program: another model,
+            optimizer, backend, data, batch size or seed.
+        OSError: If the directory is in use by another live run, or cannot be
+            written (disk full, read-only). Earlier commits stay as they are.
+
+    Examples:
+        >>> import keras, numpy as np, tempfile
+        >>> from fmkit.callbacks import ExactResume
+        >>> from fmkit.data import Batches
+        >>> def train(directory, epochs):
+        ...     keras.utils.set_random_seed(1)
+        ...     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        ...     model.compile("adam", "mse")
+        ...     x = np.linspace(0, 1, 20).reshape(10, 2)
+        ...     resume = ExactResume(directory, every=2, verbose=0)
+        ...     model.fit(
+        ...         Batches(x, x[:, 0], 4, map=None), epochs=epochs,
+        ...         callbacks=[resume], verbose=0)
+        ...     return resume.resumed_from, model.get_weights()[0].tobytes()
+        >>> with tempfile.TemporaryDirectory() as once:
+        ...     straight = train(once, 4)
+        >>> with tempfile.TemporaryDirectory() as twice:
+        ...     first, second = train(twice, 2), train(twice, 4)
+        >>> straight[0], second[0]
+        (None, (2, 0))
+        >>> straight[1] == second[1]
+        True
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        every: int | str | datetime.timedelta = 100,
+        *,
+        keep: int = 2,
+        keep_best: int = 0,
+        monitor: str = "val_loss",
+        mode: str = "min",
+        stop_on_signal: bool = True,
+        background: bool = True,
+        verbose: int = 1,
+    ) -> None:
+        super().__init__()
+        self.directory = os.fspath(directory)
+        self.unit, self.every = _parse_every(every)
+        self.keep = check_int("keep", keep)
+        self.keep_best = check_int("keep_best", keep_best, minimum=0)
+        self.monitor = monitor
+        self.mode = check_one_of("mode", mode, ["min", "max"])
+        self.stop_on_signal = bool(stop_on_signal)
+        self.background = bool(background)
+        self.verbose = verbose
+        self.resumed_from: tuple[int, int] | None = None
+        self.finished = False
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Hold the directory, and put the keeper behind all other callbacks."""
+        fit = private.running_fit(self._model)
+        if fit is None:
+            raise RuntimeError(
+                "ExactResume works inside `model.fit`: pass it as "
+                "fit(..., callbacks=[ExactResume(directory)])."
+            )
+        _refuse_rivals(fit.callback_list.callbacks)
+        self.resumed_from, self.finished = None, False
+        # Appended while Keras goes through this list, so its turn comes last: in
+        # this event and in every other, all callbacks have seen it before.
+        fit.callback_list.callbacks.append(_Keeper(self, fit))
+
+
+class _Keeper(keras.callbacks.Callback):
+    """The part of `ExactResume` that lives for one `fit`, last of all callbacks."""
+
+    def __init__(self, settings: ExactResume, fit: private.FitCall) -> None:
+        super().__init__()
+        self._model = settings._model
+        self.settings = settings
+        self.epochs = fit.epochs
+        self.batches = _batches_of(fit)
+        self.steps = fit.epoch_iterator.num_batches
+        self.callback_list = weakref.ref(fit.callback_list)
+        self.directory = CommitDirectory(
+            settings.directory, keep=settings.keep, keep_best=settings.keep_best
+        )
+        self.writer = _Writer(settings.background)
+        self.signals = _Signals(self.callback_list)
+        # Runs when `fit` ends by an exception too: then Keras calls nothing, but
+        # lets go of its list of callbacks.
+        self.close = weakref.finalize(
+            fit.callback_list, _close, self.signals, self.directory
+        )
+        self.restoring: Commit | None = None
+        self.restored: Commit | None = None
+        self.epoch = 0
+        self.data_epoch = 0
+        self.steps_before = 0
+        self.committed_steps = 0
+        self.committed_epoch = 0
+        self.committed_time = time.monotonic()
+
+    # Events
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Find where to start, and restore what can be restored by now."""
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self) -> None:
+        settings = self.settings
+        self.directory.acquire(lambda: private.is_running(self.callback_list()))
+        self._build()
+        self.program = self._describe()
+        commit = self.directory.newest()
+        if commit is None:
+            self._say(f"no commit in {settings.directory}: starting from the beginning")
+        else:
+            _check_program(commit, self.program, settings.directory)
+            self._go_to(commit)
+        self._say_what_is_not_exact()
+        if settings.stop_on_signal:
+            self.signals.install()
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Note where in the data the epoch starts."""
+        private.set_initial_epoch(self._model, None)
+        self.epoch = epoch
+        if self.batches is not None:
+            self.data_epoch = self.batches.position[0]
+
+    def on_train_batch_begin(
+        self, batch: int, logs: dict[str, Any] | None = None
+    ) -> None:
+        """Restore at the first step of a resumed epoch; commit when it is time."""
+        if self.restoring is not None:
+            commit, self.restoring = self.restoring, None
+            if batch != commit.meta["step"]:
+                raise RuntimeError(
+                    f"The data start at step {batch}, the commit is of step "
+                    f"{commit.meta['step']}. Another callback or thread has moved "
+                    "the Batches: let ExactResume alone seek."
+                )
+            self._restore(commit)
+        elif self.batches is not None and (
+            self.signals.received or self._is_due(batch)
+        ):
+            position = (self.data_epoch, batch)
+            self._commit({"epoch": self.epoch, "step": batch, "data": position})
+        self._stop_on_signal()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Commit the end of the epoch, after all callbacks have had theirs."""
+        stopped = bool(self._model.stop_training)
+        last = stopped or epoch + 1 >= self.epochs
+        self.epoch, self.steps_before = epoch + 1, self.steps_before + self._length()
+        if last or self.settings.keep_best or self.signals.received or self._is_due(0):
+            self._commit(
+                {
+                    "epoch": epoch + 1,
+                    "step": 0,
+                    "data": None if self.batches is None else self.batches.position,
+                    "finished": last,
+                    "stopped": stopped,
+                    "score": self._score(logs or {}),
+                    "logs": _numbers(logs or {}),
+                }
+            )
+        self.settings.finished = last
+        if not last:
+            self._stop_on_signal()
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Wait for the last commit; give back signals, lock and list."""
+        self.writer.wait()
+        callback_list = self.callback_list()
+        if callback_list is not None:
+            rest = [c for c in callback_list.callbacks if c is not self]
+            callback_list.callbacks = rest
+        private.set_initial_epoch(self._model, None)
+        self.close()
+
+    # Start
+
+    def _build(self) -> None:
+        """Make all variables, which TensorFlow leaves to the first step."""
+        model = self._model
+        if self.batches is not None:
+            if keras.backend.backend() == "tensorflow":
+                private.build_variables(model, self.batches.peek())
+        elif not model.built:
+            raise ValueError(
+                "ExactResume needs a built model when the data are not "
+                "fmkit.data.Batches: start the model with keras.Input(shape), or "
+                "call it on one batch before `fit`."
+            )
+        if model.optimizer is not None and not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
+
+    def _describe(self) -> dict[str, Any]:
+        """Tell all that must be the same for the same bits to come out."""
+        model = self._model
+        data = {} if self.batches is None else self.batches.describe()
+        return {
+            "backend": keras.backend.backend(),
+            "model": _training_state.describe_model(model),
+            "optimizer": _training_state.describe_optimizer(model.optimizer),
+            "data": {**data, "steps_per_epoch": self.steps},
+            "steps_per_execution": getattr(model, "steps_per_execution", 1),
+        }
+
+    def _go_to(self, commit: Commit) -> None:
+        meta = commit.meta
+        epoch, step = meta["epoch"], meta["step"]
+        self.settings.resumed_from = (epoch, step)
+        self.steps_before = meta["steps_before"]
+        self.committed_steps = self.steps_before + step
+        self.committed_epoch = epoch
+        if self.batches is not None and meta["data"] is not None:
+            self.batches.seek(*meta["data"])
+        self._restore(commit)
+        where = f"(from {commit.path.name})"
+        if meta["stopped"] or epoch >= self.epochs:
+            self.settings.finished = True
+            how = "was stopped" if meta["stopped"] else "is finished"
+            self._say(f"this run {how} after {epoch} epochs {where}")
+            private.set_initial_epoch(self._model, self.epochs)
+            return
+        of = f" of {self.steps}" if self.steps else ""
+        self._say(f"going on in epoch {epoch + 1}, at step {step}{of} {where}")
+        private.set_initial_epoch(self._model, epoch)
+        if meta["moment"] == "step":
+            # What Keras and the callbacks do between here and that step, they
+            # had done before the commit: restore once more, at the same point.
+            self.restoring = commit
+
+    def _restore(self, commit: Commit) -> None:
+        meta, arrays = commit.meta, commit.arrays
+        in_epoch = meta["moment"] == "step"
+        _training_state.restore_variables(
+            self.model, meta["variables"], arrays, metrics=in_epoch
+        )
+        states = _callback_state.decode(meta["callbacks"], arrays)
+        new = _callback_state.set_states(self._others(), states)
+        if new and commit is not self.restored:
+            self._say(f"no saved state for {', '.join(new)}: starting afresh")
+        self.restored = commit
+        random_state = _callback_state.decode(meta["random"], arrays)
+        _training_state.restore_random_state(random_state)
+
+    def _say_what_is_not_exact(self) -> None:
+        lost = _callback_state.without_state(self._others())
+        if lost:
+            self._say(
+                f"not restored: the attributes of {', '.join(lost)} (give it "
+                "get_state and set_state)"
+            )
+        if self.batches is None:
+            self._say(
+                "the data are not fmkit.data.Batches: resumes at the start of an "
+                "epoch, in whatever order the data come then"
+            )
+
+    def _others(self) -> list[Any]:
+        callback_list = self.callback_list()
+        assert callback_list is not None
+        return [
+            callback
+            for callback in callback_list.callbacks
+            if not isinstance(callback, (_Keeper, ExactResume))
+        ]
+
+    def _say(self, message: str) -> None:
+        if self.settings.verbose:
+            private.print_msg(f"ExactResume: {message}.")
+
+    # Commits
+
+    def _length(self) -> int:
+        return int(self.steps or 0)
+
+    def _is_due(self, step: int) -> bool:
+        every = self.settings.every
+        if self.settings.unit == "step":
+            if self.steps is None:  # not known: every end of an epoch
+                return step == 0
+            return self.steps_before + step - self.committed_steps >= every
+        if self.settings.unit == "epoch":
+            return step == 0 and self.epoch - self.committed_epoch >= every
+        return time.monotonic() - self.committed_time >= every
+
+    def _commit(self, where: dict[str, Any]) -> None:
+        """Copy the state now; write it beside the training if that is allowed."""
+        self.writer.wait()
+        at_epoch_end = "finished" in where
+        # At the end of an epoch metrics are about to be reset.
+        listed, arrays = _training_state.snapshot(self.model, metrics=not at_epoch_end)
+        encode = _callback_state.encode
+        states = _callback_state.get_states(self._others())
+        meta = {
+            "finished": False,
+            "stopped": False,
+            "score": None,
+            "logs": {},
+            **where,
+            "moment": "epoch" if at_epoch_end else "step",
+            "steps_before": self.steps_before,
+            "epochs": self.epochs,
+            "variables": listed,
+            "callbacks": {k: encode(v, arrays, k) for k, v in states.items()},
+            "random": encode(_training_state.random_state(), arrays, "random"),
+            "program": self.program,
+            "versions": {"fmkit": fmkit.__version__, "keras": keras.__version__},
+            "time": time.time(),
+        }
+        self.committed_steps = self.steps_before + where["step"]
+        self.committed_epoch = where["epoch"]
+        self.committed_time = time.monotonic()
+        self.writer.start(lambda: self.directory.write(meta, arrays))
+
+    def _score(self, logs: dict[str, Any]) -> float | None:
+        """Return the monitored value, lower for better; `None` without one."""
+        value = logs.get(self.settings.monitor)
+        if value is None:
+            if self.settings.keep_best:
+                raise ValueError(
+                    f"`keep_best` needs monitor={self.settings.monitor!r} in the "
+                    f"logs of each epoch; there are {sorted(logs)}."
+                )
+            return None
+        if not math.isfinite(value):
+            return None
+        return float(value) if self.settings.mode == "min" else -float(value)
+
+    def _stop_on_signal(self) -> None:
+        number = self.signals.received
+        if number is None:
+            return
+        self.writer.wait()
+        self._say(f"{signal.Signals(number).name} received: state saved, stopping")
+        private.set_initial_epoch(self._model, None)
+        self.close()
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + number)
+
+
+def _close(signals: _Signals, directory: CommitDirectory) -> None:
+    signals.give_back()
+    directory.release()
+
+
+class _Writer:
+    """Does one piece of work at a time, in a thread of its own if allowed."""
+
+    def __init__(self, background: bool) -> None:
+        self._background = background
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def start(self, work: Callable[[], object]) -> None:
+        self.wait()
+        if not self._background:
+            work()
+            return
+
+        def run() -> None:
+            try:
+                work()
+            except BaseException as error:  # noqa: BLE001 - raised again in `wait`
+                self._error = error
+
+        # Not a daemon: the interpreter's exit waits for the file to be whole.
+        self._thread = threading.Thread(target=run, name="fmkit commit")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait for the work to end; raise what it raised."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+
+class _Signals:
+    """Notes SIGTERM and SIGINT instead of dying of them, while `fit` runs."""
+
+    def __init__(self, callback_list: weakref.ref[Any]) -> None:
+        self.received: int | None = None
+        self._callback_list = callback_list
+        self._previous: dict[int, Any] = {}
+
+    def install(self) -> None:
+        # Python lets only the main thread do this.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._handle)
+
+    def give_back(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number, handler in self._previous.items():
+            if signal.getsignal(number) == self._handle:
+                signal.signal(number, handler)
+        self._previous = {}
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        in_fit = private.is_in_fit(frame, self._callback_list())
+        if self.received is None and in_fit:
+            self.received = number
+            return
+        self.give_back()
+        signal.raise_signal(number)
+
+
+def _parse_every(every: int | str | datetime.timedelta) -> tuple[str, float]:
+    """Return a unit of "step", "epoch" or "second", and how many of it."""
+    if isinstance(every, datetime.timedelta):
+        every = f"{every.total_seconds()} seconds"
+    if not isinstance(every, str):
+        return "step", check_int("every", every)
+    match = re.fullmatch(r"(?:([0-9.e+-]+) )?(step|epoch|second|minute|hour)s?", every)
+    try:
+        amount = check_number("every", float(match[1] or 1), above=0)  # type: ignore[index]
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"`every` must be a number of steps, 'epoch', or a text such as "
+            f"'5 epochs', '30 seconds' or '10 minutes', got every={every!r}."
+        ) from None
+    unit = match[2]  # type: ignore[index]
+    kind = unit if unit in ("step", "epoch") else "second"
+    return kind, amount * _UNITS[unit]
+
+
+def _batches_of(fit: private.FitCall) -> Batches | None:
+    adapter = fit.epoch_iterator.data_adapter
+    found = getattr(adapter, "batches", None)
+    return found if isinstance(found, Batches) else None
+
+
+def _refuse_rivals(callbacks: list[Any]) -> None:
+    rivals = [
+        type(c).__name__
+        for c in callbacks
+        if isinstance(c, (keras.callbacks.BackupAndRestore, ExactResume, _Keeper))
+    ]
+    if len(rivals) > 1:
+        raise ValueError(
+            f"Only one callback may decide where `fit` starts, got {rivals}. "
+            "Leave one ExactResume."
+        )
+
+
+def _numbers(logs: dict[str, Any]) -> dict[str, float]:
+    return {
+        name: float(value)
+        for name, value in logs.items()
+        if isinstance(value, (int, float, np.number))
+    }
+
+
+def _check_program(commit: Commit, program: dict[str, Any], directory: str) -> None:
+    """Refuse a commit that another program made, naming what differs."""
+    differences: list[str] = []
+    _compare("", commit.meta["program"], program, differences)
+    if differences:
+        told = "\n".join(f"  {line}" for line in differences[:8])
+        more = len(differences) - 8
+        raise ValueError(
+            f"The commits in {directory} were made by another program, so this one "
+            f"cannot go on from them exactly:\n{told}\n"
+            + (f"  and {more} more\n" if more > 0 else "")
+            + "Set these as before, or give another directory."
+        )
+
+
+def _compare(where: str, old: Any, new: Any, out: list[str]) -> None:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            inner = f"{where}.{key}" if where else str(key)
+            _compare(inner, old.get(key), new.get(key), out)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for place, (a, b) in enumerate(zip(old, new, strict=True)):
+            _compare(f"{where}[{place}]", a, b, out)
+    elif isinstance(old, list) and isinstance(new, list):
+        out.append(f"{where}: {len(old)} entries in the commit, {len(new)} here")
+    elif old != new and _training_state.ANYTHING not in (old, new):
+        out.append(f"{where}: {old!r} in the commit, {new!r} here")

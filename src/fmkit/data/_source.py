@@ -1,0 +1,199 @@
+"""Arrays in, mapped blocks of rows out: what all three backends share."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+from fmkit.data._order import Indices
+
+__all__ = ["Source", "class_weights"]
+
+# A block is gathered and mapped in one go, then cut into batches. 2,048 images
+# of 28 x 28 are 6 MB as float32; larger rows make smaller blocks.
+BLOCK_ROWS = 2048
+BLOCK_BYTES = 8 * 2**20
+
+
+class Source:
+    """The arrays of one `Batches`, and the map over their rows.
+
+    Args:
+        x: Array, or nested structure of arrays, with the samples in axis 0.
+        y: Labels, likewise, or `None`.
+        sample_weight: One weight per sample, or `None`.
+        transform: `(x, y) -> (x, y)` on a block of rows, or `None`.
+    """
+
+    def __init__(
+        self,
+        x: Any,
+        y: Any,
+        sample_weight: Any,
+        transform: Callable[..., Any] | None,
+    ) -> None:
+        self.x = _to_arrays("x", x)
+        self.y = None if y is None else _to_arrays("y", y)
+        self.weight = (
+            None
+            if sample_weight is None
+            else _to_arrays("sample_weight", sample_weight)
+        )
+        self.size = _common_length(
+            {"x": self.x, "y": self.y, "sample_weight": self.weight}
+        )
+        if self.weight is not None and self.y is None:
+            raise ValueError("`sample_weight` needs labels `y`, got y=None.")
+        self.transform = transform
+        self.takes_labels = transform is None or _takes_labels(transform)
+        if self.y is not None and not self.takes_labels:
+            raise ValueError(
+                "`map` must take (x, y) and return (x, y) when there are labels; "
+                f"got map={transform!r}, which takes x only."
+            )
+
+    @property
+    def leaves(self) -> list[np.ndarray[Any, Any]]:
+        """All arrays, in the order in which `gather` returns their rows."""
+        return keras.tree.flatten((self.x, self.y, self.weight))  # type: ignore[no-any-return]
+
+    def rows_per_block(self, batch_size: int) -> int:
+        """Rows that are gathered at once: whole batches, a bounded memory."""
+        row_bytes = sum(
+            int(np.prod(leaf.shape[1:], dtype=np.int64)) * max(leaf.itemsize, 4)
+            for leaf in self.leaves
+            if leaf is not None
+        )
+        rows = min(BLOCK_ROWS, BLOCK_BYTES // max(row_bytes, 1))
+        return max(1, rows // batch_size) * batch_size
+
+    def gather(self, indices: Indices) -> list[np.ndarray[Any, Any]]:
+        """Copy the rows at `indices` out of every array."""
+        return [leaf[indices] for leaf in self.leaves if leaf is not None]
+
+    def pack(self, rows: list[Any]) -> tuple[Any, Any, Any]:
+        """Undo the flattening of `gather`: `(x, y, sample_weight)`."""
+        parts = iter(rows)
+        packed = keras.tree.map_structure(
+            lambda leaf: None if leaf is None else next(parts),
+            (self.x, self.y, self.weight),
+        )
+        return packed[0], packed[1], packed[2]
+
+    def apply(self, x: Any, y: Any, zeros: Callable[[Any], Any]) -> tuple[Any, Any]:
+        """Map a block; `zeros(x)` makes labels for a map that insists on them."""
+        if self.transform is None:
+            return x, y
+        if y is None:
+            if not self.takes_labels:
+                return self.transform(x), None
+            return self._pair(self.transform(x, zeros(x)))[0], None
+        return self._pair(self.transform(x, y))
+
+    def _pair(self, mapped: Any) -> tuple[Any, Any]:
+        if not isinstance(mapped, (tuple, list)) or len(mapped) != 2:
+            raise ValueError(
+                "`map` must return a pair (x, y); "
+                f"{self.transform!r} returned {type(mapped).__name__}."
+            )
+        return mapped[0], mapped[1]
+
+    def block(
+        self, indices: Indices, weights: dict[int, float] | None
+    ) -> tuple[Any, ...]:
+        """Gather and map in NumPy: `(x,)`, `(x, y)` or `(x, y, sample_weight)`."""
+        x, y, weight = self.pack(self.gather(indices))
+        x, y = self.apply(x, y, lambda _: np.zeros(len(indices), np.int32))
+        x, y = keras.tree.map_structure(_numpy, (x, y))
+        if weights is not None:
+            weight = class_weights(y, weights)
+        parts = (x, y, weight)
+        return parts[: 1 + (y is not None) + (weight is not None)]
+
+
+def class_weights(y: Any, weights: dict[int, float]) -> np.ndarray[Any, Any]:
+    """Weight of each sample by its class, 1 for a class that is not listed."""
+    labels = np.asarray(y)
+    if labels.ndim > 1:
+        one_hot = labels.shape[-1] != 1
+        labels = labels.argmax(-1) if one_hot else labels[..., 0]
+    classes = np.array(sorted(weights), dtype=np.int64)
+    values = np.array([weights[int(c)] for c in classes], dtype=np.float32)
+    labels = np.rint(labels).astype(np.int64)
+    place = np.searchsorted(classes, labels).clip(max=len(classes) - 1)
+    return np.where(classes[place] == labels, values[place], np.float32(1))
+
+
+def _numpy(value: Any) -> Any:
+    if value is None or isinstance(value, np.ndarray):
+        return value
+    return keras.ops.convert_to_numpy(value)
+
+
+def _to_arrays(name: str, value: Any) -> Any:
+    """Turn leaves into arrays; what is mapped from disk stays there."""
+
+    def to_array(leaf: Any) -> Any:
+        array = _as_array(leaf)
+        if array.dtype == object or array.ndim == 0:
+            raise TypeError(
+                f"`{name}` must be an array (or a dict or tuple of arrays) with the "
+                f"samples in its first axis, got {type(leaf).__name__} of dtype "
+                f"{array.dtype} and shape {array.shape}."
+            )
+        return array
+
+    # A list is rows to NumPy but a structure to Keras: here it is rows.
+    if isinstance(value, list):
+        return to_array(value)
+    return keras.tree.map_structure(to_array, value)
+
+
+def _as_array(leaf: Any) -> np.ndarray[Any, Any]:
+    # np.asarray of a memmap is a view of the same pages, not a copy.
+    if isinstance(leaf, (np.ndarray, list)):
+        return np.asarray(leaf)
+    if keras.ops.is_tensor(leaf):
+        return np.asarray(keras.ops.convert_to_numpy(leaf))
+    return np.asarray(leaf)
+
+
+def _common_length(parts: dict[str, Any]) -> int:
+    lengths = {
+        name: sorted({len(leaf) for leaf in keras.tree.flatten(part)})
+        for name, part in parts.items()
+        if part is not None
+    }
+    sizes = {size for found in lengths.values() for size in found}
+    if len(sizes) != 1:
+        told = ", ".join(
+            f"{name}: {' and '.join(map(str, found))}"
+            for name, found in lengths.items()
+        )
+        raise ValueError(
+            f"All arrays must hold the same number of samples, got {told}."
+        )
+    size = sizes.pop()
+    if size == 0:
+        raise ValueError("`x` must hold at least one sample, got none.")
+    return size
+
+
+def _takes_labels(transform: Callable[..., Any]) -> bool:
+    if not callable(transform):
+        raise TypeError(
+            f"`map` must be a function of (x, y) or None, got {transform!r}."
+        )
+    try:
+        parameters = inspect.signature(transform).parameters.values()
+    except ValueError:  # some callables written in C have none
+        return True
+    kinds = inspect.Parameter
+    if any(p.kind is kinds.VAR_POSITIONAL for p in parameters):
+        return True
+    positional = (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)
+    return sum(p.kind in positional for p in parameters) >= 2

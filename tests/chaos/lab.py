@@ -1,0 +1,165 @@
+"""Runs trainers, kills them, and compares how they end: used by the test and by hand.
+
+    KERAS_BACKEND=jax python tests/chaos/lab.py --kills 200
+
+kills a training 200 times and stops at the first difference of one bit.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+COMMITTING = ("every", "background")
+ONE_THREAD = dict.fromkeys(
+    ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), "1"
+)
+SERVER = Path(__file__).parent / "server.py"
+
+
+class Lab:
+    """Runs trainers through the fork server, and knows how they end unkilled."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.number = 0
+        self.references = {}
+        self.process = subprocess.Popen(
+            [sys.executable, str(SERVER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=os.environ | ONE_THREAD,
+        )
+        greeting = json.loads(self.process.stdout.readline())
+        self.backend = greeting["backend"]
+        # One thread: a fork of more would not be sound.
+        assert greeting["threads"] == 1, greeting
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+        self.process.stdout.close()
+
+    def new_folder(self):
+        self.number += 1
+        folder = self.folder / f"run{self.number}"
+        folder.mkdir()
+        return folder
+
+    def run(self, folder, **request):
+        """One process from start to death: its exit code, negative for a signal."""
+        request |= {"folder": str(folder), "log": str(folder / "log.txt")}
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def kill(self, folder, **request):
+        """Run, and tell whether the process was killed before its end."""
+        code = self.run(folder, **request)["code"]
+        assert code in (0, -signal.SIGKILL), self.log(folder)
+        return code != 0
+
+    def ends(self, folder, **options):
+        """Run to the end; return what it ends with."""
+        code = self.run(folder, **options)["code"]
+        assert code == 0, self.log(folder)
+        with np.load(folder / "ends.npz") as ends:
+            return dict(ends)
+
+    def log(self, folder):
+        return (folder / "log.txt").read_text()[-4000:]
+
+    def reference(self, **options):
+        """What the never-killed run ends with, and how long it takes."""
+        # How often it commits must not matter: one reference for all.
+        options = {k: v for k, v in options.items() if k not in COMMITTING}
+        key = json.dumps(options, sort_keys=True)
+        if key not in self.references:
+            folder = self.new_folder()
+            seconds = self.run(folder, every=10**9, **options)["seconds"]
+            with np.load(folder / "ends.npz") as ends:
+                self.references[key] = dict(ends), seconds
+        return self.references[key]
+
+    def differences(self, folder, **options):
+        """Names of the arrays that differ in any bit from the never-killed run."""
+        expected, _ = self.reference(**options)
+        ends = self.ends(folder, **options)
+        assert ends.keys() == expected.keys()
+        return [
+            name
+            for name, value in expected.items()
+            if value.tobytes() != ends[name].tobytes()
+            or value.dtype != ends[name].dtype
+        ]
+
+
+def kill_at_random(lab, rng, folder, **options):
+    """At a random moment, at a random step, or between two system calls."""
+    _, seconds = lab.reference(**options)
+    way = rng.randrange(3)
+    if way == 0:
+        # Not during start-up, where nothing can be lost.
+        options["kill_after"] = seconds * rng.uniform(0.4, 1.0)
+    elif way == 1:
+        options["die_after"] = rng.randrange(1, 20)
+    else:
+        options["fault"] = rng.randrange(1, 400)
+    return lab.kill(folder, **options)
+
+
+def kill_and_compare(lab, kills, rng, **options):
+    """Kill a training `kills` times; return what differs at the end, run by run.
+
+    A kill that comes after the end of a run is made up for by another run.
+    """
+    different = []
+    while kills > 0:
+        folder = lab.new_folder()
+        for _ in range(min(kills, 8)):
+            if not kill_at_random(lab, rng, folder, **options):
+                break
+            kills -= 1
+        different.append(lab.differences(folder, **options))
+    return different
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=None)
+    arguments = parser.parse_args()
+    seed = random.randrange(10**6) if arguments.seed is None else arguments.seed
+    rng, done = random.Random(seed), 0
+    with tempfile.TemporaryDirectory() as folder:
+        lab = Lab(Path(folder))
+        print(f"backend {lab.backend}, --seed {seed}")  # noqa: T201
+        while done < arguments.kills:
+            options = {
+                "every": rng.choice([1, 2, 3, 5, 7]),
+                "background": rng.random() < 0.5,
+            }
+            if lab.backend != "torch":
+                options["steps_per_execution"] = rng.choice([1, 1, 5])
+            kills = min(8, arguments.kills - done)
+            different = kill_and_compare(lab, kills, rng, **options)
+            done += kills
+            print(  # noqa: T201
+                f"{done} kills, {options}: differences {different}", flush=True
+            )
+            if any(different):
+                sys.exit(1)
+        lab.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,272 @@
+"""The program that is killed: a small training with everything in it that has state.
+
+`train(options)` builds all anew, as a program does at its start, runs one `fit`
+with `ExactResume`, and returns every array and number that the run ends with.
+"""
+
+import contextlib
+import os
+import signal
+
+import keras
+import numpy as np
+
+from fmkit.callbacks import ExactResume, _commits
+from fmkit.data import Batches
+
+BACKEND = keras.backend.backend()
+
+
+class Tally(keras.callbacks.Callback):
+    """A user's callback: counts events, and keeps an array of losses."""
+
+    def __init__(self):
+        super().__init__()
+        self.events = {"epoch": 0, "begin": 0, "end": 0}
+        self.losses = np.zeros(0)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.events["epoch"] += 1
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.events["begin"] += 1 + batch
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.events["end"] += 1 + batch
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.losses = np.append(self.losses, logs["loss"])
+        # Random generators are state too.
+        self.losses = np.append(self.losses, np.random.rand())
+
+    def get_state(self):
+        return {"events": dict(self.events), "losses": self.losses}
+
+    def set_state(self, state):
+        self.events = dict(state["events"])
+        self.losses = state["losses"]
+
+
+class Die(keras.callbacks.Callback):
+    """Kills its own process at the n-th end of a batch, counted in this process."""
+
+    def __init__(self, after):
+        super().__init__()
+        self.left = after
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def get_state(self):
+        return {}
+
+    def set_state(self, state):
+        pass
+
+
+def scope(options):
+    """Several devices on one CPU, as the option `devices` asks for."""
+    count = options.get("devices", 1)
+    if count == 1:
+        return contextlib.nullcontext()
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        logical = [tf.config.LogicalDeviceConfiguration()] * count
+        tf.config.set_logical_device_configuration(cpu, logical)
+        return tf.distribute.MirroredStrategy(
+            [f"CPU:{i}" for i in range(count)]
+        ).scope()
+    # Read by JAX when it starts its devices: no operation has run before.
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={count}"
+    keras.distribution.set_distribution(keras.distribution.DataParallel())
+    return contextlib.nullcontext()
+
+
+def build(options):
+    layers = keras.layers
+    regular = keras.regularizers.L2(1e-3)
+    if options.get("dtype"):
+        keras.config.set_dtype_policy(options["dtype"])
+    stack = [
+        layers.Dense(8, activation="relu", kernel_regularizer=regular),
+        layers.BatchNormalization(),
+        layers.Dropout(0.3),
+        layers.Dense(3, dtype="float32"),
+    ]
+    if options.get("built", True):
+        stack.insert(0, keras.Input((6,)))
+    model = keras.Sequential(stack)
+    optimizer = keras.optimizers.Adam(
+        options.get("learning_rate", 0.01),
+        use_ema=options.get("ema", True),
+        ema_momentum=0.9,
+    )
+    model.compile(
+        optimizer,
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        steps_per_execution=options.get("steps_per_execution", 1),
+        jit_compile=options.get("jit_compile", "auto" if BACKEND != "torch" else False),
+    )
+    return model
+
+
+def train(options):
+    """Run the program once; `options` are plain values."""
+    keras.utils.set_random_seed(options.get("seed", 3))
+    rng = np.random.RandomState(0)
+    n = options.get("samples", 90)
+    x = rng.randint(0, 256, (n, 6), dtype=np.uint8)
+    y = rng.randint(0, 3, n).astype(np.uint8)
+    # 12 batches, the last one partial.
+    batches = Batches(x, y, options.get("batch_size", 8), seed=options.get("order", 5))
+    if not options.get("seek", True):  # the negative control
+        batches.seek = lambda epoch, step=0: Batches.seek(batches, epoch + 1, step)
+    with scope(options):
+        model = build(options)
+    folder = options["folder"]
+    tally = Tally()
+    if not options.get("callback_state", True):
+        tally.set_state = lambda state: None  # the negative control
+    callbacks = [
+        ExactResume(
+            os.path.join(folder, "commits"),
+            every=options.get("every", 5),
+            background=options.get("background", True),
+            verbose=0,
+        ),
+        keras.callbacks.EarlyStopping(
+            "val_loss",
+            patience=options.get("patience", 50),
+            min_delta=1e-3,
+            restore_best_weights=options.get("restore_best", True),
+        ),
+        keras.callbacks.ReduceLROnPlateau(
+            "loss", factor=0.5, patience=1, min_delta=0.02
+        ),
+        keras.callbacks.CSVLogger(os.path.join(folder, "log.csv")),
+        keras.callbacks.ModelCheckpoint(
+            os.path.join(folder, "best.weights.h5"),
+            "val_loss",
+            save_best_only=True,
+            save_weights_only=True,
+        ),
+        tally,
+        Die(options.get("die_after", 0)),
+    ]
+    history = model.fit(
+        batches,
+        epochs=options.get("epochs", 4),
+        verbose=0,
+        callbacks=callbacks,
+        validation_data=(x[:20] / np.float32(255), y[:20].astype(np.int32)),
+        class_weight={0: 2.0},
+    )
+    return outcome(model, history, tally, callbacks, folder)
+
+
+def copies(model, variable):
+    """The value of a variable on each replica."""
+    parts = [variable]
+    if BACKEND == "tensorflow":
+        parts = model.distribute_strategy.experimental_local_results(variable.value)
+    return [np.array(keras.ops.convert_to_numpy(part)) for part in parts]
+
+
+def outcome(model, history, tally, callbacks, folder):
+    """Everything that must be the same, as arrays: bits, not approximations."""
+    # Keras's own names count layers through a process: places, not names.
+    variables = [*model.variables, *model.optimizer.variables]
+    ends = {
+        f"variable {place} {part}": value
+        for place, variable in enumerate(variables)
+        for part, value in enumerate(copies(model, variable))
+    }
+    for name, values in history.history.items():
+        ends[f"history {name}"] = np.array(values, np.float64)
+    ends["epochs"] = np.array(history.epoch)
+    ends["tally"] = np.array([*tally.events.values(), *tally.losses], np.float64)
+    ends["next random"] = np.random.rand(2)
+    stopping, plateau = callbacks[1], callbacks[2]
+    ends["stopping"] = np.array(
+        [stopping.wait, stopping.best, stopping.best_epoch, stopping.stopped_epoch],
+        np.float64,
+    )
+    ends["plateau"] = np.array(
+        [plateau.wait, plateau.best, plateau.cooldown_counter], np.float64
+    )
+    with open(os.path.join(folder, "log.csv"), "rb") as file:
+        ends["csv"] = np.frombuffer(file.read(), np.uint8)
+    return ends
+
+
+# Faults between system calls, put in from outside of the library.
+
+
+class Faults:
+    """Kills the process just before the n-th system call of writing commits."""
+
+    def __init__(self, calls_left):
+        self.left = calls_left
+
+    def call(self):
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def wrap(self, function):
+        def faulty(*arguments, **keywords):
+            self.call()
+            return function(*arguments, **keywords)
+
+        return faulty
+
+    def open(self, path, mode="r", *arguments, **keywords):
+        self.call()
+        file = open(path, mode, *arguments, **keywords)  # noqa: SIM115
+        if "x" in mode:
+            return HalfWriter(file, self)
+        return file
+
+    def install(self):
+        class Calls:
+            """`os`, with a fault before each call that touches the disk."""
+
+            def __getattr__(_, name):  # noqa: N805
+                value = getattr(os, name)
+                if name in ("fsync", "replace", "unlink", "open", "close"):
+                    return self.wrap(value)
+                return value
+
+        _commits.os = Calls()
+        _commits.open = self.open
+
+
+class HalfWriter:
+    """A file each of whose writes may stop half-way."""
+
+    def __init__(self, file, faults):
+        self._file, self._faults = file, faults
+
+    def write(self, data):
+        view = memoryview(data).cast("B")
+        half = len(view) // 2
+        self._faults.call()
+        self._file.write(view[:half])
+        self._file.flush()
+        self._faults.call()
+        self._file.write(view[half:])
+        return len(view)
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self._file.close()

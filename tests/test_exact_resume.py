@@ -1,0 +1,380 @@
+"""ExactResume inside one process: what it commits, refuses, restores and gives back."""
+
+import datetime
+import errno
+import os
+import signal
+
+import keras
+import numpy as np
+import pytest
+
+from fmkit.callbacks import ExactResume, _commits
+from fmkit.callbacks._commits import list_commits, read_meta
+from fmkit.data import Batches
+
+BACKEND = keras.backend.backend()
+
+
+class StopError(Exception):
+    """Ends a `fit` from inside, like an error of the user's own."""
+
+
+class StopAt(keras.callbacks.Callback):
+    def __init__(self, epoch, batch):
+        super().__init__()
+        self.at = epoch, batch
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if (self.epoch, batch) == self.at:
+            raise StopError
+
+
+class Seen(keras.callbacks.Callback):
+    def __init__(self):
+        super().__init__()
+        self.steps = []
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.steps.append((self.epoch, batch))
+
+
+X = np.random.RandomState(0).rand(40, 3).astype("float32")
+Y = (X.sum(1) > 1.5).astype("int32")
+
+
+def build(units=4, optimizer=None, learning_rate=0.01):
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential(
+        [
+            keras.Input((3,)),
+            keras.layers.Dense(units, activation="relu"),
+            keras.layers.Dense(2),
+        ]
+    )
+    model.compile(
+        optimizer or keras.optimizers.Adam(learning_rate),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    return model
+
+
+def data(**options):
+    return Batches(X, Y, **{"batch_size": 8, "map": None, **options})
+
+
+def fit(directory, *callbacks, epochs=2, model=None, batches=None, **options):
+    model = model or build()
+    resume = ExactResume(directory, **{"every": 2, "verbose": 0, **options})
+    history = model.fit(
+        batches or data(), epochs=epochs, verbose=0, callbacks=[resume, *callbacks]
+    )
+    return model, resume, history
+
+
+def bits(model):
+    return [np.asarray(w).tobytes() for w in model.get_weights()]
+
+
+def plain(epochs):
+    model = build()
+    history = model.fit(data(), epochs=epochs, verbose=0)
+    return bits(model), history.history
+
+
+def test_a_run_broken_by_an_error_goes_on_where_it_was(tmp_path):
+    with pytest.raises(StopError):
+        fit(tmp_path, StopAt(1, 3), epochs=3)
+    seen = Seen()
+    model, resume, history = fit(tmp_path, seen, epochs=3)
+    # Commits before steps 2, 4 and 6 of all, and the error came before that of 8.
+    assert resume.resumed_from == (1, 1)
+    assert seen.steps == [(e, s) for e in (1, 2) for s in range(5) if (e, s) > (1, 0)]
+    expected, expected_history = plain(3)
+    assert bits(model) == expected
+    assert history.history == expected_history
+    assert history.epoch == [0, 1, 2]
+    assert resume.finished
+
+
+def test_a_finished_run_returns_its_history_and_takes_more_epochs(tmp_path, capsys):
+    _, resume, history = fit(tmp_path, epochs=2)
+    assert resume.resumed_from is None
+    assert resume.finished
+    seen = Seen()
+    model, resume, again = fit(tmp_path, seen, epochs=2, verbose=1)
+    assert "this run is finished after 2 epochs" in capsys.readouterr().out
+    assert seen.steps == []
+    assert again.history == history.history
+    assert bits(model) == plain(2)[0]
+    model, resume, longer = fit(tmp_path, epochs=4)
+    assert resume.resumed_from == (2, 0)
+    assert bits(model) == plain(4)[0]
+    assert longer.history == plain(4)[1]
+    # The same model trained on in the same process, without any resume: Keras's
+    # own start epoch is as it was.
+    model.fit(data(), epochs=1, verbose=0)
+    assert model.history.epoch == [0]
+
+
+def test_a_run_stopped_early_stays_stopped(tmp_path, capsys):
+    class StopsAfterOne(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.stop_training = True
+
+    fit(tmp_path, StopsAfterOne(), epochs=5)
+    _, resume, history = fit(tmp_path, StopsAfterOne(), epochs=9, verbose=1)
+    assert "was stopped after 1 epochs" in capsys.readouterr().out
+    assert history.epoch == [0]
+    assert resume.finished
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"model": lambda: build(units=5)}, r"model\[0\].*\[3, 4\].*\[3, 5\]"),
+        ({"model": lambda: build(optimizer="sgd")}, "optimizer.class: 'Adam'.*'SGD'"),
+        ({"model": lambda: build(learning_rate=0.5)}, "optimizer.learning_rate"),
+        ({"batches": lambda: data(batch_size=4)}, "data.batch_size: 8 .*, 4 here"),
+        ({"batches": lambda: data(seed=4)}, "data.seed: 0 .*, 4 here"),
+        ({"batches": lambda: Batches(X[:30], Y[:30], 6, map=None)}, "data.samples: 40"),
+    ],
+)
+def test_another_program_is_named_and_not_loaded(tmp_path, change, named):
+    fit(tmp_path, epochs=1)
+    (commit,) = list_commits(tmp_path)[-1:]
+    before = commit.read_bytes()
+    changed = {name: make() for name, make in change.items()}
+    with pytest.raises(ValueError, match="(?s)made by another program.*" + named):
+        fit(tmp_path, epochs=2, **changed)
+    assert commit.read_bytes() == before
+    fit(tmp_path, epochs=2)  # the directory is free again
+
+
+def test_another_backend_is_named(tmp_path):
+    fit(tmp_path, epochs=1)
+    commit = _commits.read_commit(list_commits(tmp_path)[-1])
+    commit.meta["program"]["backend"] = "another"
+    _commits.write_commit(tmp_path / "commit-00000099.npz", commit.meta, commit.arrays)
+    with pytest.raises(ValueError, match=f"backend: 'another' .* '{BACKEND}' here"):
+        fit(tmp_path, epochs=2)
+
+
+# Keras's own `get_config` of an optimizer, under NumPy 2.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_damaged_commits_give_way_to_the_one_before_and_never_to_a_fresh_start(
+    tmp_path,
+):
+    fit(tmp_path, epochs=2, keep=3)
+    newest = list_commits(tmp_path)[-1]
+    newest.write_bytes(newest.read_bytes()[:1000])
+    with pytest.warns(UserWarning, match=f"damaged commit.*{newest.name}"):
+        model, resume, _ = fit(tmp_path, epochs=2)
+    assert resume.resumed_from is not None
+    assert bits(model) == plain(2)[0]
+    for path in list_commits(tmp_path):
+        path.write_bytes(b"PK")
+    with (
+        pytest.warns(UserWarning, match="damaged"),
+        pytest.raises(ValueError, match="None of the"),
+    ):
+        fit(tmp_path, epochs=2)
+
+
+@pytest.mark.parametrize(
+    ("every", "expected"),
+    [
+        (3, [(0, 3), (1, 1), (1, 4), (2, 0)]),
+        ("epoch", [(1, 0), (2, 0)]),
+        ("2 epochs", [(2, 0)]),
+        ("1 hour", [(2, 0)]),
+        (datetime.timedelta(hours=1), [(2, 0)]),
+        ("1e-9 seconds", [(e, s) for e in (0, 1) for s in range(5)] + [(2, 0)]),
+    ],
+)
+def test_commits_come_as_often_as_asked(tmp_path, every, expected):
+    fit(tmp_path, every=every, keep=99)
+    metas = [read_meta(path) for path in list_commits(tmp_path)]
+    found = [(meta["epoch"], meta["step"]) for meta in metas]
+    if every == "1e-9 seconds":  # the end of an epoch and the start of the next
+        found = sorted(set(found))
+    assert found == expected
+    assert [meta["finished"] for meta in metas] == [False] * (len(metas) - 1) + [True]
+
+
+@pytest.mark.parametrize("every", [0, "5 fortnights", "often", "0 epochs", True])
+def test_a_wrong_every_is_refused(every):
+    with pytest.raises((ValueError, TypeError), match="`every` must be"):
+        ExactResume("somewhere", every=every)
+
+
+def test_the_best_epochs_stay_besides_the_newest(tmp_path):
+    model = build()
+    scores = iter([0.5, 0.1, 0.9, 0.2, 0.3])
+
+    class Score(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            logs["score"] = next(scores)
+
+    options = {"keep": 1, "keep_best": 2, "monitor": "score", "every": "epoch"}
+    fit(tmp_path, Score(), model=model, epochs=5, mode="max", **options)
+    kept = [read_meta(path)["epoch"] for path in list_commits(tmp_path)]
+    assert kept == [1, 3, 5]
+    with pytest.raises(ValueError, match="`keep_best` needs monitor='val_loss'"):
+        fit(tmp_path / "b", keep_best=1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_commits_at_the_next_step_and_stops(tmp_path, number):
+    class Interrupt(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 2:
+                os.kill(os.getpid(), number)
+
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    kind = SystemExit if number == signal.SIGTERM else KeyboardInterrupt
+    with pytest.raises(kind) as stopped:
+        fit(tmp_path, Interrupt(), every=1000)
+    if number == signal.SIGTERM:
+        assert stopped.value.code == 143
+    assert before == [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    meta = read_meta(list_commits(tmp_path)[-1])
+    assert (meta["epoch"], meta["step"]) == (0, 3)
+    model, resume, _ = fit(tmp_path)
+    assert resume.resumed_from == (0, 3)
+    assert bits(model) == plain(2)[0]
+
+
+def test_a_signal_after_an_error_finds_its_old_handler(tmp_path):
+    with pytest.raises(StopError) as kept:
+        fit(tmp_path, StopAt(0, 1))
+    # `kept` keeps the frames of the broken fit, as a notebook does.
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    _, resume, _ = fit(tmp_path)  # and its directory is taken over
+    assert resume.finished
+    assert kept.type is StopError
+
+
+def test_signals_are_left_alone_when_told_so(tmp_path):
+    class Look(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+    fit(tmp_path, Look(), stop_on_signal=False, epochs=1)
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_a_full_disk_ends_the_training_with_the_commits_before_it(
+    tmp_path, monkeypatch, background
+):
+    real, calls = os.fsync, []
+
+    def fsync(descriptor):
+        calls.append(descriptor)
+        if len(calls) > 2:  # one commit is two calls: the file and the directory
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(_commits.os, "fsync", fsync)
+    with pytest.raises(OSError, match=r"(?s)could not be written.*No space left.*room"):
+        fit(tmp_path, background=background)
+    monkeypatch.undo()
+    assert len(list_commits(tmp_path)) == 1
+    model, resume, _ = fit(tmp_path)
+    assert resume.resumed_from == (0, 2)
+    assert bits(model) == plain(2)[0]
+
+
+def test_two_fits_cannot_share_a_directory(tmp_path):
+    class Nested(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            with pytest.raises(OSError, match="in use by another live run"):
+                fit(tmp_path, epochs=1)
+
+    fit(tmp_path, Nested(), epochs=1)
+
+
+def test_rivals_are_refused(tmp_path):
+    backup = keras.callbacks.BackupAndRestore(tmp_path / "b")
+    with pytest.raises(ValueError, match="Only one callback may decide"):
+        fit(tmp_path, backup)
+    with pytest.raises(ValueError, match="Only one callback may decide"):
+        fit(tmp_path, ExactResume(tmp_path / "c"))
+    resume = ExactResume(tmp_path)
+    resume.set_model(build())
+    with pytest.raises(RuntimeError, match=r"inside `model\.fit`"):
+        resume.on_train_begin()
+
+
+def test_other_data_resume_at_the_start_of_an_epoch_and_say_so(tmp_path, capsys):
+    def run(*callbacks, epochs=3):
+        model = build()
+        resume = ExactResume(tmp_path, every="epoch")
+        model.fit(
+            X,
+            Y,
+            batch_size=8,
+            shuffle=False,
+            epochs=epochs,
+            verbose=0,
+            callbacks=[resume, *callbacks],
+        )
+        return model, resume
+
+    with pytest.raises(StopError):
+        run(StopAt(2, 1))
+    assert "resumes at the start of an epoch" in capsys.readouterr().out
+    model, resume = run()
+    assert resume.resumed_from == (2, 0)
+    # In order and without dropout, even that is exact.
+    straight = build()
+    straight.fit(X, Y, batch_size=8, shuffle=False, epochs=3, verbose=0)
+    assert bits(model) == bits(straight)
+
+
+def test_callbacks_without_state_are_named(tmp_path, capsys):
+    fit(tmp_path, Seen(), keras.callbacks.TerminateOnNaN(), epochs=1, verbose=1)
+    printed = capsys.readouterr().out
+    assert "not restored: the attributes of Seen (give it get_state" in printed
+    assert "TerminateOnNaN" not in printed
+
+
+def test_the_progress_bar_goes_on_where_it_was(tmp_path, capsys):
+    with pytest.raises(StopError):
+        fit(tmp_path, StopAt(1, 3))
+    seen = []
+
+    class Bar(keras.callbacks.ProgbarLogger):
+        def on_train_batch_end(self, batch, logs=None):
+            super().on_train_batch_end(batch, logs)
+            seen.append((self.seen, self.target))
+
+    fit(tmp_path, Bar())
+    assert seen == [(2, 5), (3, 5), (4, 5), (5, 5)]
+
+
+def test_a_commit_changes_nothing_in_the_training(tmp_path):
+    # Neither does having ExactResume at all.
+    model, _, history = fit(tmp_path, every=1)
+    assert bits(model) == plain(2)[0]
+    assert history.history == plain(2)[1]
+
+
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "bfloat16"])
+def test_half_precision_states_come_back(tmp_path, dtype):
+    keras.config.set_dtype_policy(dtype)
+    expected, history = plain(2)
+    with pytest.raises(StopError):
+        fit(tmp_path, StopAt(1, 2), every=1)
+    model, resume, again = fit(tmp_path)
+    assert resume.resumed_from == (1, 1)
+    assert bits(model) == expected
+    assert again.history == history

@@ -1,0 +1,177 @@
+"""Each private piece of Keras that fmkit uses, looked at by itself.
+
+When another version of Keras moves one, the test that is named after it fails
+here, before the features that stand on it fail in stranger ways.
+"""
+
+import inspect
+
+import keras
+import numpy as np
+import pytest
+
+from fmkit import _keras_private as private
+
+X, Y = np.zeros((10, 2), "float32"), np.zeros((10, 1), "float32")
+
+
+def build():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    return model
+
+
+class Arrays(private.DataAdapter):
+    """A data adapter that notes what is asked of it, and by whom."""
+
+    def __init__(self):
+        self.requests = []
+        self.iterators = 0
+
+    @property
+    def num_batches(self):
+        request = private.calling_request()
+        if request is not None:
+            self.requests.append(request)
+            private.enumerate_steps_with(request.epoch_iterator, lambda: (2, 5))
+        return 5
+
+    def get_jax_iterator(self):
+        self.iterators += 1
+        return iter([(X[:2], Y[:2])] * 3)
+
+    get_torch_dataloader = get_jax_iterator
+
+    def get_tf_dataset(self):
+        import tensorflow as tf
+
+        return tf.data.Dataset.from_tensors((X[:2], Y[:2])).repeat(3)
+
+
+def test_this_keras_is_one_that_was_read_line_by_line():
+    assert keras.__version__ in private.CHECKED_ON, (
+        f"Keras {keras.__version__} is new to fmkit: read what has changed in "
+        "trainers/epoch_iterator.py, the trainers and the data adapters, run all "
+        "tests on every backend, and add it to CHECKED_ON."
+    )
+
+
+def test_fit_takes_a_data_adapter_and_an_adapter_can_see_who_asks():
+    adapter, model = Arrays(), build()
+    model.fit(adapter, epochs=1, verbose=0, class_weight={0: 2.0}, shuffle=False)
+    (request,) = adapter.requests[:1]
+    assert (request.method, request.training) == ("fit", True)
+    assert request.arguments["class_weight"] == {0: 2.0}
+    assert request.arguments["steps_per_epoch"] is None
+    for method in ("evaluate", "predict"):
+        adapter = Arrays()
+        getattr(model, method)(adapter, verbose=0)
+        assert (adapter.requests[0].method, adapter.requests[0].training) == (
+            method,
+            False,
+        )
+    adapter = Arrays()
+    model.fit(X, Y, validation_data=adapter, verbose=0)
+    assert [(r.method, r.training) for r in adapter.requests[:1]] == [("fit", False)]
+    adapter = Arrays()
+    model.fit(adapter, epochs=3, initial_epoch=2, verbose=0)
+    assert adapter.requests[0].initial_epoch == 2
+    assert adapter.num_batches == 5
+    assert len({id(r.epoch_iterator) for r in adapter.requests}) == 1
+
+
+def test_steps_are_numbered_by_the_adapter():
+    steps = []
+
+    class Steps(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            steps.append(batch)
+
+    build().fit(Arrays(), epochs=2, verbose=0, callbacks=[Steps()])
+    assert steps == [2, 3, 4, 2, 3, 4]
+
+
+def test_a_callback_finds_its_fit_and_can_set_the_first_epoch():
+    found, epochs = [], []
+
+    class Look(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            fit = private.running_fit(self._model)
+            found.append(fit)
+            assert private.is_running(fit.callback_list)
+            assert private.is_in_fit(inspect.currentframe(), fit.callback_list)
+            assert self in fit.callback_list.callbacks
+            private.set_initial_epoch(self._model, 3)
+
+        def on_epoch_begin(self, epoch, logs=None):
+            private.set_initial_epoch(self._model, None)
+            epochs.append(epoch)
+
+    model = build()
+    model.fit(X, Y, epochs=5, initial_epoch=1, verbose=0, callbacks=[Look()])
+    (fit,) = found
+    assert (fit.epochs, fit.initial_epoch) == (5, 1)
+    assert fit.epoch_iterator.num_batches == 1
+    assert epochs == [3, 4]
+    assert not private.is_running(fit.callback_list)
+    assert private.running_fit(model) is None
+    epochs.clear()
+    model.fit(X, Y, epochs=1, verbose=0)
+    assert model.history.epoch == [0]
+
+
+def test_callbacks_that_join_during_on_train_begin_have_their_turn_last():
+    # ExactResume relies on it: Keras goes through the list itself, not a copy.
+    turns = []
+
+    class Note(keras.callbacks.Callback):
+        def __init__(self, name):
+            super().__init__()
+            self.name = name
+
+        def on_train_begin(self, logs=None):
+            turns.append(f"begin {self.name}")
+
+        def on_epoch_end(self, epoch, logs=None):
+            turns.append(f"end {self.name}")
+
+    class Joins(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            fit = private.running_fit(self._model)
+            fit.callback_list.callbacks.append(Note("late"))
+
+    build().fit(X, Y, verbose=0, callbacks=[Joins(), Note("early")])
+    assert turns == ["begin early", "begin late", "end early", "end late"]
+
+
+def test_variables_are_built_without_a_step():
+    model = keras.Sequential([keras.layers.Dense(1)])
+    model.compile("adam", "mse", metrics=["mae"])
+    private.build_variables(model, (X, Y))
+    assert model.built
+    assert model.optimizer.built
+    assert len(model.metrics_variables) == 4
+    assert int(keras.ops.convert_to_numpy(model.optimizer.iterations)) == 0
+
+
+def test_the_global_seed_generator_decides_unseeded_draws():
+    keras.utils.set_random_seed(3)
+    variable = private.global_seed_variable(create=True)
+    state = np.array(keras.ops.convert_to_numpy(variable))
+    first = keras.ops.convert_to_numpy(keras.random.normal((4,)))
+    variable.assign(state)
+    again = keras.ops.convert_to_numpy(keras.random.normal((4,)))
+    assert first.tobytes() == again.tobytes()
+    third = keras.ops.convert_to_numpy(keras.random.normal((4,)))
+    assert third.tobytes() != first.tobytes()
+
+
+def test_messages_go_where_keras_prints(capsys):
+    private.print_msg("hello")
+    assert capsys.readouterr().out == "hello\n"
+
+
+@pytest.mark.backend("tensorflow")
+def test_outside_of_keras_there_is_no_request():
+    assert private.calling_request() is None
+    assert Arrays().num_batches == 5
