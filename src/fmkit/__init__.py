@@ -2,19 +2,17 @@
 
 The names follow Keras: `fmkit.losses`, `fmkit.callbacks`, `fmkit.models` and so
 on. Import what you need and compose it inside your own `model.compile` and
-`model.fit`. `fmkit.hypermodels` is imported by name, since it loads Keras Tuner.
+`model.fit`.
 """
 
 from fmkit import (
     callbacks,
     data,
     datasets,
-    evaluation,
     information,
     losses,
     metrics,
     models,
-    optimizers,
     preprocessing,
     schedules,
     visualization,
@@ -27,12 +25,10 @@ __all__ = [
     "callbacks",
     "data",
     "datasets",
-    "evaluation",
     "information",
     "losses",
     "metrics",
     "models",
-    "optimizers",
     "preprocess",
     "preprocessing",
     "schedules",

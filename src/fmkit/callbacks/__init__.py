@@ -2,6 +2,7 @@
 
 from fmkit.callbacks._batch_validation import BatchValidation
 from fmkit.callbacks._conditions import AllOf, AnyOf, Condition, Reached
+from fmkit.callbacks._exact_resume import ExactResume
 from fmkit.callbacks._stop import Stop, StopReason
 from fmkit.callbacks._threshold_stopping import ThresholdStopping
 from fmkit.callbacks._time_stopping import TimeStopping
@@ -11,6 +12,7 @@ __all__ = [
     "AnyOf",
     "BatchValidation",
     "Condition",
+    "ExactResume",
     "Reached",
     "Stop",
     "StopReason",
