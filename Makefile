@@ -45,7 +45,7 @@ types: $(VENV)/dev.stamp ## mypy --strict over the package
 	$(PY) -m mypy
 
 docs: $(VENV)/dev.stamp ## build the reference site into site/
-	$(PY) -m mkdocs build --strict -q
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict -q
 
 wheel-check: $(VENV)/dev.stamp ## build the wheel and try it in an empty environment
 	$(PY) scripts/check_wheel.py

@@ -531,3 +531,11 @@ def test_targets_whose_rank_the_pipeline_lost_are_refused():
 
     with pytest.raises(ValueError, match="ensure_shape"):
         step(tf.constant(LABELS))
+
+
+def test_pinball_costs_the_level_below_and_its_complement_above():
+    # By hand: 0.9 for each unit the forecast is too low, 0.1 for each too high.
+    too_low = losses.pinball([[3.0]], [[1.0]], quantiles=0.9)
+    too_high = losses.pinball([[1.0]], [[3.0]], quantiles=0.9)
+    assert float(too_low[0]) == pytest.approx(1.8)
+    assert float(too_high[0]) == pytest.approx(0.2)

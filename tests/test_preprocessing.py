@@ -368,3 +368,9 @@ def test_the_split_of_a_seed_is_fixed_for_ever():
 def test_bad_splits_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         preprocessing.split(*arguments)
+
+
+def test_a_report_is_an_array_report():
+    assert isinstance(
+        preprocessing.check_arrays(train=clean()), preprocessing.ArrayReport
+    )

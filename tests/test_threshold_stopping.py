@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fmkit import callbacks
 from fmkit.callbacks import AllOf, Reached, Stop, StopReason, ThresholdStopping
 
 NAN, INF = float("nan"), float("inf")
@@ -665,3 +666,11 @@ def test_the_count_of_batches_goes_on_inside_an_epoch():
     second.set_state(first.get_state())
     # The resumed epoch counts its batches from 0; the check is due at the second.
     assert run_batches(second, [0.1] * 9) == 1
+
+
+def test_the_operators_make_the_named_combinations():
+    a, b = Reached("loss", 0.4, "min"), Reached("accuracy", 0.9, "max")
+    assert (a & b) == callbacks.AllOf(a, b)
+    assert (a | b) == callbacks.AnyOf(a, b)
+    assert (a & b) != (a | b)
+    assert all(isinstance(c, callbacks.Condition) for c in (a, a & b, a | b))
