@@ -22,7 +22,7 @@ assert "site-packages" in fmkit.__file__, fmkit.__file__
 assert importlib.resources.files("fmkit").joinpath("py.typed").is_file()
 (x, y), (x_test, y_test) = datasets.fashion_mnist.load_sample()
 assert x.shape == (6000, 28, 28) and x_test.shape == (1000, 28, 28)
-assert callbacks.ThresholdStopping("loss", 0.4).monitor == "loss"
+assert callbacks.ThresholdStopping("loss", 0.4).condition.monitors == ("loss",)
 print("fmkit", fmkit.__version__, "works from the wheel")
 """
 
