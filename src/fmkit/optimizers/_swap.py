@@ -1,0 +1,129 @@
+"""Averages into the weights and raw weights back, bit for bit."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import keras
+from keras import ops
+
+if TYPE_CHECKING:
+    from fmkit.optimizers._exponential_moving_average import ExponentialMovingAverage
+
+
+class Swap:
+    """Raw weights held aside while a model holds their averages.
+
+    Bits are copied out and back. Exchanging them by adding and subtracting would round:
+    1e-6 beside 1e3 would become 0, and 3e38 beside 3e38 nan.
+    """
+
+    def __init__(self) -> None:
+        self.aside: list[tuple[Any, Any]] | None = None
+
+    def put_in(self, pairs: list[tuple[Any, Any]]) -> None:
+        if self.aside is None:
+            self.aside = [
+                (part, ops.copy(part)) for weight, _ in pairs for part in parts(weight)
+            ]
+            for weight, average in pairs:
+                weight.assign(ops.cast(ops.copy(average), weight.dtype))
+
+    def take_out(self) -> None:
+        # Cleared last: after a second Ctrl-C in here, a later call can finish.
+        for part, value in self.aside or []:
+            part.assign(value)
+        self.aside = None
+
+
+def parts(variable: Any) -> list[Any]:
+    """Return what `variable` consists of: a part for each replica, or itself.
+
+    Replicas of `tf.distribute` may differ, as BatchNorm's statistics do; read or
+    written as a whole they would become one.
+    """
+    value = getattr(variable, "value", None)
+    replicas = getattr(value, "values", None)
+    return list(replicas) if isinstance(replicas, tuple) else [variable]
+
+
+@contextlib.contextmanager
+def swapped(
+    model: keras.Model, optimizers: list[ExponentialMovingAverage]
+) -> Iterator[keras.Model]:
+    sync(model)
+    _check_owner(model, optimizers)
+    outermost = [each for each in optimizers if each._swap.aside is None]
+    steps = _total_steps(optimizers)
+    try:
+        put_in_averages(outermost)
+        yield model
+    finally:
+        sync(model)
+        take_out_averages(outermost)
+    if outermost and _total_steps(optimizers) != steps:
+        raise RuntimeError(
+            "The model was trained inside `with averaged(model)`. Those steps are "
+            "undone, since the block gives back the weights it found; call `fit` "
+            "outside the block."
+        )
+
+
+def put_in_averages(optimizers: list[ExponentialMovingAverage]) -> None:
+    """Put the averages, where there are any yet, into the weights."""
+    for each in optimizers:
+        if each.has_averages:
+            each._swap.put_in(each.averages)
+
+
+def take_out_averages(optimizers: list[ExponentialMovingAverage]) -> None:
+    """Give back every weight that `put_in_averages` holds aside, to the bit."""
+    for each in optimizers:
+        each._swap.take_out()
+
+
+def holds_averages(optimizers: list[ExponentialMovingAverage]) -> bool:
+    """Whether the weights are averages at present."""
+    return any(each._swap.aside is not None for each in optimizers)
+
+
+def sync(model: keras.Model) -> None:
+    """Let the variables of `model` hold its state, also within `fit` on JAX.
+
+    Keras's JAX trainer keeps the state outside of the variables during an epoch; once
+    synchronised it reads them again before the next step.
+    """
+    if hasattr(model, "jax_state_sync"):
+        model.jax_state_sync()
+
+
+def _total_steps(optimizers: list[ExponentialMovingAverage]) -> int:
+    return sum(each.updates for each in optimizers)
+
+
+def _check_owner(
+    model: keras.Model, optimizers: list[ExponentialMovingAverage]
+) -> None:
+    if not all(each.built for each in optimizers):
+        return
+    known = {id(v) for each in optimizers for v in each._trainable_variables}
+    strange = [v.path for v in model.trainable_variables if id(v) not in known]
+    if strange:
+        raise ValueError(
+            f"The averages are of another network than model {model.name!r}: there is "
+            f"none of {strange[:3]}. Give the model whose `fit` used this optimizer, "
+            "and compile again after adding layers."
+        )
+
+
+def walk(optimizer: Any) -> Iterator[Any]:
+    """Yield `optimizer` and all optimizers inside it."""
+    if optimizer is None:
+        return
+    yield optimizer
+    if hasattr(optimizer, "inner_optimizer"):
+        yield from walk(optimizer.inner_optimizer)
+    for part in getattr(optimizer, "optimizers", ()):
+        yield from walk(part)
