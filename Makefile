@@ -12,7 +12,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 export MPLBACKEND ?= Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test lint types docs wheel-check bench sample clean
+.PHONY: help setup quickstart test lint types docs wheel-check bench chaos sample clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -52,6 +52,11 @@ wheel-check: $(VENV)/dev.stamp ## build the wheel and try it in an empty environ
 
 bench: $(VENV)/dev.stamp ## run the benchmarks and print the table of ratios
 	$(PY) -m benchmarks
+
+chaos: $(VENV)/dev.stamp ## kill trainings for a long time and compare every bit
+	@for b in $(BACKENDS); do \
+	  KERAS_BACKEND=$$b $(PY) tests/chaos/lab.py --kills 200 || exit 1; \
+	done
 
 sample: $(VENV)/run.stamp ## remake the bundled sample from the full Fashion-MNIST files
 	$(PY) scripts/make_sample.py

@@ -4,11 +4,13 @@ import datetime
 import errno
 import os
 import signal
+import time
 
 import keras
 import numpy as np
 import pytest
 
+from fmkit import callbacks
 from fmkit.callbacks import ExactResume, _commits
 from fmkit.callbacks._commits import list_commits, read_meta
 from fmkit.data import Batches
@@ -378,3 +380,47 @@ def test_half_precision_states_come_back(tmp_path, dtype):
     assert resume.resumed_from == (1, 1)
     assert bits(model) == expected
     assert again.history == history
+
+
+def test_callbacks_that_count_batches_count_none_twice(tmp_path):
+    def counting():
+        stop = callbacks.ThresholdStopping("loss", 0.0, every=4)
+        return stop, callbacks.BatchValidation((X, Y), every=3)
+
+    straight = counting()
+    fit(tmp_path / "straight", *straight, epochs=3)
+    with pytest.raises(StopError):
+        fit(tmp_path / "broken", *counting(), StopAt(1, 3), epochs=3)
+    resumed = counting()
+    _, resume, _ = fit(tmp_path / "broken", *resumed, epochs=3)
+    assert resume.resumed_from == (1, 1)
+    for ours, theirs in zip(resumed, straight, strict=True):
+        assert ours.get_state() == theirs.get_state()
+
+
+def test_the_next_fit_waits_for_what_a_broken_one_is_still_writing(
+    tmp_path, monkeypatch
+):
+    under_way = []
+
+    def slowly(*arguments):
+        under_way.append(arguments)
+        time.sleep(0.3)
+        write_commit(*arguments)
+        under_way.pop()
+
+    write_commit = _commits.write_commit
+    monkeypatch.setattr(_commits, "write_commit", slowly)
+    with pytest.raises(StopError) as kept:  # as a notebook keeps the last exception
+        fit(tmp_path, StopAt(0, 3), every=1)
+    seen = []
+    newest = _commits.CommitDirectory.newest
+    monkeypatch.setattr(
+        _commits.CommitDirectory,
+        "newest",
+        lambda self: (seen.append(len(under_way)), newest(self))[1],
+    )
+    _, resume, _ = fit(tmp_path)
+    assert kept is not None
+    assert seen[0] == 0
+    assert resume.resumed_from == (0, 2)

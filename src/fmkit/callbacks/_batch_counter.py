@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -16,11 +17,11 @@ class BatchCounter:
     def __init__(self, every: int) -> None:
         self.every = every
         self.batches = 0
-        self._last = -1
+        self.last = -1
 
     def begin_epoch(self) -> None:
         """Expect the indices to begin at 0 again."""
-        self._last = -1
+        self.last = -1
 
     def is_due(self, batch: int, params: dict[str, Any] | None = None) -> bool:
         """Count up to the index `batch`; return whether a multiple was passed."""
@@ -28,14 +29,22 @@ class BatchCounter:
         # were full; `params` says how many batches the epoch has, if it is known.
         steps = (params or {}).get("steps")
         batch = batch if steps is None else min(batch, steps - 1)
-        if batch <= self._last:  # a restored run may begin at 0 inside an epoch
-            self._last = -1
+        if batch <= self.last:  # a restored run may begin at 0 inside an epoch
+            self.last = -1
         before = self.batches // self.every
-        self.batches += batch - self._last
-        self._last = batch
+        self.batches += batch - self.last
+        self.last = batch
         return self.batches // self.every > before
 
-    def restore(self, batches: int) -> None:
-        """Go on from `batches`; the indices begin at 0."""
-        self.batches = batches
-        self._last = -1
+    def get_state(self) -> dict[str, int]:
+        """Return the count and the last index seen in the epoch."""
+        return {"batches": self.batches, "last_batch": self.last}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`.
+
+        A run that is resumed inside an epoch goes on with the indices, too. Where it
+        begins the epoch again, `begin_epoch` or the first lower index says so.
+        """
+        self.batches = int(state["batches"])
+        self.last = int(state["last_batch"])

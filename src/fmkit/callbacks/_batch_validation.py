@@ -130,13 +130,13 @@ class BatchValidation(keras.callbacks.Callback):
 
     def get_state(self) -> dict[str, Any]:
         """Return all that a resumed run needs, as JSON values."""
-        return {"records": self.records, "batches": self._counter.batches}
+        return {"records": self.records, **self._counter.get_state()}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on from `state`, before `fit` or in its first epoch."""
         self._restored = True
         self.records = [dict(record) for record in state["records"]]
-        self._counter.restore(int(state["batches"]))
+        self._counter.set_state(state)
 
 
 @contextmanager

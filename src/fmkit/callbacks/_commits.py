@@ -258,13 +258,19 @@ class CommitDirectory:
         self._scores: dict[Path, float | None] = {}
         self._next = 1
 
-    def acquire(self, is_live: Callable[[], bool] = lambda: True) -> None:
+    def acquire(
+        self,
+        is_live: Callable[[], bool] = lambda: True,
+        finish: Callable[[], None] = lambda: None,
+    ) -> None:
         """Make the directory, and hold it until `release` or the end of the process.
 
         Args:
             is_live: Tells whether the work that the directory is held for still
                 goes on. If it ended without `release` (an exception that a
                 notebook keeps), the next in this process takes over.
+            finish: Called before the next takes over: waits for what this one is
+                still writing.
 
         Raises:
             OSError: If another live process holds it, or it cannot be written.
@@ -272,7 +278,7 @@ class CommitDirectory:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if self._lock is None:
-                self._lock = _Lock(self.path / "lock", is_live)
+                self._lock = _Lock(self.path / "lock", is_live, finish)
             self._lock.acquire()
         except _InUseError as error:
             raise OSError(
@@ -376,9 +382,12 @@ class _InUseError(OSError):
 class _Lock:
     """A file that at most one live process holds; death of any kind lets go of it."""
 
-    def __init__(self, path: Path, is_live: Callable[[], bool]) -> None:
+    def __init__(
+        self, path: Path, is_live: Callable[[], bool], finish: Callable[[], None]
+    ) -> None:
         self.path = path
         self.is_live = is_live
+        self.finish = finish
         self._file: IO[str] | None = None
         self._process = 0
 
@@ -395,6 +404,7 @@ class _Lock:
         if holder is not None and holder.held:
             if holder.is_live():
                 raise _InUseError("another `fit` of this very process")
+            holder.finish()
             # Handed over, not opened again: closing any handle would unlock it.
             self._file, holder._file = holder._file, None
         else:

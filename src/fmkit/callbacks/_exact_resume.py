@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import logging
 import math
 import os
 import re
@@ -25,6 +26,8 @@ from fmkit.callbacks._commits import Commit, CommitDirectory
 from fmkit.data import Batches
 
 __all__ = ["ExactResume"]
+
+_logger = logging.getLogger("fmkit.callbacks")
 
 _UNITS = {"step": 1.0, "epoch": 1.0, "second": 1.0, "minute": 60.0, "hour": 3600.0}
 
@@ -164,7 +167,7 @@ class _Keeper(keras.callbacks.Callback):
         # Runs when `fit` ends by an exception too: then Keras calls nothing, but
         # lets go of its list of callbacks.
         self.close = weakref.finalize(
-            fit.callback_list, _close, self.signals, self.directory
+            fit.callback_list, _close, self.signals, self.writer, self.directory
         )
         self.restoring: Commit | None = None
         self.restored: Commit | None = None
@@ -187,7 +190,9 @@ class _Keeper(keras.callbacks.Callback):
 
     def _start(self) -> None:
         settings = self.settings
-        self.directory.acquire(lambda: private.is_running(self.callback_list()))
+        self.directory.acquire(
+            lambda: private.is_running(self.callback_list()), self.writer.finish
+        )
         self._build()
         self.program = self._describe()
         commit = self.directory.newest()
@@ -423,8 +428,10 @@ class _Keeper(keras.callbacks.Callback):
         raise SystemExit(128 + number)
 
 
-def _close(signals: _Signals, directory: CommitDirectory) -> None:
+def _close(signals: _Signals, writer: _Writer, directory: CommitDirectory) -> None:
     signals.give_back()
+    # The directory is free when nothing is being written there any more.
+    writer.finish()
     directory.release()
 
 
@@ -460,6 +467,13 @@ class _Writer:
         if self._error is not None:
             error, self._error = self._error, None
             raise error
+
+    def finish(self) -> None:
+        """Wait for the work to end, where nobody is left to raise an error to."""
+        try:
+            self.wait()
+        except BaseException as error:  # noqa: BLE001 - the run has ended already
+            _logger.warning("The last commit could not be written: %s", error)
 
 
 class _Signals:

@@ -383,7 +383,7 @@ class ThresholdStopping(Stopper):
             "to_beat": self._to_beat,
             "held": self._held,
             "wait": self._wait,
-            "batches": self._counter.batches,
+            **self._counter.get_state(),
             "seen": sorted(self._seen),
             **weights,
         }
@@ -398,7 +398,7 @@ class ThresholdStopping(Stopper):
         self._to_beat = state["to_beat"]
         self._held = state["held"]
         self._wait = state["wait"]
-        self._counter.restore(state["batches"])
+        self._counter.set_state(state)
         self._seen = set(state["seen"])
         count = sum(name.startswith(_WEIGHT) for name in state)
         weights = [np.asarray(state[f"{_WEIGHT}{i}"]) for i in range(count)]
