@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fmkit import preprocess
 from fmkit.datasets import fashion_mnist
 
 pytestmark = pytest.mark.backend("tensorflow")
@@ -71,3 +72,19 @@ class TestTheFullSet:
             for split, expected in zip(copy, full, strict=True):
                 np.testing.assert_array_equal(split[0], expected[0])
                 np.testing.assert_array_equal(split[1], expected[1])
+
+    def test_preprocess_equals_the_tutorials_map_on_every_image(self, full):
+        import tensorflow as tf
+
+        def tutorial(x, y):
+            return tf.cast(x, tf.float32) / 255.0, tf.cast(y, tf.int32)
+
+        for images, labels in full:
+            samples = tf.data.Dataset.from_tensor_slices((images, labels))
+            theirs = samples.map(tutorial).batch(5000).as_numpy_iterator()
+            for number, (x, y) in enumerate(theirs):
+                block = slice(5000 * number, 5000 * (number + 1))
+                ours = preprocess(images[block], labels[block])
+                np.testing.assert_array_equal(ours[0], x, strict=True)
+                np.testing.assert_array_equal(ours[1], y, strict=True)
+            assert block.stop == len(labels)

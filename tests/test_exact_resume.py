@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 
-from fmkit import callbacks
+from fmkit import callbacks, optimizers
 from fmkit.callbacks import ExactResume, _commits
 from fmkit.callbacks._commits import list_commits, read_meta
 from fmkit.data import Batches
@@ -424,3 +424,21 @@ def test_the_next_fit_waits_for_what_a_broken_one_is_still_writing(
     assert kept is not None
     assert seen[0] == 0
     assert resume.resumed_from == (0, 2)
+
+
+def test_moving_averages_of_the_weights_come_back(tmp_path):
+    def averaging():
+        return build(optimizer=optimizers.ExponentialMovingAverage("adam", 0.9))
+
+    def averages(model):
+        return [np.asarray(a.numpy()).tobytes() for _, a in model.optimizer.averages]
+
+    straight = averaging()
+    straight.fit(data(), epochs=3, verbose=0)
+    with pytest.raises(StopError):
+        fit(tmp_path, StopAt(1, 3), epochs=3, model=averaging())
+    resumed, resume, _ = fit(tmp_path, epochs=3, model=averaging())
+    assert resume.resumed_from == (1, 1)
+    assert bits(resumed) == bits(straight)
+    assert averages(resumed) == averages(straight)
+    assert averages(resumed) != bits(resumed)

@@ -20,8 +20,7 @@ def averaged(model: keras.Model) -> Iterator[keras.Model]:
     it had before; meanwhile they are held aside, which takes the memory of one more
     copy. Weights that the block sets are lost with it. Blocks can be nested: the
     outermost puts in and takes out. Before the first update of the averages the model
-    keeps its weights. Statistics of `BatchNormalization` stay as they are: see
-    `fmkit.evaluation.update_batch_norm`.
+    keeps its weights. Statistics of `BatchNormalization` stay as they are.
 
     Args:
         model: A model compiled with `ExponentialMovingAverage`.
