@@ -121,10 +121,11 @@ def describe_optimizer(optimizer: Any) -> dict[str, Any]:
         config = optimizer.get_config()
     except NotImplementedError:
         return described
-    config.pop("name", None)
     started = int(keras.ops.convert_to_numpy(optimizer.iterations)) > 0
     flat = keras.tree.flatten_with_path(config)
     for path, value in flat:
+        if path[-1] == "name":  # counted through a whole process: adam, adam_1
+            continue
         if started and path[-1] == "learning_rate":
             # A callback may have changed it since: not a setting any more.
             value = ANYTHING
