@@ -1,0 +1,58 @@
+"""The examples at a small setting, with their claims asserted."""
+
+import importlib.util
+from pathlib import Path
+
+import keras
+import pytest
+
+from fmkit import callbacks, datasets
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+def example(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def without_the_full_set(monkeypatch):
+    """Run as on a machine that has nothing but fmkit."""
+    monkeypatch.setattr(datasets.fashion_mnist, "find", lambda: None)
+
+
+def test_the_quickstart_judges_draws_saves_and_reloads(tmp_path, capsys):
+    accuracy = example("quickstart").main(epochs=6, target=0.8, folder=tmp_path)
+    printed = capsys.readouterr().out
+    assert "from the sample that ships with fmkit" in printed
+    assert "No problem found." in printed
+    assert "stopped the run in epoch" in printed
+    assert f"Test accuracy {accuracy:.4f}" in printed
+    assert all(name in printed for name in datasets.fashion_mnist.CLASS_NAMES)
+    assert "predicts the same bits" in printed
+    # The sample is a tenth of the data: a few epochs bring it near 80 %.
+    assert accuracy > 0.75
+    for picture in ("learning_curves.png", "predictions.png"):
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+    assert keras.saving.load_model(tmp_path / "quickstart.keras").count_params() == (
+        244_522
+    )
+
+
+def test_the_quickstart_is_one_page():
+    lines = (EXAMPLES / "quickstart.py").read_text(encoding="utf-8").splitlines()
+    assert len(lines) < 80
+
+
+def test_the_tutorials_thresholds_are_told_truly(tmp_path):
+    low_loss, accurate = example("keras_stop_at_threshold").main(
+        epochs=12, folder=tmp_path
+    )
+    assert low_loss.reason == callbacks.StopReason.THRESHOLD
+    assert low_loss.value < 0.4
+    # 95 % takes longer than this on the sample: nothing may claim to have stopped it.
+    assert accurate is None
+    assert (tmp_path / "stop_at_threshold.png").exists()
