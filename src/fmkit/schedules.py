@@ -1,1 +1,448 @@
-"""To be written."""
+r"""Learning-rate schedules that change at exactly the step they promise.
+
+`ExponentialDecay` is TensorFlow 1's formula with the whole number of stairs found
+in integers, `Sequential` joins schedules one after the other, and `plot_schedule`
+draws any schedule. All go straight into `keras.optimizers.*(learning_rate=...)`.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+from keras.optimizers.schedules import LearningRateSchedule
+
+from fmkit._checks import check_int, check_number
+
+__all__ = ["ExponentialDecay", "Sequential", "plot_schedule"]
+
+# Two fractions with denominators up to this differ by at least its inverse square,
+# 2.3e-10: still more than the spacing of floats around a million steps.
+_LARGEST_DENOMINATOR = 65_536
+# Three times a numerator must fit int32, the integer of JAX.
+_LARGEST_NUMERATOR = 2**29
+
+
+@keras.saving.register_keras_serializable("fmkit")
+class ExponentialDecay(LearningRateSchedule):
+    r"""Learning rate that falls by a constant factor every `decay_steps` steps.
+
+    With rate $\eta_0$, factor $r$, period $T$ and $n$ steps since the decay began,
+
+    $$\eta(n) = \eta_0\, r^{\,n/T}, \qquad
+      \text{or, with `staircase`,}\quad \eta(n) = \eta_0\, r^{\lfloor n/T \rfloor}.$$
+
+    This is TensorFlow 1's `tf.train.exponential_decay`. The quotient is taken in
+    integers, so a stair comes at exactly its step: up to $2^{53}$ for Python integers
+    and for TensorFlow and PyTorch counters, up to the end of its int32 on JAX.
+    Keras's class of this name divides in float32 and steps too early at large counts.
+
+    Before the decay come, if asked for, a linear warm-up of `warmup_steps` steps from
+    `warmup_initial` to $\eta_0$ and `transition_begin` steps at $\eta_0$; $n$ counts
+    from the end of both.
+
+    Args:
+        initial_learning_rate: $\eta_0 > 0$.
+        decay_steps: Period $T > 0$ in optimizer steps, not epochs. A whole number, a
+            `fractions.Fraction`, a pair `(numerator, denominator)`, or a float, which
+            is read as the nearest fraction with a denominator up to 65,536: so
+            `60000 / 128` steps at the first step after each multiple of 468.75.
+        decay_rate: Factor $r > 0$; above 1 the rate grows.
+        staircase: Whether the rate keeps still between multiples of `decay_steps`.
+        end_value: Where the rate stops: its lower bound for $r < 1$, its upper bound
+            for $r > 1$. `None` sets no bound.
+        transition_begin: Steps at $\eta_0$ before the decay begins.
+        warmup_steps: Steps of linear warm-up; step 0 has the rate `warmup_initial`.
+        warmup_initial: Rate at step 0 of the warm-up.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+        TypeError: If an argument is not a number, or a step is not an integer.
+
+    Examples:
+        >>> schedule = ExponentialDecay(0.1, 100, 0.5, staircase=True)
+        >>> [round(float(schedule(step)), 4) for step in (0, 99, 100, 200)]
+        [0.1, 0.1, 0.05, 0.025]
+
+        The tutorial's form, 60,000 images in batches of 100, a stair for each epoch:
+
+        >>> schedule = ExponentialDecay.from_epochs(
+        ...     0.1, 0.99, num_examples=60_000, batch_size=100, staircase=True)
+        >>> [round(float(schedule(step)), 4) for step in (599, 600)]
+        [0.1, 0.099]
+    """
+
+    def __init__(
+        self,
+        initial_learning_rate: float,
+        decay_steps: float | Fraction | Sequence[int],
+        decay_rate: float,
+        staircase: bool = False,
+        *,
+        end_value: float | None = None,
+        transition_begin: int = 0,
+        warmup_steps: int = 0,
+        warmup_initial: float = 0.0,
+    ):
+        self.initial_learning_rate = check_number(
+            "initial_learning_rate", initial_learning_rate, above=0
+        )
+        self.decay_steps = _read_decay_steps(decay_steps)
+        self.decay_rate = check_number("decay_rate", decay_rate, above=0)
+        self.staircase = bool(staircase)
+        self.end_value = (
+            None
+            if end_value is None
+            else check_number("end_value", end_value, at_least=0)
+        )
+        self._check_end_value()
+        self.transition_begin = check_int(
+            "transition_begin", transition_begin, minimum=0
+        )
+        self.warmup_steps = check_int("warmup_steps", warmup_steps, minimum=0)
+        self.warmup_initial = check_number("warmup_initial", warmup_initial, at_least=0)
+
+    @classmethod
+    def from_epochs(
+        cls,
+        initial_learning_rate: float,
+        decay_rate: float,
+        *,
+        num_examples: int,
+        batch_size: int,
+        epochs_per_decay: int = 1,
+        staircase: bool = False,
+        end_value: float | None = None,
+        begin_epochs: int = 0,
+        warmup_epochs: int = 0,
+        warmup_initial: float = 0.0,
+    ) -> ExponentialDecay:
+        """Make the schedule from epochs, as the tutorial does.
+
+        The period is `epochs_per_decay * num_examples / batch_size` steps, kept as an
+        exact fraction. Where `batch_size` does not divide `num_examples`, `fit` on
+        arrays takes a last, smaller batch and so has a few more steps to the epoch.
+
+        Args:
+            initial_learning_rate: As in the class.
+            decay_rate: As in the class.
+            num_examples: Size of the training set.
+            batch_size: Examples in one step.
+            epochs_per_decay: Epochs in one period.
+            staircase: As in the class.
+            end_value: As in the class.
+            begin_epochs: Epochs at the initial rate, rounded up to whole steps.
+            warmup_epochs: Epochs of linear warm-up, rounded up to whole steps.
+            warmup_initial: As in the class.
+
+        Returns:
+            The schedule, counted in steps.
+        """
+        epoch = Fraction(
+            check_int("num_examples", num_examples), check_int("batch_size", batch_size)
+        )
+        begin = check_int("begin_epochs", begin_epochs, minimum=0)
+        warmup = check_int("warmup_epochs", warmup_epochs, minimum=0)
+        return cls(
+            initial_learning_rate,
+            check_int("epochs_per_decay", epochs_per_decay) * epoch,
+            decay_rate,
+            staircase,
+            end_value=end_value,
+            transition_begin=math.ceil(begin * epoch),
+            warmup_steps=math.ceil(warmup * epoch),
+            warmup_initial=warmup_initial,
+        )
+
+    def __call__(self, step: Any) -> Any:
+        """Return the rate at `step`, a whole number or an integer tensor."""
+        if isinstance(step, numbers.Integral):
+            return ops.convert_to_tensor(self._rate_at(int(step)), dtype="float32")
+        step = _integer_tensor(step)
+        rate = self._decayed(step - (self.warmup_steps + self.transition_begin))
+        if not self.warmup_steps:
+            return rate
+        warmup = self.warmup_initial + (
+            ops.cast(step, "float32")
+            * ((self.initial_learning_rate - self.warmup_initial) / self.warmup_steps)
+        )
+        return ops.where(step < self.warmup_steps, warmup, rate)
+
+    def _decayed(self, count: Any) -> Any:
+        """Rate of the decay proper at an integer tensor `count`."""
+        whole, rest = _divide_exactly(_not_negative(count), self.decay_steps)
+        rate = self.initial_learning_rate * self._power(
+            whole, ops.zeros_like(rest) if self.staircase else rest
+        )
+        if self.end_value is None:
+            return rate
+        bound = ops.maximum if self.decay_rate < 1 else ops.minimum
+        return bound(rate, ops.cast(self.end_value, "float32"))
+
+    def _power(self, whole: Any, rest: Any) -> Any:
+        r"""$r^{w + f}$ for whole $w$ and rest $f$, to float32's last digits.
+
+        $(w + f)\log r$ rounded to float32 would be off by up to $10^{-5}$ when it is
+        large, and so would be its exponential. So $\log r$ is split in two: the
+        leading digits, few enough for their product with $w$ to be exact, and the
+        remainder.
+        """
+        log_rate = math.log(self.decay_rate)
+        if not log_rate:
+            return ops.ones_like(rest)
+        # Beyond this count the power is zero or infinite in float32.
+        largest = min(math.ceil(150 / abs(log_rate)), 2**23)
+        whole = ops.cast(largest - _not_negative(largest - whole), "float32")
+        ulp = 2.0 ** (math.frexp(log_rate)[1] - 24 + largest.bit_length())
+        leading = round(log_rate / ulp) * ulp
+        remainder = whole * (log_rate - leading) + rest * log_rate
+        return ops.exp(whole * leading) * ops.exp(remainder)
+
+    def _rate_at(self, step: int) -> float:
+        """The same rate in Python's integers and float64, for any size of `step`."""
+        if step < self.warmup_steps:
+            climb = (self.initial_learning_rate - self.warmup_initial) * step
+            return self.warmup_initial + climb / self.warmup_steps
+        count = max(step - self.warmup_steps - self.transition_begin, 0)
+        periods = count / self.decay_steps
+        exponent = math.floor(periods) if self.staircase else float(periods)
+        log_rate = math.log(self.initial_learning_rate)
+        log_rate += exponent * math.log(self.decay_rate)
+        # Beyond exp(700) float64 ends; float32, the result's type, long before.
+        rate = math.exp(log_rate) if log_rate < 700 else math.inf
+        if self.end_value is None:
+            return rate
+        return (max if self.decay_rate < 1 else min)(rate, self.end_value)
+
+    def _check_end_value(self) -> None:
+        if self.end_value is None or self.decay_rate == 1:
+            return
+        falls = self.decay_rate < 1
+        if falls != (self.end_value <= self.initial_learning_rate):
+            raise ValueError(
+                f"`end_value` must be {'at most' if falls else 'at least'} the initial "
+                f"learning rate, {self.initial_learning_rate}, since decay_rate="
+                f"{self.decay_rate} makes the rate {'fall' if falls else 'grow'}; "
+                f"got end_value={self.end_value}."
+            )
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments as plain Python values."""
+        steps = self.decay_steps
+        return {
+            "initial_learning_rate": self.initial_learning_rate,
+            "decay_steps": (
+                steps.numerator
+                if steps.denominator == 1
+                else [steps.numerator, steps.denominator]
+            ),
+            "decay_rate": self.decay_rate,
+            "staircase": self.staircase,
+            "end_value": self.end_value,
+            "transition_begin": self.transition_begin,
+            "warmup_steps": self.warmup_steps,
+            "warmup_initial": self.warmup_initial,
+        }
+
+
+@keras.saving.register_keras_serializable("fmkit")
+class Sequential(LearningRateSchedule):
+    r"""Schedules one after the other, each counting from its own start.
+
+    Schedule $i$ rules the steps $b_i \le n < b_{i+1}$, with $b_0 = 0$ and the rest
+    from `boundaries`, and is called with $n - b_i$.
+
+    Args:
+        schedules: Schedules, or positive numbers for a constant rate.
+        boundaries: Steps at which the second and each later schedule begins: strictly
+            increasing, one fewer than `schedules`.
+
+    Raises:
+        ValueError: If the boundaries don't fit the schedules.
+        TypeError: If a part is neither a schedule nor a number.
+
+    Examples:
+        >>> schedule = Sequential([0.1, ExponentialDecay(0.1, 10, 0.5)], [100])
+        >>> [round(float(schedule(step)), 4) for step in (99, 100, 110)]
+        [0.1, 0.1, 0.05]
+    """
+
+    def __init__(
+        self,
+        schedules: Sequence[LearningRateSchedule | float],
+        boundaries: Sequence[int],
+    ):
+        self.schedules = [_read_part(part) for part in schedules]
+        self.boundaries = [check_int("boundaries", b) for b in boundaries]
+        if len(self.boundaries) != len(self.schedules) - 1:
+            raise ValueError(
+                "`boundaries` must hold one step fewer than there are schedules, got "
+                f"{len(self.schedules)} schedules and boundaries={self.boundaries}."
+            )
+        if sorted(set(self.boundaries)) != self.boundaries:
+            raise ValueError(
+                "`boundaries` must increase strictly, "
+                f"got boundaries={self.boundaries}."
+            )
+
+    def __call__(self, step: Any) -> Any:
+        """Return the rate at `step`, a whole number or an integer tensor."""
+        starts = [0, *self.boundaries]
+        if isinstance(step, numbers.Integral):
+            count = max(int(step), 0)
+            part = max(i for i, start in enumerate(starts) if start <= count)
+            return _rate_of(self.schedules[part], count - starts[part])
+        step = _integer_tensor(step)
+        rate = _rate_of(self.schedules[0], step)
+        for start, schedule in zip(self.boundaries, self.schedules[1:], strict=True):
+            later = _rate_of(schedule, _not_negative(step - start))
+            rate = ops.where(step < start, rate, later)
+        return rate
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments as plain Python values."""
+        return {
+            "schedules": [
+                part
+                if isinstance(part, float)
+                else keras.saving.serialize_keras_object(part)
+                for part in self.schedules
+            ],
+            "boundaries": self.boundaries,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Sequential:
+        """Make the schedule that `get_config` described."""
+        parts = [
+            keras.saving.deserialize_keras_object(part)
+            if isinstance(part, dict)
+            else part
+            for part in config["schedules"]
+        ]
+        return cls(parts, config["boundaries"])
+
+
+def plot_schedule(
+    schedule: Callable[[Any], Any],
+    steps: int,
+    *,
+    points: int = 1000,
+    ax: Any = None,
+    **line: Any,
+) -> Any:
+    """Draw the learning rate of `schedule` against the optimizer step.
+
+    Args:
+        schedule: Any Keras learning-rate schedule.
+        steps: How many steps to show, from step 0.
+        points: Largest number of steps at which the schedule is computed.
+        ax: Axes to draw on; a new figure's if `None`.
+        **line: Passed to `Axes.plot`.
+
+    Returns:
+        The Matplotlib `Axes`.
+    """
+    check_int("steps", steps)
+    counts = np.unique(
+        np.linspace(0, steps - 1, min(steps, check_int("points", points)), dtype=int)
+    )
+    # .item() keeps to Python's integers, which no backend narrows.
+    rates = [float(ops.convert_to_numpy(schedule(count.item()))) for count in counts]
+    if ax is None:
+        from matplotlib import pyplot
+
+        ax = pyplot.figure().add_subplot()
+    ax.plot(counts, rates, **line)
+    ax.set(xlabel="optimizer step", ylabel="learning rate")
+    return ax
+
+
+def _read_decay_steps(value: Any) -> Fraction:
+    """Return the period as an exact fraction, or say why it can't be one."""
+    if isinstance(value, (tuple, list)):
+        if len(value) != 2:
+            raise ValueError(
+                "`decay_steps` as a pair must be (numerator, denominator), "
+                f"got decay_steps={value!r}."
+            )
+        numerator = check_int("decay_steps[0]", value[0])
+        period = Fraction(numerator, check_int("decay_steps[1]", value[1]))
+    elif isinstance(value, (Fraction, numbers.Integral)):
+        numerator = check_int("decay_steps", int(value.numerator))
+        period = Fraction(numerator, int(value.denominator))
+    else:
+        number = check_number("decay_steps", value, above=0)
+        period = Fraction(number).limit_denominator(_LARGEST_DENOMINATOR)
+    if period.denominator > 1 and period.numerator > _LARGEST_NUMERATOR:
+        raise ValueError(
+            "`decay_steps` as a fraction must have a numerator up to 2^29, got "
+            f"decay_steps={value!r}, which is {period}. Round it to a whole number."
+        )
+    return period
+
+
+def _divide_exactly(count: Any, period: Fraction) -> tuple[Any, Any]:
+    """Return the integer quotient and the float32 rest of `count / period`.
+
+    `count * denominator` would overflow an int32, so the denominator is taken in
+    binary digits, as in long division: every number stays below three periods.
+    Operators, not `keras.ops`, which on PyTorch turns int64 into int32.
+    """
+    numerator, denominator = period.numerator, period.denominator
+    bits = {"int64": 63, "uint64": 64, "uint32": 32}.get(
+        keras.backend.standardize_dtype(count.dtype), 31
+    )
+    if numerator >= 2**bits:
+        # A counter this narrow never comes to the end of the first period.
+        return ops.zeros_like(count), ops.cast(count, "float32") / float(period)
+    blocks = count // numerator
+    inside = count - blocks * numerator
+    quotient, rest = ops.zeros_like(count), ops.zeros_like(count)
+    for bit in f"{denominator:b}":
+        rest = 2 * rest + int(bit) * inside
+        carry = rest // numerator
+        quotient = 2 * quotient + carry
+        rest = rest - carry * numerator
+    return blocks * denominator + quotient, ops.cast(rest, "float32") / numerator
+
+
+def _integer_tensor(step: Any) -> Any:
+    # Asked before it becomes a tensor: an optimizer's counter is a keras.Variable.
+    step = ops.convert_to_tensor(step)
+    dtype = keras.backend.standardize_dtype(step.dtype)
+    if "int" not in dtype:
+        raise TypeError(
+            "A schedule counts whole optimizer steps: `step` must be an integer or an "
+            f"integer tensor, got dtype {dtype}."
+        )
+    # Subtracting from a narrow or an unsigned counter would wrap around.
+    return ops.cast(step, "int32") if dtype not in ("int32", "int64") else step
+
+
+def _not_negative(count: Any) -> Any:
+    """Return `max(count, 0)`, by operators: on PyTorch `ops.maximum` gives int32."""
+    return count * ops.cast(count > 0, count.dtype)
+
+
+def _read_part(part: Any) -> LearningRateSchedule | float:
+    if isinstance(part, LearningRateSchedule):
+        return part
+    if callable(part) or isinstance(part, str):
+        raise TypeError(
+            "`schedules` must hold LearningRateSchedule objects or numbers, "
+            f"got {part!r}."
+        )
+    return check_number("schedules", part, at_least=0)
+
+
+def _rate_of(part: LearningRateSchedule | float, step: Any) -> Any:
+    if isinstance(part, float):
+        return ops.convert_to_tensor(part, dtype="float32")
+    return part(step)
