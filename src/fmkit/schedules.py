@@ -374,7 +374,7 @@ def _read_decay_steps(value: Any) -> Fraction:
             )
         numerator = check_int("decay_steps[0]", value[0])
         period = Fraction(numerator, check_int("decay_steps[1]", value[1]))
-    elif isinstance(value, (Fraction, numbers.Integral)):
+    elif isinstance(value, (Fraction, numbers.Integral)) and value is not True:
         numerator = check_int("decay_steps", int(value.numerator))
         period = Fraction(numerator, int(value.denominator))
     else:
