@@ -1,0 +1,1 @@
+"""fmkit's benchmarks: `python -m benchmarks` measures, compares and prints ratios."""
