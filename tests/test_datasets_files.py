@@ -494,7 +494,11 @@ def test_a_bad_json_gives_one_error_that_names_it(tmp_path, make, message, compr
         mnist.load_data(path, mode="eval")
 
 
-@pytest.mark.parametrize("data", [b"", b"hello", gzip.compress(b"hello")])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"hello", gzip.compress(b"hello")],
+    ids=["empty", "text", "gzip of text"],  # gzip's bytes hold the time of day
+)
 def test_a_file_of_no_known_form_is_told_the_known_ones(tmp_path, data):
     path = write(tmp_path / "given", data)
     with pytest.raises(DatasetFileError, match=r"given: .*expected a folder of IDX"):
