@@ -47,6 +47,9 @@ types: $(VENV)/dev.stamp ## mypy --strict over the package
 docs: $(VENV)/dev.stamp ## build the reference site into site/
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict -q
 
+site-test: docs ## look at every page of the site in headless Chromium
+	$(PY) scripts/check_site.py
+
 wheel-check: $(VENV)/dev.stamp ## build the wheel and try it in an empty environment
 	$(PY) scripts/check_wheel.py
 

@@ -33,6 +33,12 @@ def on_files(files, config):
         for old, new in LINKS.items():
             text = text.replace(old, new)
         files.append(File.generated(config, page, content=text))
+    for example in sorted((ROOT / "examples").glob("*.py")):
+        files.append(
+            File.generated(
+                config, f"examples/{example.name}", abs_src_path=str(example)
+            )
+        )
     return files
 
 
@@ -42,9 +48,11 @@ def on_page_content(page_html, page, **_):
     def to_mathml(match):
         _, bracket, latex = match.groups()
         try:
-            return convert(
-                html.unescape(latex), display="block" if bracket == "[" else "inline"
-            )
+            if bracket == "(":
+                return convert(html.unescape(latex), display="inline")
+            # A long formula scrolls in its own box, so that a phone shows the page.
+            drawn = convert(html.unescape(latex), display="block")
+            return f'<div class="formula">{drawn}</div>'
         except Exception as error:
             raise ValueError(f"{page.file.src_path}: formula {latex!r}") from error
 
