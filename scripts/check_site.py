@@ -5,8 +5,9 @@
 Every page is opened in headless Chromium: no error in the console, nothing fetched from
 elsewhere, no picture missing, every formula drawn, no page wider than a phone. Every
 link and anchor is followed in the files. The search must find what is asked for, from
-`file:` as well as from a server. `--screenshots DIR` also saves pictures of the pages in
-both widths and themes, for a person to look at.
+`file:` as well as from a server. Before all that, a page with one fault of each kind
+must be reported in full. `--screenshots DIR` also saves pictures of the pages in both
+widths and themes, for a person to look at.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
 from selenium import webdriver
+from selenium.common.exceptions import TimeoutException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
@@ -45,6 +47,7 @@ class Links(html.parser.HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note where the tag leads, and what can lead to it."""
         given = dict(attrs)
         for name in ("id", "name"):
             if given.get(name):
@@ -78,6 +81,7 @@ def broken_links(site: Path) -> list[str]:
 
 
 def browser(profile: str) -> webdriver.Chrome:
+    """Start Chromium without a window, in a folder of its own."""
     binary, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if binary is None or driver is None:
         sys.exit(
@@ -104,14 +108,16 @@ const problems = [];
 for (const image of document.images) {
   // Pictures below the fold may be loaded late on purpose.
   image.loading = "eager";
-  if (image.complete && image.naturalWidth === 0) problems.push("no picture " + image.src);
+  if (image.complete && image.naturalWidth === 0)
+    problems.push("no picture " + image.src);
 }
 for (const formula of document.querySelectorAll("math")) {
   const box = formula.getBoundingClientRect();
   const folded = formula.closest("details:not([open])");
   if (!folded && (box.width < 1 || box.height < 1))
     problems.push("formula not drawn: " + formula.textContent);
-  if (formula.querySelector("merror")) problems.push("bad formula " + formula.textContent);
+  if (formula.querySelector("merror"))
+    problems.push("bad formula " + formula.textContent);
 }
 const article = document.querySelector("article").cloneNode(true);
 for (const code of article.querySelectorAll("code, pre, math")) code.remove();
@@ -119,7 +125,8 @@ for (const raw of ["\\(", "\\[", "$$"])
   if (article.textContent.includes(raw)) problems.push("raw formula " + raw);
 for (const entry of performance.getEntriesByType("resource"))
   if (!entry.name.startsWith(location.protocol + "//" + location.host))
-    if (!entry.name.startsWith("data:")) problems.push("fetched from elsewhere: " + entry.name);
+    if (!entry.name.startsWith("data:"))
+      problems.push("fetched from elsewhere: " + entry.name);
 const wide = document.documentElement.scrollWidth - window.innerWidth;
 if (wide > 0) problems.push("wider than the screen by " + wide + " pixels");
 return problems;
@@ -127,6 +134,7 @@ return problems;
 
 
 def look_at(driver: webdriver.Chrome, page: Path, size: tuple[int, int]) -> list[str]:
+    """Open a page and return what is wrong with it."""
     driver.set_window_size(*size)
     driver.get(page.as_uri())
     problems = list(driver.execute_script(LOOK))
@@ -139,6 +147,7 @@ def look_at(driver: webdriver.Chrome, page: Path, size: tuple[int, int]) -> list
 
 
 def search(driver: webdriver.Chrome, home: str, words: str, expected: str) -> list[str]:
+    """Type `words` into the search and wait for a link to `expected`."""
     driver.set_window_size(*DESKTOP)
     driver.get(home)
     field = driver.find_element(By.CSS_SELECTOR, "input.md-search__input")
@@ -155,12 +164,13 @@ def search(driver: webdriver.Chrome, home: str, words: str, expected: str) -> li
 
     try:
         WebDriverWait(driver, 20).until(found)
-    except Exception:
+    except TimeoutException:
         return [f"searching {words!r} from {home} gave {links[:5]}, not {expected}"]
     return []
 
 
 def searches(driver: webdriver.Chrome, site: Path) -> list[str]:
+    """Search from a folder and from a server."""
     handler = functools.partial(Quiet, directory=str(site))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -177,6 +187,8 @@ def searches(driver: webdriver.Chrome, site: Path) -> list[str]:
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
+    """A server that does not print its requests."""
+
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing: the requests are not what is looked at."""
 
@@ -184,6 +196,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 def take_pictures(
     driver: webdriver.Chrome, page: Path, name: str, folder: Path
 ) -> None:
+    """Save the page in both widths and themes."""
     for width, size in (("desktop", DESKTOP), ("phone", PHONE)):
         for theme, scheme in enumerate(("default", "slate")):
             driver.set_window_size(*size)
@@ -194,11 +207,33 @@ def take_pictures(
                 scheme,
             )
             driver.save_screenshot(
-                str(folder / f"{name}-{width}-{'light dark'.split()[theme]}.png")
+                str(folder / f"{name}-{width}-{('light', 'dark')[theme]}.png")
             )
 
 
+# One fault of each kind; the check must name them all, or it checks nothing.
+FAULTY = """<!doctype html><title>faulty</title><body><article id="here">
+<a href="nowhere.html">link</a> <a href="#nothing">anchor</a> <img src="none.png">
+<p>\\(raw\\)</p><math><mi></mi></math><div style="width: 3000px">wide</div>
+<script>console.error("cry"); fetch("http://127.0.0.1:9/").catch(() => 0);</script>
+</article>"""
+FAULTS = (
+    "nowhere.html leads nowhere", "no anchor for #nothing", "no picture",
+    "raw formula", "formula not drawn", "wider than the screen", "cry",
+    "fetched from elsewhere",
+)  # fmt: skip
+
+
+def prove(driver: webdriver.Chrome, folder: Path) -> list[str]:
+    """Return the kinds of fault that this check would not see."""
+    page = folder / "faulty.html"
+    page.write_text(FAULTY, encoding="utf-8")
+    seen = "\n".join(broken_links(folder) + look_at(driver, page, DESKTOP))
+    return [f"the check does not see: {fault}" for fault in FAULTS if fault not in seen]
+
+
 def main() -> None:
+    """Check the site, print the problems, and fail if there are any."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("site", nargs="?", type=Path, default=SITE)
     parser.add_argument(
@@ -210,8 +245,10 @@ def main() -> None:
     if not pages:
         sys.exit(f"No page in {site}. Type: make docs")
     problems = broken_links(site)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        driver = browser(profile)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        driver = browser(f"{folder}/profile")
+        (Path(folder) / "faulty").mkdir()
+        problems += prove(driver, Path(folder) / "faulty")
         for page in pages:
             problems += look_at(driver, page, DESKTOP) + look_at(driver, page, PHONE)
             if given.screenshots:
