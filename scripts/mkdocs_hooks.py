@@ -4,6 +4,8 @@
   each text stands in one place.
 - Formulas become MathML while the site is built. Every current browser draws MathML
   itself, so the pages need no script, from here or elsewhere.
+- Pages under `zh/` have the theme's words in Chinese, and each page that exists in both
+  languages leads to the other.
 """
 
 import html
@@ -12,6 +14,7 @@ from pathlib import Path
 
 from latex2mathml.converter import convert
 from mkdocs.structure.files import File
+from mkdocs.utils import get_relative_url
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = {
@@ -19,6 +22,7 @@ SHARED = {
     "changelog.md": "CHANGELOG.md",
     "contributing.md": "CONTRIBUTING.md",
 }
+PAGES: dict[str, str] = {}  # source of each page -> its address in the site
 FORMULA = re.compile(
     r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL
 )
@@ -39,11 +43,33 @@ def on_files(files, config):
                 config, f"examples/{example.name}", abs_src_path=str(example)
             )
         )
+    PAGES.update({file.src_uri: file.url for file in files.documentation_pages()})
     return files
 
 
+def on_page_context(context, page, config, nav):
+    """Give the theme's own words the language of the page."""
+    config.theme["language"] = "zh" if page.file.src_uri.startswith("zh/") else "en"
+    return context
+
+
+def other_language(page):
+    """Return the link from a page to its translation, or nothing.
+
+    The theme's own menu of languages asks for a sitemap, which fails in a folder.
+    """
+    address = page.file.src_uri
+    chinese = address.startswith("zh/")
+    other = address.removeprefix("zh/") if chinese else f"zh/{address}"
+    if other not in PAGES:
+        return ""
+    link = get_relative_url(PAGES[other], page.url)
+    lang, name = ("en", "English") if chinese else ("zh", "中文")
+    return f'<p class="language"><a href="{link}" lang="{lang}">{name}</a></p>'
+
+
 def on_page_content(page_html, page, **_):
-    """Turn each formula into MathML; a formula that can't be read stops the build."""
+    """Turn formulas into MathML (one that can't be read stops the build); link."""
 
     def to_mathml(match):
         _, bracket, latex = match.groups()
@@ -56,4 +82,4 @@ def on_page_content(page_html, page, **_):
         except Exception as error:
             raise ValueError(f"{page.file.src_path}: formula {latex!r}") from error
 
-    return FORMULA.sub(to_mathml, page_html)
+    return other_language(page) + FORMULA.sub(to_mathml, page_html)
