@@ -4,12 +4,14 @@
   each text stands in one place.
 - Formulas become MathML while the site is built. Every current browser draws MathML
   itself, so the pages need no script, from here or elsewhere.
+- The picture of the floors is drawn from the imports.
 - Pages under `zh/` have the theme's words in Chinese, and each page that exists in both
   languages leads to the other.
 """
 
 import html
 import re
+import sys
 from pathlib import Path
 
 from latex2mathml.converter import convert
@@ -17,6 +19,9 @@ from mkdocs.structure.files import File
 from mkdocs.utils import get_relative_url
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+from architecture import picture  # noqa: E402
+
 SHARED = {
     "index.md": "README.md",
     "changelog.md": "CHANGELOG.md",
@@ -43,6 +48,8 @@ def on_files(files, config):
                 config, f"examples/{example.name}", abs_src_path=str(example)
             )
         )
+    floors = File.generated(config, "figures/architecture.svg", content=picture())
+    files.append(floors)
     PAGES.update({file.src_uri: file.url for file in files.documentation_pages()})
     return files
 

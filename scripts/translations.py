@@ -1,6 +1,6 @@
 """Which Chinese pages are older than the English ones they translate.
 
-    python scripts/translations.py                # report; fails if one is missing or old
+    python scripts/translations.py             # fails if one is missing or old
     python scripts/translations.py --accept docs/zh/guides/data.md ...
 
 A Chinese page begins with the digest of the English text it was made from. Once the
@@ -56,7 +56,9 @@ def problem(chinese: Path, english: Path, root: Path = ROOT) -> str | None:
 
 def problems(root: Path = ROOT) -> list[str]:
     """Return what is wrong, one line a page."""
-    found = (problem(chinese, english, root) for chinese, english in pairs(root).items())
+    found = (
+        problem(chinese, english, root) for chinese, english in pairs(root).items()
+    )
     return [line for line in found if line is not None]
 
 
