@@ -41,6 +41,7 @@ def run(folder, seen, kill_at=-1):
         batches(),
         epochs=2,
         steps_per_epoch=STEPS,
+        shuffle=False,
         verbose=0,
         callbacks=[backup, KillAt(kill_at)],
     )
