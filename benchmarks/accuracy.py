@@ -88,6 +88,10 @@ def _first(epochs: list[dict[str, float]], accuracy: float) -> float | None:
     return next((e["seconds"] for e in epochs if e["accuracy"] >= accuracy), None)
 
 
+def _all(accuracies: list[float]) -> str:
+    return ", ".join(f"{accuracy:.4f}" for accuracy in accuracies)
+
+
 def table(results: dict[str, Any], command: str) -> str:
     """Return the table as Markdown."""
     lines = [
@@ -97,7 +101,7 @@ def table(results: dict[str, Any], command: str) -> str:
     ends = [run[-1] for run in results["tutorial"]]
     final = statistics.median(end["accuracy"] for end in ends)
     took = statistics.median(end["seconds"] for end in ends)
-    everyone = ", ".join(f"{end['accuracy']:.4f}" for end in ends)
+    everyone = _all([end["accuracy"] for end in ends])
     lines.append(
         f"| the tutorial's, {len(results['tutorial'][0])} epochs | {len(ends)} "
         f"| {final:.4f} ({everyone}) | {took:.0f} | 1 |"
@@ -114,7 +118,7 @@ def table(results: dict[str, Any], command: str) -> str:
         sooner = f"{statistics.median(reached) / seconds:.0f} ×" if reached else "never"
         lines.append(
             f"| {name} | {len(runs)} | {median:.4f} "
-            f"({', '.join(f'{a:.4f}' for a in accuracies)}) | {seconds:.1f} | {sooner} |"
+            f"({_all(accuracies)}) | {seconds:.1f} | {sooner} |"
         )
     about = ", ".join(f"{key} {value}" for key, value in machine().items())
     told = (
