@@ -57,9 +57,12 @@ def by_hand(train: data.Batches, judged: data.Batches, labels: np.ndarray, epoch
         for step, (x, y) in enumerate(train.as_dataset(epoch)):
             values = one_step(x, y)
             if step % 100 == 0:
-                row = {name: float(value) for name, value in values.items()}
-                printed.append(row | {"step": epoch * len(train) + step})
-                say(epoch, step, row)
+                say(epoch, step, {name: float(value) for name, value in values.items()})
+                at = epoch * len(train) + step
+                printed += [
+                    {"step": at, "loss": name, "value": float(values[name])}
+                    for name in LOSSES
+                ]
         predicted = model.predict(judged, verbose=0).argmax(-1)
         accuracies.append(float(np.mean(predicted == labels)))
         print(f"epoch {epoch + 1}: {accuracies[-1]:.4f} of the test images\n")
@@ -139,14 +142,17 @@ def main(epochs: int = 6, folder: str = "outputs") -> dict[str, list[float]]:
     (output / "tf2_gradient_tape.md").write_text(table(columns), encoding="utf-8")
     print(table(columns))
     _, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-    for name, line in zip(LOSSES, ("o-", "s--"), strict=True):
-        values = [row[name] for row in printed]
-        steps = [row["step"] for row in printed]
-        left.semilogy(steps, values, line, markersize=4, label=name)
-    left.set(xlabel="step", ylabel="loss of the batch", title="the loop, on the MSE")
-    left.legend(frameon=False)
-    draw.learning_curves(columns, list(columns), title="test accuracy", ax=right)
-    right.set_ylabel("accuracy")
+    draw.sweep(printed, "step", "value", group="loss", title="the loop", ax=left)
+    left.set(yscale="log", ylabel="loss of one batch")
+    left.legend(frameon=False, loc="center right")
+    runs = [
+        {"epoch": epoch, "test accuracy": value, "run": run}
+        for run, column in columns.items()
+        for epoch, value in enumerate(column, start=1)
+    ]
+    draw.sweep(runs, "epoch", "test accuracy", group="run", ax=right)
+    right.legend(frameon=False, loc="lower right")
+    right.xaxis.get_major_locator().set_params(integer=True)
     left.figure.savefig(output / "tf2_gradient_tape.png", dpi=120)
     plt.close(left.figure)
     return columns
