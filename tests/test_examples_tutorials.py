@@ -97,8 +97,10 @@ def test_the_tutorials_thresholds_are_told_truly(tmp_path, capsys):
 def test_the_tutorials_two_mistakes_are_named_before_any_training():
     labels = np.arange(10)
     flat, five = example(STOPPING).mistakes(labels)
-    assert "(None, 28, 10)" in flat and "keras.layers.Flatten()" in flat
-    assert "which needs 10 outputs" in five and "`num_classes=10`" in five
+    assert "(None, 28, 10)" in flat
+    assert "keras.layers.Flatten()" in flat
+    assert "which needs 10 outputs" in five
+    assert "`num_classes=10`" in five
     # The tutorial's own network is not refused.
     models.check_outputs(models.mlp((128,)), labels)
 
@@ -132,7 +134,8 @@ def test_the_made_json_is_read_back_as_the_tutorials_file_would_be(tmp_path):
     (x, y), _ = datasets.fashion_mnist.load_sample()
     path = module.make_json(tmp_path / "mnist.json.gz", x, y)
     (x_train, y_train), (x_eval, y_eval) = module.read_json(path)
-    assert x_train.shape == (500, 28, 28) and x_eval.shape == (100, 28, 28)
+    assert x_train.shape == (500, 28, 28)
+    assert x_eval.shape == (100, 28, 28)
     np.testing.assert_allclose(x_train, x[:500] / 255, atol=6e-5)
     np.testing.assert_array_equal(y_train, y[:500])
     np.testing.assert_array_equal(y_eval, y[600:700])
@@ -154,4 +157,5 @@ def test_reading_ahead_gives_the_same_batches_from_another_thread():
     assert taken == list(range(5))
     assert len(set(readers)) == 1
     # Read in turn, it is the training's own thread that reads.
-    assert list(source()) and readers[-1] == threading.get_ident()
+    assert list(source())
+    assert readers[-1] == threading.get_ident()
