@@ -13,6 +13,7 @@ than its figure is found, and a figure that did not come from this command.
 
 import argparse
 import ast
+import csv
 import hashlib
 import io
 import json
@@ -124,11 +125,7 @@ class Gallery:
                 (self.figures / name).write_bytes(small_png(picture))
                 content = (self.figures / name).read_bytes()
                 figures[name] = hashlib.sha256(content).hexdigest()
-            table = output / f"{path.stem}.md"
-            if table.exists():
-                lines = table.read_text(encoding="utf-8").splitlines()
-            else:
-                lines = ["```text", *last_paragraph(printed, folder), "```"]
+            lines = table_in(output, path.stem) or last_paragraph(printed, folder)
         print(f"{path.stem}: {seconds} s, {len(figures)} figures", flush=True)
         return {
             "program": program,
@@ -181,10 +178,21 @@ def run_program(path: Path, folder: str, root: Path) -> str:
     return done.stdout
 
 
+def table_in(output: Path, name: str) -> list[str]:
+    """Return the table that a program saved, Markdown or CSV, as lines of Markdown."""
+    if (path := output / f"{name}.md").exists():
+        return path.read_text(encoding="utf-8").splitlines()
+    if (path := output / f"{name}.csv").exists():
+        head, *rows = csv.reader(path.read_text(encoding="utf-8").splitlines())
+        cells = [head, ["---"] * len(head), *rows]
+        return [f"| {' | '.join(row)} |" for row in cells]
+    return []
+
+
 def last_paragraph(printed: str, folder: str) -> list[str]:
     """Return what a program without a table printed last, but for paths of here."""
     lines = printed.strip().split("\n\n")[-1].splitlines()
-    return [line for line in lines if folder not in line]
+    return ["```text", *(line for line in lines if folder not in line), "```"]
 
 
 def small_png(picture: Path) -> bytes:

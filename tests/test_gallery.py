@@ -98,6 +98,15 @@ def test_a_run_is_stored_with_its_picture_and_its_table(small):
     assert small.outdated() == {}
 
 
+def test_a_table_of_comma_separated_values_becomes_markdown(script, tmp_path):
+    (tmp_path / "zebra.csv").write_text('a,"b, c"\n1,2\n', encoding="utf-8")
+    assert script.table_in(tmp_path, "zebra") == [
+        "| a | b, c |",
+        "| --- | --- |",
+        "| 1 | 2 |",
+    ]
+
+
 @pytest.mark.parametrize(
     ("change", "name", "reason"),
     [
