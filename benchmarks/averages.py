@@ -15,7 +15,7 @@ PyTorch the steps are eager).
   floor `a *= c`, one read and one write, for comparison. A difference of two times is
   noisy: look at its quartiles.
 - Memory: bytes of the variables that the average adds, over those of the weights.
-- A swap in and out, over copying every weight twice, once for each direction.
+- A swap in and out, over reading and writing every weight twice, once each way.
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ def size(variables: list[Any]) -> int:
 
 
 def swap_row(quick: bool) -> dict[str, Any]:
-    """A swap in and out, over two copies of every weight."""
+    """A swap in and out, over reading and writing every weight twice."""
     model = network("fmkit", LARGE)
     training(model, LARGE_BATCH, 1)()
 
@@ -233,7 +233,8 @@ def swap_row(quick: bool) -> dict[str, Any]:
 
     def copies() -> None:
         for _ in range(2):
-            settle([ops.copy(v) for v in model.trainable_variables])
+            # Not `ops.copy`, which on TensorFlow is an alias.
+            settle([ops.negative(v) for v in model.trainable_variables])
 
     times = interleave({"swap": swap, "copies": copies}, 10 if quick else 60, warm_up=2)
     name = f"{model.count_params():,} weights: a swap in and out"
