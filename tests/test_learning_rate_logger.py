@@ -15,7 +15,8 @@ X = np.ones((12, 1), "float32")
 
 def fit(optimizer, callbacks, epochs=2, **arguments):
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
-    model.compile(optimizer, "mse", **arguments)
+    eager = not arguments  # to save time: the logger stands outside of the steps
+    model.compile(optimizer, "mse", run_eagerly=eager, **arguments)
     return model.fit(
         X, X, batch_size=4, epochs=epochs, verbose=0, callbacks=callbacks
     ).history
@@ -131,6 +132,42 @@ def test_tensorboard_shows_each_step(tmp_path):
     ]
     assert values == [0.5] * 6
     assert "epoch_learning_rate" in events.Tags()["tensors"]
+
+
+@pytest.mark.backend("tensorflow")
+def test_tensorboard_shows_the_rate_used_in_an_epoch_under_another_name(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util.tensor_util import make_ndarray
+
+    schedule = ExponentialDecay(0.8, 3, 0.5, staircase=True)
+    board = keras.callbacks.TensorBoard(tmp_path)
+    fit(keras.optimizers.SGD(schedule), [board, LearningRateLogger(name="rate")])
+    events = EventAccumulator(str(tmp_path / "train"))
+    events.Reload()
+
+    def shown(tag):
+        return [float(make_ndarray(e.tensor_proto)) for e in events.Tensors(tag)]
+
+    np.testing.assert_allclose(shown("epoch_rate"), [0.8, 0.4], rtol=1e-6)
+    # Keras's own entry is the rate of the step to come.
+    np.testing.assert_allclose(shown("epoch_learning_rate"), [0.4, 0.2], rtol=1e-6)
+
+
+def test_a_rate_that_changes_as_a_batch_ends_counts_for_the_next():
+    class Halve(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            rate = float(self.model.optimizer.learning_rate)
+            self.model.optimizer.learning_rate = rate / 2
+
+    logger = LearningRateLogger(every="step")
+    history = fit(keras.optimizers.SGD(0.5), [Halve(), logger], epochs=2)
+    assert logger.learning_rates == [0.5 / 2**n for n in range(6)]
+    assert history["learning_rate"] == [0.5 / 2**2, 0.5 / 2**5]
+
+
+def test_outside_of_fit_it_is_told_what_to_write():
+    with pytest.raises(RuntimeError, match=r"fit\(\.\.\., callbacks="):
+        LearningRateLogger().on_train_begin()
 
 
 def test_the_words_of_every_are_checked():

@@ -134,8 +134,8 @@ def _measuring(model: keras.Model, layers: list[Any]) -> Iterator[None]:
         for layer in layers:
             layer.momentum = 0.0
             # Zero times an infinite old statistic would not be zero.
-            layer.moving_mean.assign(ops.zeros_like(layer.moving_mean))
-            layer.moving_variance.assign(ops.ones_like(layer.moving_variance))
+            layer.moving_mean.assign(ops.zeros(layer.moving_mean.shape))
+            layer.moving_variance.assign(ops.ones(layer.moving_variance.shape))
         with _no_trace():
             yield
     except BaseException:
