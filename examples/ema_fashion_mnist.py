@@ -1,9 +1,8 @@
 """Train at a high, decaying rate and judge the raw weights beside their averages.
 
-The recipe of the TensorFlow 1 tutorials, on real Fashion-MNIST: exponential decay in
-stairs, one each epoch, and moving averages of the weights. Writes
-`averages-fashion-mnist.png` and `best.keras`. No network: the full data set if this
-machine has it, else the sample in the package.
+The TensorFlow 1 tutorials' recipe on real Fashion-MNIST: a rate that decays in stairs,
+and averages of the weights. Writes a figure and `best.keras`. No network: the full data
+set if this machine has it, else the sample in the package.
 """
 
 from pathlib import Path
@@ -26,11 +25,9 @@ def accuracy(model: keras.Model, batches: data.Batches, calls: list = ()) -> flo
 
 def main(epochs: int = 20, folder: str = "outputs") -> dict[str, list[float]]:
     """Train for `epochs` epochs; return the accuracies of each, raw and averaged."""
-    output = Path(folder)
-    output.mkdir(parents=True, exist_ok=True)
+    (output := Path(folder)).mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(0)
-    source = datasets.fashion_mnist
-    found = source.find()
+    source, found = datasets.fashion_mnist, datasets.fashion_mnist.find()
     training, test = source.load_data() if found else source.load_sample()
     print(f"Fashion-MNIST from {found or 'the sample that ships with fmkit'}")
     train, val = preprocessing.split(*training, validation_split=0.1, seed=0)
@@ -53,28 +50,20 @@ def main(epochs: int = 20, folder: str = "outputs") -> dict[str, list[float]]:
     best = keras.callbacks.ModelCheckpoint(
         output / "best.keras", monitor="val_accuracy", save_best_only=True
     )
-    seen: dict[str, list[float]] = {}
+    calls = [with_averages, best, callbacks.LearningRateLogger()]
+    seen: dict[str, list[float]] = {"test_raw": [], "test_averaged": []}
     for epoch in range(epochs):
         # One epoch at a time, to judge both on test images: nothing is lost between.
-        history = model.fit(
-            batches,
-            epochs=epoch + 1,
-            initial_epoch=epoch,
-            validation_data=validation,
-            callbacks=[with_averages, best, callbacks.LearningRateLogger()],
-            verbose=2,
-        ).history
-        logs = {name: values[0] for name, values in history.items()}
-        logs["test_raw"] = accuracy(model, judged)
-        logs["test_averaged"] = accuracy(model, judged, [with_averages])
-        for name, value in logs.items():
-            seen.setdefault(name, []).append(value)
+        span = {"initial_epoch": epoch, "epochs": epoch + 1, "callbacks": calls}
+        history = model.fit(batches, validation_data=validation, verbose=2, **span)
+        for name, values in history.history.items():
+            seen.setdefault(name, []).extend(values)
+        seen["test_raw"].append(accuracy(model, judged))
+        seen["test_averaged"].append(accuracy(model, judged, [with_averages]))
 
     raw, averaged = seen["test_raw"], seen["test_averaged"]
-    at = range(1, epochs + 1)
-    ax = draw.raw_against_averaged(
-        raw, averaged, steps=at, metric="test accuracy", xlabel="epoch"
-    )
+    labels = {"metric": "test accuracy", "xlabel": "epoch"}
+    ax = draw.raw_against_averaged(raw, averaged, steps=range(1, epochs + 1), **labels)
     ax.figure.savefig(output / FIGURE, dpi=120, metadata={"Software": None})
     plt.close(ax.figure)
     # The epoch is chosen by validation; the test images only say how good it is.
