@@ -17,7 +17,8 @@ def trained(optimizer):
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((37,)), keras.layers.Dense(41)])
     model.compile(optimizer, "mse")
-    model.train_on_batch(ops.ones((2, 37)), ops.ones((2, 41)))
+    weights = model.trainable_variables
+    model.optimizer.apply([ops.ones(weight.shape) for weight in weights], weights)
     return model
 
 
