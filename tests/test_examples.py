@@ -63,7 +63,7 @@ def test_averages_are_judged_beside_raw_weights_and_saved(tmp_path, capsys):
     seen = example("ema_fashion_mnist").main(epochs=2, folder=tmp_path)
     picture = tmp_path / "averages-fashion-mnist.png"
     assert picture.read_bytes().startswith(b"\x89PNG")
-    # A stair is 5400 / 128 = 42.19 steps, an epoch 43: its second ends after two stairs.
+    # A stair is 5400 / 128 = 42.19 steps, an epoch 43: the second ends past two stairs.
     assert seen["learning_rate"] == pytest.approx([0.2, 0.2 * 0.95**2])
     assert seen["test_raw"] != seen["test_averaged"]
     # The file holds the weights that its score was measured with: the averages.
