@@ -64,6 +64,7 @@ def main(epochs: int = 20, folder: str = "outputs") -> dict[str, list[float]]:
     raw, averaged = seen["test_raw"], seen["test_averaged"]
     labels = {"metric": "test accuracy", "xlabel": "epoch"}
     ax = draw.raw_against_averaged(raw, averaged, steps=range(1, epochs + 1), **labels)
+    ax.set_xticks(range(5, epochs + 1, 5))
     ax.figure.savefig(output / FIGURE, dpi=120, metadata={"Software": None})
     plt.close(ax.figure)
     # The epoch is chosen by validation; the test images only say how good it is.

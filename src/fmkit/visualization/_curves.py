@@ -202,7 +202,6 @@ def raw_against_averaged(
     bold = {"color": BLUE, "linestyle": "-", "linewidth": 2.4, "marker": "o"}
     ax.plot(at, raw, label="raw weights", **style | thin)
     ax.plot(at, averaged, label="averaged weights", **style | bold)
-    whole_ticks(ax)
     counted = "evaluation" if steps is None else "step"
     write_labels(ax, xlabel or counted, metric, title)
     write_legend(ax)
