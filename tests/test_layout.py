@@ -34,6 +34,7 @@ FLOORS = {
     "optimizers": 2,
     "callbacks": 3,
     "evaluation": 3,
+    "performance": 4,
     "hypermodels": 3,
 }
 
