@@ -68,13 +68,17 @@ def by_fmkit(model: keras.Model, x: np.ndarray, y: np.ndarray) -> Epoch:
     return epoch
 
 
-def by_fit(model: keras.Model, x: np.ndarray, y: np.ndarray) -> Epoch:
+def by_fit(
+    model: keras.Model, x: np.ndarray, y: np.ndarray, shuffle: bool = True
+) -> Epoch:
     """`fit(x, y)` with Keras's defaults."""
     pixels, labels = x.astype("float32") / 255, y.astype("int32")
     model.compile(keras.optimizers.Adam(RATE), loss())
 
     def epoch(number: int) -> float:
-        history = model.fit(pixels, labels, batch_size=BATCH, verbose=0)
+        history = model.fit(
+            pixels, labels, batch_size=BATCH, shuffle=shuffle, verbose=0
+        )
         return history.history["loss"][0]
 
     return epoch
