@@ -1,7 +1,6 @@
 """The benchmarks compare equals: same batches, same loss, same weights. No times."""
 
 import json
-import sys
 
 import keras
 import numpy as np
@@ -67,7 +66,6 @@ def test_the_data_of_the_tutorial_is_what_batches_gives_bit_for_bit():
 
 
 @pytest.mark.backend("tensorflow")
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_batches_of_a_large_file_take_a_bounded_memory():
     # A gigabyte on disk; a copy of it would take ten times what is allowed here.
     growth, rows = memory.peak_growth(1.0, steps=60)
@@ -76,7 +74,6 @@ def test_batches_of_a_large_file_take_a_bounded_memory():
 
 
 @pytest.mark.backend("tensorflow")
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_measure_of_memory_sees_a_copy():
     # Negative control.
     before = memory.private_bytes()
