@@ -35,7 +35,6 @@ FLOORS = {
     "optimizers": 2,
     "callbacks": 3,
     "evaluation": 4,
-    "evaluation": 3,
     "performance": 4,
     "hypermodels": 3,
 }
