@@ -161,10 +161,6 @@ def _model(options: argparse.Namespace) -> Any:
             model = keras.saving.deserialize_keras_object(config, safe_mode=True)
         else:
             model = keras.saving.load_model(path, safe_mode=True)
-    except FileNotFoundError:
-        raise _UsageError(
-            f"There is no file {path}. Give --model FILE.keras."
-        ) from None
     except Exception as error:
         raise _UsageError(
             f"{path} could not be made into a model: {error}\nIf it has layers, losses "

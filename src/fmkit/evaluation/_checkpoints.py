@@ -348,14 +348,16 @@ class CheckpointReader:
             # Keras only warns where it leaves the optimizer as it is: a count that
             # can't come out of a file shows it.
             counter.assign(ops.full(counter.shape, -1, counter.dtype))
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Skipping variable loading")
-                warnings.simplefilter("ignore", DeprecationWarning)  # Keras's, h5py's
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Skipping variable loading")
+            warnings.simplefilter("ignore", DeprecationWarning)  # Keras's, h5py's
+            try:
                 self.model.load_weights(weights)
-        except BaseException:
-            assign(self._fresh)
-            raise
+            except Exception:  # noqa: BLE001 - perhaps another optimizer's state
+                assign(self._fresh)
+                skip = [self.model.optimizer]
+                self.model.load_weights(weights, objects_to_skip=skip)
+                return False
         return bool(counters) and all(int(_numpy(c)) >= 0 for c in counters)
 
     def _steps(self) -> int:
