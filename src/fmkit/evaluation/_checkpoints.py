@@ -447,9 +447,9 @@ def _check_hdf5(path: Path) -> None:
                 raise ValueError(f"{name!r} is a link to elsewhere")
             item = group[name]
             if isinstance(item, h5py.Group):
-                if item.id.__hash__() in seen:
+                if hash(item.id) in seen:
                     raise ValueError(f"{name!r} is linked twice")
-                seen.add(item.id.__hash__())
+                seen.add(hash(item.id))
                 check(item)
                 continue
             bytes_needed = math.prod(item.shape or ()) * item.dtype.itemsize
