@@ -297,30 +297,16 @@ class CheckpointReader:
 
     def _read_file(self, file: CheckpointFile) -> Checkpoint:
         with tempfile.TemporaryDirectory(prefix="fmkit-") as folder:
-            # From a copy: HDF5 locks a file that it reads, and the training would
-            # fail when it comes to write the next one over it.
-            copy = Path(folder, "copy")
+            weights = Path(folder, _WEIGHTS)
             try:
-                shutil.copyfile(file.path, copy)
-            except FileNotFoundError:
-                raise
-            except OSError as error:
-                raise NotReadableError(str(error), final=False) from error
-            if _signature(file.path) != file.signature:
-                reason = f"{file.path}: is being written"
-                raise NotReadableError(reason, final=False)
-            try:
-                weights = Path(folder, _WEIGHTS)
-                if file.path.suffix == ".keras":
-                    _take_weights(copy, weights)
-                else:
-                    os.rename(copy, weights)
+                _copy_weights(file, weights)
                 _check_hdf5(weights)
                 has_optimizer = self._load(weights)
+            except (FileNotFoundError, NotReadableError):
+                raise
             except Exception as error:
                 # Arbitrary bytes make zipfile, h5py and Keras raise nearly anything.
-                told = str(error) or type(error).__name__
-                reason = f"{file.path}: {told}"
+                reason = f"{file.path}: {str(error) or type(error).__name__}"
                 raise NotReadableError(reason, final=False) from error
         raw = [(v, _numpy(v)) for v in self._variables]
         state = [(v, _numpy(v)) for v in self._optimizer]
@@ -417,6 +403,22 @@ def _find_averages(
             # "a/b_c" and "a_b/c" share a name; both lists have the same order.
             found.append((variable, candidates.pop(0)))
     return found
+
+
+def _copy_weights(file: CheckpointFile, target: Path) -> None:
+    """Copy a file's weights, whole, to where nobody else reads or writes.
+
+    HDF5 locks a file that it reads: read where it stands, the training would fail
+    when it comes to write the next one over it.
+    """
+    copy = target.with_name("copy")
+    shutil.copyfile(file.path, copy)
+    if _signature(file.path) != file.signature:
+        raise NotReadableError(f"{file.path}: is being written", final=False)
+    if file.path.suffix == ".keras":
+        _take_weights(copy, target)
+    else:
+        os.rename(copy, target)
 
 
 def _take_weights(archive: Path, target: Path) -> None:
