@@ -12,7 +12,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 export MPLBACKEND ?= Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test lint types docs site-test wheel-check release-check newcomer translations bench chaos sample clean
+.PHONY: help setup quickstart test lint types docs site-test wheel-check release-check newcomer translations gallery bench chaos sample clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -61,6 +61,9 @@ newcomer: ## time a newcomer's way: clone, set up, train, first figure
 
 translations: ## which Chinese pages are older than the English ones
 	$(PYTHON) scripts/translations.py
+
+gallery: $(VENV)/dev.stamp ## run the examples that changed, at full size, and write their figures
+	$(PY) scripts/make_gallery.py
 
 bench: $(VENV)/dev.stamp ## run the benchmarks and print the table of ratios
 	$(PY) -m benchmarks
