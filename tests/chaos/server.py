@@ -52,7 +52,8 @@ def become_trainer(request):
         if "evaluate" in request:
             from fmkit.evaluation.__main__ import main
 
-            os._exit(main(request["evaluate"]))
+            code = main(request["evaluate"])
+            return
         import trainer
 
         if request.get("fault"):
