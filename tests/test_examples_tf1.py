@@ -1,0 +1,146 @@
+"""The TensorFlow 1 course's examples at a small setting, with their claims asserted."""
+
+import importlib.util
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from fmkit import datasets, models
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+PNG = b"\x89PNG"
+
+
+def example(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def without_the_full_set(monkeypatch):
+    """Run as on a machine that has nothing but fmkit."""
+    monkeypatch.setattr(datasets.fashion_mnist, "find", lambda: None)
+
+
+def test_the_two_layers_give_the_course_s_table_digit_by_digit(tmp_path, capsys):
+    losses, (w1, w2) = example("tf1_two_layers").main(folder=tmp_path)
+    assert [(step, f"{loss:g}") for step, loss in losses] == [
+        (0, "5.13118"),
+        (500, "0.429111"),
+        (1000, "0.409789"),
+        (1500, "0.399923"),
+        (2000, "0.394146"),
+        (2500, "0.390597"),
+    ]
+    # NumPy prints eight decimals, as many as the course does.
+    assert str(w1) == (
+        "[[-0.7000663   0.91363174  0.0895357 ]\n"
+        " [-2.3402493  -0.14641266  0.5882305 ]]"
+    )
+    assert str(w2) == "[[-0.06024268]\n [ 0.91956186]\n [-0.06820709]]"
+    table = (tmp_path / "tf1_two_layers.md").read_text(encoding="utf-8")
+    assert "| 2500 | 0.390597 |" in table
+    assert "[-2.3402493  -0.14641266  0.5882305 ]" in table
+    assert table == capsys.readouterr().out
+    assert (tmp_path / "tf1_two_layers.png").read_bytes().startswith(PNG)
+
+
+def descend(gradient, steps):
+    """Plain descent in float64 from the course's start, in batches of 8 in order."""
+    x, y = (part.astype("float64") for part in datasets.toy.yogurt_sales())
+    w = np.array([-0.8113182, 1.4845988])
+    for step in range(steps):
+        rows = slice(8 * step % 32, 8 * step % 32 + 8)
+        w = w - 0.001 * x[rows].T @ gradient(x[rows] @ w - y[rows, 0])
+    return w
+
+
+@pytest.mark.backend("tensorflow")
+def test_the_yogurt_forecast_moves_to_the_cheaper_side(tmp_path, capsys):
+    weights = example("tf1_yogurt").main(folder=tmp_path)
+    squared, more, fewer = weights.values()
+    assert list(weights)[1:] == [
+        "too few cost 9, too many 1",
+        "too few cost 1, too many 9",
+    ]
+    # Both weights, both ways.
+    assert (more > squared).all()
+    assert (fewer < squared).all()
+    # NumPy alone comes to the same weights.
+    np.testing.assert_allclose(squared, descend(lambda e: e / 4, 20_000), atol=1e-5)
+    np.testing.assert_allclose(
+        more, descend(lambda e: np.where(e > 0, 1, -9), 3000), atol=1e-3
+    )
+    np.testing.assert_allclose(
+        fewer, descend(lambda e: np.where(e > 0, 9, -1), 3000), atol=1e-3
+    )
+    table = (tmp_path / "tf1_yogurt.md").read_text(encoding="utf-8")
+    assert table in capsys.readouterr().out
+    # Each of the two is the cheapest at its own prices.
+    costs = [
+        [float(cell) for cell in line.split("|")[-3:-1]]
+        for line in table.splitlines()[2:]
+    ]
+    assert np.argmin(costs, axis=0).tolist() == [1, 2]
+    assert (tmp_path / "tf1_yogurt.png").read_bytes().startswith(PNG)
+
+
+@pytest.mark.backend("tensorflow")
+def test_l2_makes_the_weights_smaller_and_the_boundary_another(tmp_path, monkeypatch):
+    module = example("tf1_regularization")
+    made = []
+    network = module.network
+    monkeypatch.setattr(
+        module, "network", lambda l2: made.append(network(l2)) or made[-1]
+    )
+    # A quarter of the steps, so a larger penalty for an effect that can't be missed.
+    free, held = module.main(steps=10_000, l2=0.05, folder=tmp_path)
+    assert held["squares"] < 0.7 * free["squares"]
+    assert min(free["right"], held["right"]) > 0.85
+    grid = np.stack(np.meshgrid(*[np.linspace(-3, 3, 61)] * 2), -1).reshape(-1, 2)
+    inside = [np.asarray(model(grid.astype("float32"))) > 0.5 for model in made]
+    assert np.mean(inside[0] != inside[1]) > 0.01
+    assert (tmp_path / "tf1_regularization.png").read_bytes().startswith(PNG)
+    assert "| 0.05 |" in (tmp_path / "tf1_regularization.md").read_text()
+
+
+@pytest.mark.backend("tensorflow")
+def test_with_and_without_l2_begin_alike_and_the_penalty_is_half_the_square():
+    network = example("tf1_regularization").network
+    free, held = network(0.0), network(0.01)
+    for a, b in zip(free.get_weights(), held.get_weights(), strict=True):
+        assert (a == b).all()
+    squares = sum(float(np.sum(w**2)) for w in held.get_weights() if w.ndim == 2)
+    assert float(sum(held.losses)) == pytest.approx(0.01 * squares / 2, rel=1e-5)
+    assert free.losses == []
+
+
+@pytest.mark.backend("tensorflow")
+def test_optimizers_batch_sizes_and_steps_are_compared_from_one_start(
+    tmp_path, monkeypatch, capsys
+):
+    module = example("tf1_optimizers")
+    starts = []
+
+    def mlp(units, seed):
+        model = models.mlp((32,), seed=seed)
+        starts.append([w.tobytes() for w in model.get_weights()])
+        return model
+
+    monkeypatch.setattr(module, "models", SimpleNamespace(mlp=mlp))
+    optimizers = {name: module.OPTIMIZERS[name] for name in ("SGD, 0.1", "Adam, 0.001")}
+    monkeypatch.setattr(module, "OPTIMIZERS", optimizers)
+    rows = module.main(steps=24, batch_sizes=(64, 128), folder=tmp_path)
+    runs = [(row["optimizer"], row["batch_size"]) for row in rows]
+    assert set(runs) == {(name, size) for name in optimizers for size in (64, 128)}
+    assert [row["steps"] for row in rows] == 4 * [12, 24]
+    assert len(starts) == 4
+    assert all(start == starts[0] for start in starts)
+    assert "6000 images from the sample in fmkit" in capsys.readouterr().out
+    table = (tmp_path / "tf1_optimizers.md").read_text()
+    assert "| Adam, 0.001 | 128 |" in table
+    assert (tmp_path / "tf1_optimizers.png").read_bytes().startswith(PNG)
