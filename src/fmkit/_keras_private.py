@@ -14,6 +14,7 @@ used, and why nothing public does:
 - `model._initial_epoch`, as Keras's own `BackupAndRestore` sets it.
 - `model._symbolic_build`: metrics and optimizer get their variables before the
   first step, so that saved values can be put into them.
+- `model._flatten_layers`: `model.layers` leaves out layers inside layers of one's own.
 - The global seed generator, which feeds every unseeded `keras.random` call.
 """
 
@@ -40,6 +41,7 @@ __all__ = [
     "EpochIterator",
     "FitCall",
     "Request",
+    "all_layers",
     "build_variables",
     "calling_request",
     "enumerate_steps_with",
@@ -192,6 +194,11 @@ def set_initial_epoch(model: Any, epoch: int | None) -> None:
 def build_variables(model: Any, batch: Any) -> None:
     """Make every variable of model, metrics and optimizer, without a step."""
     model._symbolic_build(data_batch=batch)
+
+
+def all_layers(model: Any) -> list[Any]:
+    """Return every layer of `model`, at any depth, each once."""
+    return list(model._flatten_layers())
 
 
 def global_seed_variable(*, create: bool = False) -> Any | None:

@@ -195,6 +195,9 @@ class _Keeper(keras.callbacks.Callback):
         )
         self._build()
         self.program = self._describe()
+        described = _training_state.model_as_json(self._model)
+        if described is not None:
+            self.directory.describe(described)
         commit = self.directory.newest()
         if commit is None:
             self._say(f"no commit in {settings.directory}: starting from the beginning")
