@@ -144,3 +144,39 @@ def test_optimizers_batch_sizes_and_steps_are_compared_from_one_start(
     table = (tmp_path / "tf1_optimizers.md").read_text()
     assert "| Adam, 0.001 | 128 |" in table
     assert (tmp_path / "tf1_optimizers.png").read_bytes().startswith(PNG)
+
+
+@pytest.mark.backend("tensorflow")
+def test_killed_and_resumed_beside_the_evaluator_every_bit_is_the_same(tmp_path, capfd):
+    module = example("tf1_mnist_ema")
+    records, equal = module.main(steps=200, folder=tmp_path)
+    told = capfd.readouterr().out
+    assert equal
+    assert "Killed; the last commit is of step" in told
+    assert "ExactResume: going on in epoch" in told
+    assert (
+        f"averaged: accuracy {module.accuracies(records, 'averaged')[-1]:.4f}" in told
+    )
+    steps = [record["step"] for record in records]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 210  # whole epochs of 30 steps
+    assert module.accuracies(records, "averaged")[-1] > 0.75
+    table = (tmp_path / "tf1_mnist_ema.md").read_text()
+    assert "every bit equal to the training that was never killed" in table
+    assert (tmp_path / "tf1_mnist_ema.png").read_bytes().startswith(PNG)
+    # A bit turned in one of the two is seen.
+    ends = [
+        module.last_commit(tmp_path / f"tf1_mnist_ema_{kind}")
+        for kind in ("killed", "unkilled")
+    ]
+    assert module.same_bits(*ends)
+    with np.load(ends[0]) as commit:
+        arrays = {name: commit[name] for name in commit.files if name != "meta.json"}
+    np.savez(tmp_path / "as_it_was.npz", **arrays)
+    kernel = next(name for name in arrays if arrays[name].shape == (784, 500))
+    arrays[kernel] = arrays[kernel].copy()
+    arrays[kernel].view("uint32")[0, 0] ^= 1
+    np.savez(tmp_path / "turned.npz", **arrays)
+    as_it_was = tmp_path / "as_it_was.npz"
+    assert module.same_bits(as_it_was, as_it_was)
+    assert not module.same_bits(as_it_was, tmp_path / "turned.npz")
