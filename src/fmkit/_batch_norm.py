@@ -133,6 +133,9 @@ def _measuring(model: keras.Model, layers: list[Any]) -> Iterator[None]:
     try:
         for layer in layers:
             layer.momentum = 0.0
+            # Zero times an infinite old statistic would not be zero.
+            layer.moving_mean.assign(ops.zeros(layer.moving_mean.shape))
+            layer.moving_variance.assign(ops.ones(layer.moving_variance.shape))
         with _no_trace():
             yield
     except BaseException:
@@ -152,7 +155,9 @@ def _no_trace() -> Iterator[None]:
         return
     import torch
 
-    with torch.no_grad(), torch.random.fork_rng():
+    # All devices by name: without, PyTorch warns where there is more than one.
+    devices = range(torch.cuda.device_count())
+    with torch.no_grad(), torch.random.fork_rng(devices):
         yield
 
 
@@ -168,7 +173,7 @@ def _float64(variable: Any) -> np.ndarray:
 def _batches(data: Any, batch_size: int) -> Iterator[Any]:
     """Yield the inputs of each batch."""
     if isinstance(data, keras.utils.PyDataset):
-        data = (data[index] for index in range(data.num_batches))
+        data = map(data.__getitem__, range(data.num_batches))
     elif _is_arrays(data):
         arrays = data
         length = len(keras.tree.flatten(arrays)[0])
