@@ -71,10 +71,12 @@ def worker(folder, slow):
     )
 
 
-def scores(folder):
-    """Read, without a chief, what each width scored."""
+def scores(folder, owner):
+    """Read, when all is over, what each width scored."""
     from fmkit import hypermodels
 
+    # Keras Tuner looks for the notes of the tuner by this name only.
+    os.environ["KERASTUNER_TUNER_ID"] = owner
     tuner, _, _ = make_tuner(folder)
     hypermodels.check_trials(tuner)
     return {row["units"]: row["score"] for row in hypermodels.trial_rows(tuner)}
@@ -108,24 +110,25 @@ def main():
                 ).read_text()[-3000:]
             workers[0].send_signal(signal.SIGKILL)
             workers[0].wait()
-            print("worker0 killed in the second epoch of its trial")
+            print("worker0 killed in the second epoch of its trial")  # noqa: T201
             workers[0] = start("worker0")
             codes = [each.wait(timeout=500) for each in workers]
-            print("exit codes of the workers:", codes)
-            print("exit code of the chief:", chief.wait(timeout=90))
+            print("exit codes of the workers:", codes)  # noqa: T201
+            print("exit code of the chief:", chief.wait(timeout=90))  # noqa: T201
         finally:
             for each in [chief, *workers]:
                 each.kill()
-        many = scores(folder)
+        many = scores(folder, "chief")
         log = (Path(place) / "worker0.log").read_text()
         one = Path(place) / "one"
+        os.environ["KERASTUNER_TUNER_ID"] = "tuner0"
         worker(one, "")
-        alone = scores(one)
-    print("chief and workers:", many)
-    print("one process:      ", alone)
+        alone = scores(one, "tuner0")
+    print("chief and workers:", many)  # noqa: T201
+    print("one process:      ", alone)  # noqa: T201
     if many != alone or len(many) != TRIALS or codes != [0, 0]:
         sys.exit(f"The scores differ.\n{log[-2000:]}")
-    print("every score is the same to the bit")
+    print("every score is the same to the bit")  # noqa: T201
 
 
 if __name__ == "__main__":
