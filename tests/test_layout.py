@@ -34,7 +34,7 @@ FLOORS = {
     "optimizers": 2,
     "callbacks": 3,
     "evaluation": 3,
-    "hypermodels": 3,
+    "hypermodels": 4,
 }
 
 
