@@ -22,6 +22,7 @@ FLOORS = {
     "_math": 0,
     "_targets": 0,
     "_keras_private": 0,
+    "_batch_norm": 1,
     "losses": 1,
     "information": 1,
     "metrics": 1,
@@ -35,6 +36,8 @@ FLOORS = {
     "callbacks": 3,
     "evaluation": 3,
     "hypermodels": 4,
+    "evaluation": 4,
+    "hypermodels": 3,
 }
 
 

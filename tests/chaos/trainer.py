@@ -11,8 +11,9 @@ import signal
 import keras
 import numpy as np
 
-from fmkit.callbacks import ExactResume, _commits
+from fmkit.callbacks import EvaluateWithAverages, ExactResume, _commits
 from fmkit.data import Batches
+from fmkit.optimizers import ExponentialMovingAverage
 
 BACKEND = keras.backend.backend()
 
@@ -102,9 +103,11 @@ def build(options):
     model = keras.Sequential(stack)
     optimizer = keras.optimizers.Adam(
         options.get("learning_rate", 0.01),
-        use_ema=options.get("ema", True),
+        use_ema=options.get("ema", not options.get("averages")),
         ema_momentum=0.9,
     )
+    if options.get("averages"):
+        optimizer = ExponentialMovingAverage(optimizer, decay=0.9)
     model.compile(
         optimizer,
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -158,6 +161,9 @@ def train(options):
         tally,
         Die(options.get("die_after", 0)),
     ]
+    if options.get("averages"):
+        # `val_loss`, and so the other callbacks, then judge the averages.
+        callbacks.append(EvaluateWithAverages(batch_norm="average"))
     history = model.fit(
         batches,
         epochs=options.get("epochs", 4),
