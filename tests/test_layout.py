@@ -34,10 +34,8 @@ FLOORS = {
     "data": 2,
     "optimizers": 2,
     "callbacks": 3,
-    "evaluation": 3,
-    "hypermodels": 4,
     "evaluation": 4,
-    "hypermodels": 3,
+    "hypermodels": 4,
 }
 
 

@@ -15,8 +15,7 @@ import numpy as np
 from keras_tuner import errors
 
 from fmkit._checks import did_you_mean
-from fmkit.callbacks import ExactResume
-from fmkit.hypermodels._averages import ScoreAverages
+from fmkit.callbacks import EvaluateWithAverages, ExactResume
 
 
 class Trial:
@@ -57,7 +56,7 @@ class Trial:
             for each in self.given
         ]
         if averages:
-            result.append(ScoreAverages())
+            result.insert(0, EvaluateWithAverages())
         if self.resume is not None:
             result.append(ExactResume(self._directory(), self.resume, keep=1))
         return result
