@@ -37,6 +37,7 @@ FLOORS = {
     "evaluation": 4,
     "performance": 4,
     "hypermodels": 3,
+    "hypermodels": 4,
 }
 
 
