@@ -4,9 +4,10 @@ import importlib.util
 from pathlib import Path
 
 import keras
+import numpy as np
 import pytest
 
-from fmkit import callbacks, datasets
+from fmkit import datasets
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -47,12 +48,14 @@ def test_the_quickstart_is_one_page():
     assert len(lines) < 80
 
 
-def test_the_tutorials_thresholds_are_told_truly(tmp_path):
-    low_loss, accurate = example("keras_stop_at_threshold").main(
-        epochs=12, folder=tmp_path
-    )
-    assert low_loss.reason == callbacks.StopReason.THRESHOLD
-    assert low_loss.value < 0.4
-    # 95 % takes longer than this on the sample: nothing may claim to have stopped it.
-    assert accurate is None
-    assert (tmp_path / "stop_at_threshold.png").exists()
+def test_averages_are_judged_beside_raw_weights_and_saved(tmp_path, capsys):
+    seen = example("ema_fashion_mnist").main(epochs=2, folder=tmp_path)
+    picture = tmp_path / "averages-fashion-mnist.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    # A stair is 5400 / 128 = 42.19 steps, an epoch 43: the second ends past two stairs.
+    assert seen["learning_rate"] == pytest.approx([0.2, 0.2 * 0.95**2])
+    assert seen["test_raw"] != seen["test_averaged"]
+    # The file holds the weights that its score was measured with: the averages.
+    best = int(np.argmax(seen["val_accuracy"]))
+    saved = f"best.keras, chosen by validation: {seen['test_averaged'][best]:.4f}"
+    assert saved in capsys.readouterr().out

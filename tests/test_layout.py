@@ -35,6 +35,7 @@ FLOORS = {
     "optimizers": 2,
     "callbacks": 3,
     "evaluation": 4,
+    "performance": 4,
     "hypermodels": 3,
 }
 

@@ -17,11 +17,16 @@ import numpy as np
 
 
 def run(request):
-    """Fork a trainer; kill it after `kill_after` seconds, or wait for its end."""
+    """Fork a trainer; kill it after `kill_after` seconds, or wait for its end.
+
+    With `detach`, answer at once with its process; `reap` waits for that one's end.
+    """
     started = time.monotonic()
-    child = os.fork()
+    child = request.get("reap") or os.fork()
     if child == 0:
         become_trainer(request)
+    if request.get("detach"):
+        return {"process": child}
     deadline = request.get("kill_after")
     while True:
         done, status = os.waitpid(child, os.WNOHANG)
@@ -44,6 +49,11 @@ def become_trainer(request):
         log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
+        if "evaluate" in request:
+            from fmkit.evaluation.__main__ import main
+
+            code = main(request["evaluate"])
+            return
         import trainer
 
         if request.get("fault"):

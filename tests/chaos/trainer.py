@@ -139,6 +139,7 @@ def train(options):
         ExactResume(
             os.path.join(folder, "commits"),
             every=options.get("every", 5),
+            keep=options.get("keep", 2),
             background=options.get("background", True),
             verbose=0,
         ),

@@ -196,6 +196,7 @@ class _Keeper(keras.callbacks.Callback):
         )
         self._build()
         self.program = self._describe()
+        self._describe_model()
         commit = self.directory.newest()
         if commit is None:
             self._say(f"no commit in {settings.directory}: starting from the beginning")
@@ -292,6 +293,16 @@ class _Keeper(keras.callbacks.Callback):
             "data": {**data, "steps_per_epoch": self.steps},
             "steps_per_execution": getattr(model, "steps_per_execution", 1),
         }
+
+    def _describe_model(self) -> None:
+        """Write what an evaluator beside the run can make the model from."""
+        described = _training_state.model_as_json(self._model)
+        try:
+            if described is not None:
+                self.directory.describe(described)
+        except OSError as error:
+            # The training itself does not need it; a commit that fails will tell.
+            _logger.warning("model.json could not be written: %s", error)
 
     def _go_to(self, commit: Commit) -> None:
         meta = commit.meta

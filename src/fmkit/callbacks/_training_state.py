@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from typing import Any
@@ -15,6 +16,7 @@ __all__ = [
     "ANYTHING",
     "describe_model",
     "describe_optimizer",
+    "model_as_json",
     "random_state",
     "restore_random_state",
     "restore_variables",
@@ -132,6 +134,17 @@ def describe_optimizer(optimizer: Any) -> dict[str, Any]:
         simple = isinstance(value, (bool, int, float, str))
         described[".".join(map(str, path))] = value if simple else str(value)
     return described
+
+
+def model_as_json(model: Any) -> str | None:
+    """Return the config that makes the model again, or `None` if it has none.
+
+    As in a `.keras` file: layers, build shapes, and the arguments of `compile`.
+    """
+    try:
+        return json.dumps(keras.saving.serialize_keras_object(model))
+    except Exception:  # noqa: BLE001 - what a user's get_config may raise
+        return None
 
 
 # Generators
