@@ -36,7 +36,7 @@ FLOORS = {
     "callbacks": 3,
     "evaluation": 4,
     "performance": 4,
-    "hypermodels": 3,
+    "hypermodels": 4,
 }
 
 
