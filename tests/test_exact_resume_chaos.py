@@ -4,6 +4,7 @@
 """
 
 import random
+import signal
 import sys
 from pathlib import Path
 
@@ -74,3 +75,38 @@ def test_the_comparison_fails_when_a_mechanism_is_switched_off(lab, control):
     expected, _ = lab.reference()
     different = [k for k, v in expected.items() if v.tobytes() != ends[k].tobytes()]
     assert different
+
+
+def differences(ends, expected):
+    """Names of arrays with a different bit, for each process of a job."""
+    assert [each.keys() for each in ends] == [each.keys() for each in expected]
+    return [
+        [name for name, value in old.items() if value.tobytes() != new[name].tobytes()]
+        for old, new in zip(expected, ends, strict=True)
+    ]
+
+
+@pytest.mark.backend("jax", "torch")
+def test_a_job_of_two_processes_survives_the_kill_of_either(lab):
+    options = {"epochs": 2, "every": 5}
+    expected = lab.job_ends(lab.new_folder(), 2, **options)
+    # The processes hold the same weights, averages and history.
+    common = [k for k in expected[0] if k.startswith("history")] + ["variable 0 0"]
+    assert differences([expected[1]], [expected[0]])[0] in ([], OF_EACH_RANK)
+    assert all((expected[0][k] == expected[1][k]).all() for k in common)
+    folder = lab.new_folder()
+    for rank, step in (("1", 8), ("0", 9)):
+        killed = {"processes": 2, "ranks": {rank: {"die_after": step}}, **options}
+        codes = lab.run(folder, **killed)["code"]
+        assert codes[int(rank)] == -signal.SIGKILL, lab.log(folder)
+        # The other one is killed with it, or fails when nobody answers any more.
+        assert 0 not in codes
+        assert list(folder.glob("commits/commit-*.npz"))
+    assert differences(lab.job_ends(folder, 2, **options), expected) == [[], []]
+    # One process can't go on with what two have begun, and says so.
+    assert lab.run(folder, epochs=3)["code"] == 1
+    assert "processes: 2 in the commit, 1 here" in lab.log(folder)
+
+
+# BatchNorm's statistics: PyTorch has those of a rank's own samples.
+OF_EACH_RANK = ["variable 4 0", "variable 5 0"]

@@ -5,9 +5,11 @@ child that is a process of its own from there on, and is killed as one. Requests
 and answers are lines of JSON on standard input and output.
 """
 
+import importlib
 import json
 import os
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -18,10 +20,10 @@ import numpy as np
 
 def run(request):
     """Fork a trainer; kill it after `kill_after` seconds, or wait for its end."""
+    if request.get("processes", 1) > 1:
+        return run_job(request)
     started = time.monotonic()
-    child = os.fork()
-    if child == 0:
-        become_trainer(request)
+    child = fork(request)
     deadline = request.get("kill_after")
     while True:
         done, status = os.waitpid(child, os.WNOHANG)
@@ -37,6 +39,52 @@ def run(request):
     }
 
 
+def run_job(request):
+    """Fork the processes of one job; when one of them dies, end the others.
+
+    So do the launchers of clusters: a job is whole or not at all.
+    """
+    started = time.monotonic()
+    count, port = request["processes"], free_port()
+    children = {
+        fork(
+            request
+            | request.get("ranks", {}).get(str(rank), {})
+            | {
+                "rank": rank,
+                "port": port,
+                "log": f"{request['log']}.{rank}",
+            }
+        ): rank
+        for rank in range(count)
+    }
+    codes = {}
+    while children:
+        child, status = os.wait()
+        codes[children.pop(child)] = code = os.waitstatus_to_exitcode(status)
+        if code != 0:
+            time.sleep(request.get("grace", 0))
+            for other in children:
+                os.kill(other, signal.SIGKILL)
+    return {
+        "code": [codes[rank] for rank in range(count)],
+        "seconds": time.monotonic() - started,
+    }
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def fork(request):
+    child = os.fork()
+    if child == 0:
+        become_trainer(request)
+    return child
+
+
 def become_trainer(request):
     code = 1
     try:
@@ -48,8 +96,10 @@ def become_trainer(request):
 
         if request.get("fault"):
             trainer.Faults(request["fault"]).install()
-        ends = trainer.train(request)
-        np.savez(Path(request["folder"], "ends.npz"), **ends)
+        program = importlib.import_module(request.get("program", "trainer"))
+        ends = program.train(request)
+        rank = request.get("rank", 0)
+        np.savez(Path(request["folder"], f"ends{rank or ''}.npz"), **ends)
         code = 0
     except SystemExit as end:
         code = end.code
