@@ -30,17 +30,21 @@ from fmkit.data import Batches
 from fmkit.optimizers import ExponentialMovingAverage
 
 
-class MeanGradient(keras.optimizers.Adam):
-    """Adam on the mean of the gradients of all processes."""
+class MeanGradient:
+    """Put before an optimizer's class: it works on the mean of all gradients."""
 
     def apply(self, grads, trainable_variables=None):
-        """Average, then do as Adam does."""
+        """Average over the processes, then do as the optimizer does."""
         flat = torch.cat([gradient.reshape(-1) for gradient in grads])
         distributed.all_reduce(flat)
         flat /= distributed.get_world_size()
         parts = flat.split([gradient.numel() for gradient in grads])
         mean = [part.view_as(g) for part, g in zip(parts, grads, strict=True)]
         return super().apply(mean, trainable_variables)
+
+
+class Adam(MeanGradient, keras.optimizers.Adam):
+    """Adam on the mean of the gradients of all processes."""
 
 
 class MeanLogs(keras.callbacks.Callback):
@@ -63,7 +67,7 @@ def train(folder="run", epochs=3):
     batches = Batches(x, y, batch_size=128 // count, shard=(rank, count))
     model = fmkit.models.mlp()
     model.compile(
-        ExponentialMovingAverage(MeanGradient(1e-3), decay=0.99),
+        ExponentialMovingAverage(Adam(1e-3), decay=0.99),
         fmkit.losses.CrossentropyFromLogits(),
     )
     history = model.fit(

@@ -26,7 +26,7 @@ def run(request):
     child = fork(request)
     deadline = request.get("kill_after")
     while True:
-        done, status = os.waitpid(child, os.WNOHANG)
+        done, status, usage = os.wait4(child, os.WNOHANG)
         if done:
             break
         if deadline is not None and time.monotonic() - started > deadline:
@@ -36,6 +36,7 @@ def run(request):
     return {
         "code": os.waitstatus_to_exitcode(status),
         "seconds": time.monotonic() - started,
+        "cpu": usage.ru_utime + usage.ru_stime,
     }
 
 
@@ -45,22 +46,25 @@ def run_job(request):
     So do the launchers of clusters: a job is whole or not at all.
     """
     started = time.monotonic()
-    count, port = request["processes"], free_port()
+    count = request["processes"]
+    ports = [free_port() for _ in range(count)]
     children = {
         fork(
             request
             | request.get("ranks", {}).get(str(rank), {})
             | {
                 "rank": rank,
-                "port": port,
+                "port": ports[0],
+                "ports": ports,
                 "log": f"{request['log']}.{rank}",
             }
         ): rank
         for rank in range(count)
     }
-    codes = {}
+    codes, cpu = {}, 0.0
     while children:
-        child, status = os.wait()
+        child, status, usage = os.wait4(-1, 0)
+        cpu += usage.ru_utime + usage.ru_stime
         codes[children.pop(child)] = code = os.waitstatus_to_exitcode(status)
         if code != 0:
             time.sleep(request.get("grace", 0))
@@ -69,6 +73,7 @@ def run_job(request):
     return {
         "code": [codes[rank] for rank in range(count)],
         "seconds": time.monotonic() - started,
+        "cpu": cpu,
     }
 
 

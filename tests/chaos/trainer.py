@@ -69,7 +69,10 @@ class Die(keras.callbacks.Callback):
 
 
 def join(options):
-    """Become a process of the job that the option `processes` asks for."""
+    """Become a process of the job that the option `processes` asks for.
+
+    Returns what must come before the optimizer's class, and before the callbacks.
+    """
     rank, count = options["rank"], options["processes"]
     if BACKEND == "jax":
         address = f"127.0.0.1:{options['port']}"
@@ -77,7 +80,7 @@ def join(options):
         keras.distribution.set_distribution(
             keras.distribution.DataParallel(auto_shard_dataset=False)
         )
-        return keras.optimizers.Adam, []
+        return None, []
     from torch import distributed
 
     distributed.init_process_group(
@@ -100,18 +103,31 @@ def scope(options):
     count = options.get("devices", 1)
     if count == 1:
         return contextlib.nullcontext()
-    if BACKEND == "tensorflow":
+    return on_devices("mirrored" if BACKEND == "tensorflow" else "data", count)
+
+
+def on_devices(strategy, count):
+    """Several devices on one CPU, before the backend has started its own."""
+    if strategy == "mirrored":
         import tensorflow as tf
 
         cpu = tf.config.list_physical_devices("CPU")[0]
         logical = [tf.config.LogicalDeviceConfiguration()] * count
         tf.config.set_logical_device_configuration(cpu, logical)
-        return tf.distribute.MirroredStrategy(
-            [f"CPU:{i}" for i in range(count)]
-        ).scope()
+        devices = [f"CPU:{i}" for i in range(count)]
+        return tf.distribute.MirroredStrategy(devices).scope()
     # Read by JAX when it starts its devices: no operation has run before.
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={count}"
-    keras.distribution.set_distribution(keras.distribution.DataParallel())
+    distribution = keras.distribution.DataParallel()
+    if strategy == "model":
+        mesh = keras.distribution.DeviceMesh((count // 2, 2), ("batch", "model"))
+        layouts = keras.distribution.LayoutMap(mesh)
+        layouts["hidden.*kernel"] = (None, "model")
+        layouts["hidden.*bias"] = ("model",)
+        distribution = keras.distribution.ModelParallel(
+            layout_map=layouts, batch_dim_name="batch"
+        )
+    keras.distribution.set_distribution(distribution)
     return contextlib.nullcontext()
 
 
@@ -149,7 +165,9 @@ def train(options):
     rank, processes = options.get("rank", 0), options.get("processes", 1)
     optimizer, first = keras.optimizers.Adam, []
     if processes > 1:
-        optimizer, first = join(options)
+        mixin, first = join(options)
+        if mixin:
+            optimizer = type("MeanAdam", (mixin, optimizer), {})
     keras.utils.set_random_seed(options.get("seed", 3))
     rng = np.random.RandomState(0)
     n = options.get("samples", 90)
