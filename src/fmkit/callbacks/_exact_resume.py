@@ -56,6 +56,10 @@ class ExactResume(keras.callbacks.Callback):
     determinism on (`tf.config.experimental.enable_op_determinism()`,
     `torch.use_deterministic_algorithms(True)`).
 
+    Where several processes train together (`jax.distributed` under a
+    `keras.distribution`, `torch.distributed`), each gives the same arguments: the
+    first one writes for all, and `every` counts steps or epochs.
+
     Args:
         directory: Where the commits go. One run, one directory.
         every: How often to commit: an integer counts steps (batches); `"epoch"`
@@ -210,10 +214,7 @@ class _Keeper(keras.callbacks.Callback):
             self.signals.install()
 
     def _prepare(self) -> Commit | None:
-        """Hold the directory, make the variables; return the newest commit.
-
-        In a job of several processes only the first one does so, and writes.
-        """
+        """Make the variables; the first process holds the directory, and reads."""
         commit = None
         if self.job.index == 0:
             self.directory.acquire(
