@@ -52,14 +52,14 @@ class Tally(keras.callbacks.Callback):
 class Die(keras.callbacks.Callback):
     """Kills its own process at the n-th end of a batch, counted in this process."""
 
-    def __init__(self, after):
+    def __init__(self, after, number):
         super().__init__()
-        self.left = after
+        self.left, self.number = after, number
 
     def on_train_batch_end(self, batch, logs=None):
         self.left -= 1
         if self.left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self.number)
 
     def get_state(self):
         return {}
@@ -214,7 +214,7 @@ def train(options):
             save_weights_only=True,
         ),
         tally,
-        Die(options.get("die_after", 0)),
+        Die(options.get("die_after", 0), options.get("die_by", signal.SIGKILL)),
     ]
     history = model.fit(
         batches,
