@@ -150,6 +150,35 @@ def test_shuffle_is_uniform_and_complete(limit):
     assert abs(moved - 20000) < 200
 
 
+def blocks_against_places(places, size, cells=32):
+    """Chi-square of (where a sample stood, where it stands), on a coarse grid.
+
+    Its mean is cells^2 for independent ones, with a standard deviation of 1.4 cells.
+    """
+    at = np.arange(len(places)) * cells // len(places)
+    counts = np.bincount(at * cells + places * cells // size, minlength=cells**2)
+    return ((counts - len(places) / cells**2) ** 2).sum() * cells**2 / len(places)
+
+
+@pytest.mark.backend("tensorflow")
+def test_enciphered_orders_look_independent_of_place_neighbour_and_epoch():
+    n, cells = SORT_LIMIT + 12_345, 32
+    order, count = Order(n, 7, shuffle=True), 200_000
+    first = np.arange(count)
+    blocks = [order.take(epoch, first) for epoch in (0, 1)]
+    for found in (
+        blocks_against_places(blocks[0], n, cells),
+        # The next one's place, given this one's; the same place an epoch later.
+        blocks_against_places(blocks[0][1:][np.argsort(blocks[0][:-1])], n, cells),
+        blocks_against_places(blocks[1][np.argsort(blocks[0])], n, cells),
+    ):
+        assert abs(found - cells**2) < 6 * 1.4 * cells
+    # Negative control: a stride over the samples, which is a permutation too.
+    stride = (first * 1_000_003) % n
+    neighbour = stride[1:][np.argsort(stride[:-1])]
+    assert blocks_against_places(neighbour, n, cells) > 10 * cells**2
+
+
 @pytest.mark.backend("tensorflow")
 def test_order_of_a_hundred_million_samples_needs_no_memory_for_the_rest():
     import tracemalloc

@@ -309,3 +309,13 @@ def test_multi_worker_mirrored_strategy_has_no_fit_but_a_loop_of_ones_own(lab):
 def test_the_page_has_the_table_of_the_tests():
     page = feature_table.PAGE.read_text(encoding="utf-8")
     assert feature_table.render(feature_table.recorded()) in page
+
+
+@pytest.mark.backend("torch")
+def test_the_recipe_for_pytorch_keeps_one_set_of_weights(lab):
+    folder = lab.new_folder()
+    first, second = lab.job_ends(folder, 2, program="recipe")
+    assert first["weights"].tobytes() == second["weights"].tobytes()
+    assert first["loss"].tolist() == second["loss"].tolist()
+    assert first["loss"][1] < first["loss"][0] < np.log(10)
+    assert list((folder / "run").glob("commit-*.npz"))
