@@ -102,9 +102,10 @@ def test_a_job_of_two_processes_ends_with_the_same_bits_whatever_ends_one(lab):
         # The other one is killed with it, or fails when nobody answers any more.
         assert 0 not in codes
         assert list(folder.glob("commits/commit-*.npz"))
-    # SIGTERM in one process ends both, at their next commit.
-    terminated = options | {"die_after": 4, "die_by": signal.SIGTERM}
-    assert end_one(lab, folder, "1", terminated) == [143, 143], lab.log(folder)
+    if BACKEND == "torch":
+        # SIGTERM in one process ends both, at their next commit.
+        terminated = options | {"die_after": 4, "die_by": signal.SIGTERM}
+        assert end_one(lab, folder, "1", terminated) == [143, 143], lab.log(folder)
     assert differences(lab.job_ends(folder, 2, **options), expected) == [[], []]
     # One process can't go on with what two have begun, and says so.
     assert lab.run(folder, epochs=3)["code"] == 1

@@ -75,6 +75,10 @@ def join(options):
     """
     rank, count = options["rank"], options["processes"]
     if BACKEND == "jax":
+        import jax
+
+        # Each start compiles everything anew: it may do so hastily.
+        jax.config.update("jax_disable_most_optimizations", True)
         address = f"127.0.0.1:{options['port']}"
         keras.distribution.initialize(address, count, rank)
         keras.distribution.set_distribution(
