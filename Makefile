@@ -13,6 +13,7 @@ export MPLBACKEND ?= Agg
 
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart test test-oldest test-newest lint types docs wheel-check bench chaos sample clean
+.PHONY: help setup quickstart test lint types docs site-test wheel-check release-check newcomer translations gallery bench chaos sample clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -67,8 +68,23 @@ types: $(VENV)/dev.stamp ## mypy --strict over the package
 docs: $(VENV)/dev.stamp ## build the reference site into site/
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict -q
 
+site-test: docs ## look at every page of the site in headless Chromium
+	$(PY) scripts/check_site.py
+
 wheel-check: $(VENV)/dev.stamp ## build the wheel and try it in an empty environment
 	$(PY) scripts/check_wheel.py
+
+release-check: $(VENV)/dev.stamp ## what must hold before a release, on every Python there is (PYTHONS="...")
+	$(PY) scripts/check_release.py $(PYTHONS)
+
+newcomer: ## time a newcomer's way: clone, set up, train, first figure
+	$(PYTHON) scripts/time_newcomer.py
+
+translations: ## which Chinese pages are older than the English ones
+	$(PYTHON) scripts/translations.py
+
+gallery: $(VENV)/dev.stamp ## run the examples that changed, at full size, and write their figures
+	$(PY) scripts/make_gallery.py
 
 bench: $(VENV)/dev.stamp ## run the benchmarks and print the table of ratios
 	$(PY) -m benchmarks

@@ -4,21 +4,30 @@
   each text stands in one place.
 - Formulas become MathML while the site is built. Every current browser draws MathML
   itself, so the pages need no script, from here or elsewhere.
+- The picture of the floors is drawn from the imports.
+- Pages under `zh/` have the theme's words in Chinese, and each page that exists in both
+  languages leads to the other.
 """
 
 import html
 import re
+import sys
 from pathlib import Path
 
 from latex2mathml.converter import convert
 from mkdocs.structure.files import File
+from mkdocs.utils import get_relative_url
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+from architecture import picture  # noqa: E402
+
 SHARED = {
     "index.md": "README.md",
     "changelog.md": "CHANGELOG.md",
     "contributing.md": "CONTRIBUTING.md",
 }
+PAGES: dict[str, str] = {}  # source of each page -> its address in the site
 FORMULA = re.compile(
     r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL
 )
@@ -33,19 +42,51 @@ def on_files(files, config):
         for old, new in LINKS.items():
             text = text.replace(old, new)
         files.append(File.generated(config, page, content=text))
+    for example in sorted((ROOT / "examples").glob("*.py")):
+        files.append(
+            File.generated(
+                config, f"examples/{example.name}", abs_src_path=str(example)
+            )
+        )
+    floors = File.generated(config, "figures/architecture.svg", content=picture())
+    files.append(floors)
+    PAGES.update({file.src_uri: file.url for file in files.documentation_pages()})
     return files
 
 
+def on_page_context(context, page, config, nav):
+    """Give the theme's own words the language of the page."""
+    config.theme["language"] = "zh" if page.file.src_uri.startswith("zh/") else "en"
+    return context
+
+
+def other_language(page):
+    """Return the link from a page to its translation, or nothing.
+
+    The theme's own menu of languages asks for a sitemap, which fails in a folder.
+    """
+    address = page.file.src_uri
+    chinese = address.startswith("zh/")
+    other = address.removeprefix("zh/") if chinese else f"zh/{address}"
+    if other not in PAGES:
+        return ""
+    link = get_relative_url(PAGES[other], page.url)
+    lang, name = ("en", "English") if chinese else ("zh", "中文")
+    return f'<p class="language"><a href="{link}" lang="{lang}">{name}</a></p>'
+
+
 def on_page_content(page_html, page, **_):
-    """Turn each formula into MathML; a formula that can't be read stops the build."""
+    """Turn formulas into MathML (one that can't be read stops the build); link."""
 
     def to_mathml(match):
         _, bracket, latex = match.groups()
         try:
-            return convert(
-                html.unescape(latex), display="block" if bracket == "[" else "inline"
-            )
+            if bracket == "(":
+                return convert(html.unescape(latex), display="inline")
+            # A long formula scrolls in its own box, so that a phone shows the page.
+            drawn = convert(html.unescape(latex), display="block")
+            return f'<div class="formula">{drawn}</div>'
         except Exception as error:
             raise ValueError(f"{page.file.src_path}: formula {latex!r}") from error
 
-    return FORMULA.sub(to_mathml, page_html)
+    return other_language(page) + FORMULA.sub(to_mathml, page_html)

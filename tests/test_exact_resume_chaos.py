@@ -31,7 +31,7 @@ TRIALS = {
         (7, {"every": 1, "background": False}),
         (6, {"every": 3}),
         (1, {"every": 5, "steps_per_execution": 5, "jit_compile": True}),
-        (1, {"every": 5, "dtype": "mixed_float16", "ema": False}),
+        (1, {"every": 4, "dtype": "mixed_float16", "averages": True}),
         (2, {"every": 5, "built": False, "patience": 1}),
         (1, {"every": 5, "devices": 2}),
     ],
@@ -51,7 +51,7 @@ TRIALS = {
     "torch": [
         (5, {"every": 5}),
         (5, {"every": 1, "background": False}),
-        (2, {"every": 5, "dtype": "mixed_bfloat16", "built": False}),
+        (2, {"every": 4, "dtype": "mixed_bfloat16", "averages": True}),
     ],
 }
 

@@ -4,6 +4,7 @@ When another version of Keras moves one, the test that is named after it fails
 here, before the features that stand on it fail in stranger ways.
 """
 
+import contextlib
 import inspect
 
 import keras
@@ -142,6 +143,69 @@ def test_callbacks_that_join_during_on_train_begin_have_their_turn_last():
 
     build().fit(X, Y, verbose=0, callbacks=[Joins(), Note("early")])
     assert turns == ["begin early", "begin late", "end early", "end late"]
+
+
+@pytest.mark.parametrize("end", ["end", "break", "raise"])
+def test_the_steps_of_a_call_run_within_a_context(end):
+    events = []
+
+    @contextlib.contextmanager
+    def context():
+        events.append("in")
+        try:
+            yield
+        finally:
+            events.append("out")
+
+    class Around(keras.callbacks.Callback):
+        def on_test_begin(self, logs=None):
+            assert private.around_steps(self._model, context)
+            events.append("begin")
+
+        def on_test_batch_end(self, batch, logs=None):
+            events.append(batch)
+            if end == "raise":
+                raise KeyboardInterrupt
+            self.model.stop_evaluating = end == "break"
+
+        def on_test_end(self, logs=None):
+            events.append("end")
+
+    model, arguments = build(), {"batch_size": 5, "verbose": 0}
+    if end == "raise":
+        with pytest.raises(KeyboardInterrupt) as caught:
+            model.evaluate(X, Y, callbacks=[Around()], **arguments)
+        assert caught.tb is not None  # holds the frame of `evaluate`
+    else:
+        model.evaluate(X, Y, callbacks=[Around()], **arguments)
+    assert (
+        events
+        == {
+            "end": ["begin", "in", 0, 1, "out", "end"],
+            "break": ["begin", "in", 0, "out", "end"],
+            "raise": ["begin", "in", 0, "out"],
+        }[end]
+    )
+    assert not private.around_steps(model, context)
+
+
+def test_every_layer_is_found_at_any_depth():
+    inner = keras.Sequential([keras.layers.Dense(1)])
+    model = keras.Sequential([keras.Input((2,)), inner])
+    assert inner.layers[0] in private.all_layers(model)
+    assert len(private.all_layers(model)) == len(
+        set(map(id, private.all_layers(model)))
+    )
+
+
+def test_the_rate_of_the_last_step_is_read():
+    schedule = keras.optimizers.schedules.ExponentialDecay(0.5, 1, 0.5)
+    optimizer = keras.optimizers.SGD(schedule)
+    optimizer.build([keras.Variable(1.0)])
+    assert private.rate_of_last_step(optimizer) == 0.5
+    optimizer.iterations.assign(2)
+    assert private.rate_of_last_step(optimizer) == 0.25
+    assert private.rate_of_last_step(keras.optimizers.SGD(0.125)) == 0.125
 
 
 def test_variables_are_built_without_a_step():

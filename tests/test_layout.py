@@ -22,6 +22,7 @@ FLOORS = {
     "_math": 0,
     "_targets": 0,
     "_keras_private": 0,
+    "_batch_norm": 1,
     "losses": 1,
     "information": 1,
     "metrics": 1,
@@ -33,7 +34,7 @@ FLOORS = {
     "data": 2,
     "optimizers": 2,
     "callbacks": 3,
-    "evaluation": 3,
+    "evaluation": 4,
     "hypermodels": 3,
 }
 

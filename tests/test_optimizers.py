@@ -920,3 +920,24 @@ def test_an_average_that_is_not_there_says_so():
     optimizer.build([weight([1.0])])
     with pytest.raises(ValueError, match="built for other variables"):
         optimizer.average(weight([1.0]))
+
+
+@pytest.mark.backend("tensorflow")  # Python's own numbers
+def test_the_decay_of_each_update_is_told():
+    # By hand: (1 + n)/(10 + n) for n = 1, 2, ... and 0.5 from n = 8 on.
+    warm = ExponentialMovingAverage("sgd", decay=0.5)
+    assert [warm.decay_at(n) for n in (1, 2, 7, 8, 99)] == [
+        2 / 11,
+        0.25,
+        8 / 17,
+        0.5,
+        0.5,
+    ]
+    before = ExponentialMovingAverage("sgd", decay=0.5, num_updates="before")
+    assert before.decay_at(1) == 0.1
+    late = ExponentialMovingAverage(
+        "sgd", decay=0.5, num_updates=None, start_step=2, update_interval=2
+    )
+    assert [late.decay_at(n) for n in (1, 2, 3, 4)] == [0.0, 0.0, 1.0, 0.5]
+    with pytest.raises(ValueError, match="`update` must be at least 1"):
+        late.decay_at(0)

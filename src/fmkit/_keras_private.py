@@ -6,6 +6,8 @@ used, and why nothing public does:
 
 - `DataAdapter`: `fit` takes an instance of it as `x` and uses it as it is. It is
   the only way to give `fit` data of one's own at full speed on every backend.
+- `EpochIterator.__iter__`, which `evaluate` and `predict` loop over: Keras tells
+  callbacks nothing of an exception, but what stands around the loop can clean up.
 - `EpochIterator`: it numbers the steps of an epoch from 0. A resumed epoch must
   be numbered from the step it was killed at.
 - The frame of the running `fit`: an adapter is not told whether it trains or
@@ -14,17 +16,22 @@ used, and why nothing public does:
 - `model._initial_epoch`, as Keras's own `BackupAndRestore` sets it.
 - `model._symbolic_build`: metrics and optimizer get their variables before the
   first step, so that saved values can be put into them.
+- `optimizer._learning_rate`, `._iterations`: `learning_rate` is that of the step to
+  come.
+- `model._flatten_layers`: `model.layers` leaves out layers inside layers of one's own.
 - The global seed generator, which feeds every unseeded `keras.random` call.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+import keras
 from keras.src.backend.common import global_state
 from keras.src.random.seed_generator import (
     GLOBAL_SEED_GENERATOR,
@@ -40,6 +47,8 @@ __all__ = [
     "EpochIterator",
     "FitCall",
     "Request",
+    "all_layers",
+    "around_steps",
     "build_variables",
     "calling_request",
     "enumerate_steps_with",
@@ -47,6 +56,7 @@ __all__ = [
     "is_in_fit",
     "is_running",
     "print_msg",
+    "rate_of_last_step",
     "running_fit",
     "set_initial_epoch",
 ]
@@ -192,6 +202,72 @@ def set_initial_epoch(model: Any, epoch: int | None) -> None:
 def build_variables(model: Any, batch: Any) -> None:
     """Make every variable of model, metrics and optimizer, without a step."""
     model._symbolic_build(data_batch=batch)
+
+
+def around_steps(
+    model: Any, context: Callable[[], contextlib.AbstractContextManager[Any]]
+) -> bool:
+    """Let the steps of the call of `model` that now begins run within `context()`.
+
+    To be called in `on_test_begin` or `on_predict_begin`. However the steps end, also
+    by an exception or Ctrl-C, the context is left before the call is.
+
+    Returns:
+        Whether there is such a call.
+    """
+    for frame in _frames():
+        values = frame.f_locals
+        if (
+            frame.f_code.co_name in ("evaluate", "predict")
+            and values.get("self") is model
+            and "epoch_iterator" in values
+        ):
+            _put_around(values["epoch_iterator"], context)
+            return True
+    return False
+
+
+def _put_around(
+    epoch_iterator: Any, context: Callable[[], contextlib.AbstractContextManager[Any]]
+) -> None:
+    kind = type(epoch_iterator)
+
+    class Around(kind):  # type: ignore[misc, valid-type]
+        def __iter__(self) -> Iterator[Any]:
+            # For this call only: `fit` keeps its iterator for the next validation.
+            self.__class__ = kind
+            return _within(context, self)
+
+    epoch_iterator.__class__ = Around
+
+
+def _within(
+    context: Callable[[], contextlib.AbstractContextManager[Any]], steps: Any
+) -> Iterator[Any]:
+    """Yield the steps of a loop, and leave the context when the loop is left.
+
+    Only the loop refers to this generator. Python drops it as soon as the loop ends,
+    breaks or raises, even while a traceback keeps the frame, and so closes it.
+    """
+    with context():
+        yield from steps
+
+
+def rate_of_last_step(optimizer: Any) -> float:
+    """Return the learning rate that the latest step of `optimizer` took."""
+    rate = optimizer._learning_rate
+    if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
+        # The raw count: with gradient accumulation schedules see every micro-step.
+        step = int(keras.ops.convert_to_numpy(optimizer._iterations))
+        rate = rate(max(step - 1, 0))
+    else:
+        rate = optimizer.learning_rate
+    return float(keras.ops.convert_to_numpy(rate))
+
+
+def all_layers(model: Any) -> list[Any]:
+    """Return every layer of `model`, at any depth, each once."""
+    return list(model._flatten_layers())
 
 
 def global_seed_variable(*, create: bool = False) -> Any | None:

@@ -13,8 +13,9 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from fmkit.callbacks import ExactResume, _commits
+from fmkit.callbacks import EvaluateWithAverages, ExactResume, _commits
 from fmkit.data import Batches
+from fmkit.optimizers import ExponentialMovingAverage
 
 BACKEND = keras.backend.backend()
 
@@ -151,9 +152,11 @@ def build(options, optimizer=keras.optimizers.Adam):
     model = keras.Sequential(stack)
     optimizer = optimizer(
         options.get("learning_rate", 0.01),
-        use_ema=options.get("ema", True),
+        use_ema=options.get("ema", not options.get("averages")),
         ema_momentum=0.9,
     )
+    if options.get("averages"):
+        optimizer = ExponentialMovingAverage(optimizer, decay=0.9)
     model.compile(
         optimizer,
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -220,6 +223,9 @@ def train(options):
         tally,
         Die(options.get("die_after", 0), options.get("die_by", signal.SIGKILL)),
     ]
+    if options.get("averages"):
+        # `val_loss`, and so the other callbacks, then judge the averages.
+        callbacks.append(EvaluateWithAverages(batch_norm="average"))
     history = model.fit(
         batches,
         epochs=options.get("epochs", 4),

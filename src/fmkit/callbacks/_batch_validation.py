@@ -111,7 +111,7 @@ class BatchValidation(keras.callbacks.Callback):
     def _validate(self) -> dict[str, float]:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(self.validation_data)
         model = self.model
-        with _training_undisturbed(model, self.callbacks):
+        with training_undisturbed(model, self.callbacks):
             values = model.evaluate(
                 x,
                 y,
@@ -140,7 +140,7 @@ class BatchValidation(keras.callbacks.Callback):
 
 
 @contextmanager
-def _training_undisturbed(
+def training_undisturbed(
     model: keras.Model, callbacks: Sequence[keras.callbacks.Callback]
 ) -> Iterator[None]:
     """Give back what `evaluate` takes: metrics, parameters, generators, mode."""

@@ -24,6 +24,7 @@ from fmkit._checks import check_int, check_number, check_one_of
 from fmkit.callbacks import _callback_state, _processes, _training_state
 from fmkit.callbacks._commits import Commit, CommitDirectory, with_part
 from fmkit.data import Batches
+from fmkit.optimizers._swap import raw_weights
 
 __all__ = ["ExactResume"]
 
@@ -415,7 +416,10 @@ class _Keeper(keras.callbacks.Callback):
         self.writer.wait()
         at_epoch_end = "finished" in where
         # At the end of an epoch metrics are about to be reset.
-        listed, arrays = _training_state.snapshot(self.model, metrics=not at_epoch_end)
+        with raw_weights(self.model):  # whatever another callback shows at present
+            listed, arrays = _training_state.snapshot(
+                self.model, metrics=not at_epoch_end
+            )
         encode = _callback_state.encode
         states = _callback_state.get_states(self._others())
         meta = {

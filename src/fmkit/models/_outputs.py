@@ -56,9 +56,17 @@ def check_outputs(model: keras.Model, labels: Any) -> None:
 def _count_outputs(model: keras.Model) -> int:
     shape = getattr(model, "output_shape", None)
     if not isinstance(shape, tuple) or len(shape) != 2 or shape[-1] is None:
+        # A dense layer works on the last axis and keeps the others, so an image
+        # that nobody flattened comes out as an image.
+        images = isinstance(shape, tuple) and len(shape) > 2
         raise ValueError(
             "`model` must have one output of shape (batch, outputs), got "
-            f"output_shape={shape!r}. Pass the part of the model that has one."
+            f"output_shape={shape!r}. "
+            + (
+                "Put `keras.layers.Flatten()` before its first dense layer."
+                if images
+                else "Pass the part of the model that has one."
+            )
         )
     return int(shape[-1])
 

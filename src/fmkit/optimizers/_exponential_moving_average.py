@@ -245,6 +245,30 @@ class ExponentialMovingAverage(keras.optimizers.Optimizer):
         count = ops.relu(count)
         return ops.maximum(1.0 - self.decay, 1.0 - (1.0 + count) / (10.0 + count))
 
+    def decay_at(self, update: int) -> float:
+        """Return the decay that the given update of the weights applies.
+
+        Args:
+            update: Number of the update, the first being 1.
+
+        Returns:
+            The decay $d$: 0 up to the start step, 1 where the update interval leaves
+            the averages alone. `zero_debias` is not in it.
+
+        Examples:
+            >>> ExponentialMovingAverage("sgd", decay=0.99).decay_at(1)
+            0.18181818181818182
+        """
+        count = check_int("update", update) - self.start_step
+        if count <= 0:
+            return 0.0
+        if count % self.update_interval:
+            return 1.0
+        if self.num_updates is None:
+            return self.decay
+        n = count - (self.num_updates == "before")
+        return min(self.decay, (1 + n) / (10 + n))
+
     def _normalise(self, step_size: Any, due: Any, copy: Any) -> tuple[Any, Any]:
         r"""Turn the step size into one that gives the initial weights no part.
 

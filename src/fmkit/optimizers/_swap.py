@@ -31,11 +31,24 @@ class Swap:
             for weight, average in pairs:
                 weight.assign(ops.cast(ops.copy(average), weight.dtype))
 
+    def hold(self, variables: list[Any]) -> None:
+        """Hold the values of further variables aside, until `take_out`."""
+        self.aside = (self.aside or []) + [
+            (part, ops.copy(part)) for each in variables for part in parts(each)
+        ]
+
     def take_out(self) -> None:
-        # Cleared last: after a second Ctrl-C in here, a later call can finish.
-        for part, value in self.aside or []:
-            part.assign(value)
-        self.aside = None
+        """Give back all that is held aside, and only then heed Ctrl-C."""
+        interruption: BaseException | None = None
+        while self.aside is not None:
+            try:
+                for part, value in self.aside:
+                    part.assign(value)
+                self.aside = None
+            except (KeyboardInterrupt, SystemExit) as error:
+                interruption = error
+        if interruption is not None:
+            raise interruption
 
 
 def parts(variable: Any) -> list[Any]:
@@ -69,6 +82,28 @@ def swapped(
             "undone, since the block gives back the weights it found; call `fit` "
             "outside the block."
         )
+
+
+@contextlib.contextmanager
+def raw_weights(model: keras.Model) -> Iterator[keras.Model]:
+    """Let `model` hold its raw weights for the length of a block.
+
+    Within `averaged` the averages are back in their place afterwards; elsewhere
+    nothing is to be done.
+    """
+    swaps = [each._swap for each in walk(model.optimizer) if hasattr(each, "_swap")]
+    held = [pair for swap in swaps for pair in swap.aside or []]
+    if held:
+        sync(model)
+    present = [(part, ops.copy(part)) for part, _ in held]
+    try:
+        for part, value in held:
+            # A copy: what is held aside must outlive the block.
+            part.assign(ops.copy(value))
+        yield model
+    finally:
+        for part, value in present:
+            part.assign(value)
 
 
 def put_in_averages(optimizers: list[ExponentialMovingAverage]) -> None:

@@ -1,0 +1,165 @@
+"""Time to accuracy: the tutorial's program against `examples/time_to_accuracy.py`.
+
+    python -m benchmarks.accuracy [--seeds 5] [--residual-seeds 1] [--tutorial-seeds 1]
+
+Every run is a fresh process, timed from its first line, compile time included; seeds
+take turns. The tutorial's program runs for real, 20 epochs. The recipes look at the
+test images once, at their end, so their time is that of the whole program. This takes
+tens of minutes, so `python -m benchmarks` names the command and does not run it. The
+table goes to `docs/figures/time_to_accuracy.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks._measure import machine
+
+ROOT = Path(__file__).resolve().parents[1]
+TABLE = ROOT / "docs" / "figures" / "time_to_accuracy.md"
+# What each recipe is run on: matrix products start sooner on JAX, which does not
+# import TensorFlow; convolutions are faster on TensorFlow's CPU kernels.
+RECIPES = {
+    "dense on JAX": ("dense", "jax"),
+    "dense": ("dense", "tensorflow"),
+    "two_strided": ("two_strided", "tensorflow"),
+    "three_strided": ("three_strided", "tensorflow"),
+    "residual": ("residual", "tensorflow"),
+}
+TOLD = re.compile(r"accuracy ([0-9.]+) after ([0-9.]+) s")
+
+
+def run(command: list[str], backend: str) -> str:
+    """Return what a fresh process printed."""
+    environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    path = [str(ROOT / "src"), environment.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout
+
+
+def tutorial(seed: int, epochs: int) -> list[dict[str, float]]:
+    """Return what the tutorial's program told after each epoch."""
+    command = ["benchmarks/_tutorial_program.py", "--seed", str(seed)]
+    told = run([*command, "--epochs", str(epochs)], "tensorflow")
+    return [json.loads(line) for line in told.splitlines() if line.startswith("{")]
+
+
+def recipe(name: str, backend: str, seed: int) -> tuple[float, float]:
+    """Return accuracy and seconds of one run."""
+    told = run(["examples/time_to_accuracy.py", name, "--seed", str(seed)], backend)
+    found = TOLD.search(told)
+    if found is None:
+        raise RuntimeError(f"{name} on {backend} printed no accuracy: {told!r}")
+    return float(found[1]), float(found[2])
+
+
+def measure(seeds: dict[str, int], epochs: int) -> dict[str, Any]:
+    """Run everything, seed by seed, in turn."""
+    results: dict[str, Any] = {"tutorial": [], **{name: [] for name in RECIPES}}
+    for seed in range(max(seeds.values())):
+        if seed < seeds["tutorial"]:
+            results["tutorial"].append(tutorial(seed, epochs))
+            print("tutorial", results["tutorial"][-1][-1], flush=True)
+        for name, (of, backend) in RECIPES.items():
+            if seed < seeds[name]:
+                results[name].append(recipe(of, backend, seed))
+                print(name, seed, results[name][-1], flush=True)
+    return results
+
+
+def _first(epochs: list[dict[str, float]], accuracy: float) -> float | None:
+    """Return the seconds at which a run of the tutorial first had an accuracy."""
+    return next((e["seconds"] for e in epochs if e["accuracy"] >= accuracy), None)
+
+
+def _all(accuracies: list[float]) -> str:
+    return ", ".join(f"{accuracy:.4f}" for accuracy in accuracies)
+
+
+def table(results: dict[str, Any], command: str) -> str:
+    """Return the table as Markdown."""
+    lines = [
+        "| program | runs | test accuracy, median (all) | seconds, median | sooner |",
+        "|---|---|---|---|---|",
+    ]
+    ends = [run[-1] for run in results["tutorial"]]
+    final = statistics.median(end["accuracy"] for end in ends)
+    took = statistics.median(end["seconds"] for end in ends)
+    everyone = _all([end["accuracy"] for end in ends])
+    lines.append(
+        f"| the tutorial's, {len(results['tutorial'][0])} epochs | {len(ends)} "
+        f"| {final:.4f} ({everyone}) | {took:.0f} | 1 |"
+    )
+    for name in RECIPES:
+        runs = results[name]
+        if not runs:
+            continue
+        accuracies = [accuracy for accuracy, _ in runs]
+        median = statistics.median(accuracies)
+        seconds = statistics.median(seconds for _, seconds in runs)
+        times = [_first(epochs, median) for epochs in results["tutorial"]]
+        reached = [t for t in times if t is not None]
+        sooner = f"{statistics.median(reached) / seconds:.0f} ×" if reached else "never"
+        lines.append(
+            f"| {name} | {len(runs)} | {median:.4f} "
+            f"({_all(accuracies)}) | {seconds:.1f} | {sooner} |"
+        )
+    about = ", ".join(f"{key} {value}" for key, value in machine().items())
+    told = (
+        "The last column: how much sooner than the tutorial's program first reached the "
+        'median accuracy of the row; "never", if no run of it did.'
+    )
+    return "\n".join(
+        [*lines, "", told, "", f"Measured with `{command}` on {about}.", ""]
+    )
+
+
+def rows(quick: bool = False) -> list[dict[str, Any]]:
+    """Say where this is measured: it takes longer than the whole suite may."""
+    del quick
+    return [
+        {
+            "name": "time to accuracy",
+            "ratio": None,
+            "target": "the tutorial's accuracy at least 50 times sooner",
+            "detail": "tens of minutes: `python -m benchmarks.accuracy`",
+        }
+    ]
+
+
+def main() -> None:
+    """Measure and write the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--residual-seeds", type=int, default=1)
+    parser.add_argument("--tutorial-seeds", type=int, default=1)
+    parser.add_argument("--tutorial-epochs", type=int, default=20)
+    given = parser.parse_args()
+    seeds = dict.fromkeys(RECIPES, given.seeds)
+    seeds |= {"residual": given.residual_seeds, "tutorial": given.tutorial_seeds}
+    results = measure(seeds, given.tutorial_epochs)
+    command = "python -m benchmarks.accuracy " + " ".join(sys.argv[1:])
+    text = table(results, command.strip())
+    TABLE.write_text(text, encoding="utf-8", newline="\n")
+    TABLE.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

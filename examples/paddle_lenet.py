@@ -1,0 +1,164 @@
+"""The Paddle tutorial on handwritten digits, from its JSON file to a saved LeNet.
+
+In its order: read `mnist.json.gz` and check it; read batches one after the other and
+ahead of the training; a linear regressor on the digit's value, the sigmoid network
+784-10-10-1, the CNN with squared error and with cross-entropy, LeNet on pixels in
+[-1, 1]; evaluate, predict, draw four predictions, save and load.
+
+`main(digits="mnist.json.gz")` trains on the tutorial's file. Without it a small file
+in the same form is made and read, and the training is on Fashion-MNIST: the full set
+if this machine has it, else the sample in the package. Writes `paddle_lenet.png`,
+`.md` and `.keras`. No network.
+"""
+
+import gzip
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import keras
+import matplotlib.pyplot as plt
+import numpy as np
+
+from fmkit import data, datasets, losses, models, preprocessing
+from fmkit import visualization as draw
+
+
+def make_json(path: Path, images: np.ndarray, labels: np.ndarray) -> Path:
+    """Write a small file in the tutorial's form: train, valid and eval."""
+    rows = (images.reshape(len(images), -1) / 255).round(4)
+    cuts = [slice(0, 500), slice(500, 600), slice(600, 700)]
+    splits = [[rows[cut].tolist(), labels[cut].tolist()] for cut in cuts]
+    with gzip.open(path, "wt") as file:
+        json.dump(splits, file)
+    return path
+
+
+def read_json(path: Path) -> tuple:
+    """Read the tutorial's file, split by split, and let the machine check it."""
+    modes = ("train", "valid", "eval")
+    splits = {mode: datasets.mnist.load_data(path, mode=mode) for mode in modes}
+    report = preprocessing.check_arrays(num_classes=10, **splits)
+    print(f"{path.name}\n{report}\n")
+    report.raise_for_problems()
+    images, labels = splits["valid"]
+    slip = np.where(np.arange(len(labels)) == 3, 10, labels)
+    report = preprocessing.check_arrays(num_classes=10, valid=(images, slip))
+    print(f"With a slip in it: {report.problems[0]}\n")
+    return tuple((splits[k][0].reshape(-1, 28, 28), splits[k][1]) for k in modes[::2])
+
+
+def ahead(batches: data.Batches) -> Iterator:
+    """Yield the batches; while one is used, a second thread reads the next."""
+    with ThreadPoolExecutor(1) as pool:
+        source = iter(batches)
+        coming = pool.submit(next, source, None)
+        while (batch := coming.result()) is not None:
+            coming = pool.submit(next, source, None)
+            yield batch
+
+
+def time_reading(batches: data.Batches) -> dict[str, float]:
+    """Return the seconds of an epoch: read in turn, read ahead, and by `fit`."""
+    model = models.linear()
+    model.compile(keras.optimizers.SGD(1e-3), "mean_squared_error")
+    # Compiling is not counted.
+    model.train_on_batch(*batches.peek())
+    model.fit(batches, steps_per_epoch=1, verbose=0)
+    seconds = {}
+    for way, read in (("synchronous", iter), ("asynchronous", ahead)):
+        begin = time.perf_counter()
+        for x, y in read(batches):
+            model.train_on_batch(x, y)
+        seconds[way] = time.perf_counter() - begin
+    begin = time.perf_counter()
+    model.fit(batches, verbose=0)
+    seconds["fit"] = time.perf_counter() - begin
+    return seconds
+
+
+def networks(top: float) -> dict:
+    """Return the tutorial's networks: model, optimizer, loss, and map of the pixels."""
+    unit = preprocessing.Preprocess(std=top)
+    symmetric = preprocessing.Preprocess(mean=top / 2, std=top / 2)
+    sgd, adam = keras.optimizers.SGD, keras.optimizers.Adam
+    squared, crossentropy = keras.losses.MeanSquaredError, losses.CrossentropyFromLogits
+    sigmoid = models.mlp((10, 10), 1, activation="sigmoid")
+    return {
+        "linear regressor": (models.linear(), sgd(1e-3), squared(), unit),
+        "sigmoid 784-10-10-1": (sigmoid, sgd(1e-2), squared(), unit),
+        "CNN, squared error": (
+            models.simple_cnn((20, 20), 1),
+            sgd(1e-2),
+            squared(),
+            unit,
+        ),
+        "CNN, cross-entropy": (models.simple_cnn(), sgd(1e-2), crossentropy(), unit),
+        "LeNet on [-1, 1]": (models.lenet5(), adam(1e-3), crossentropy(), symmetric),
+    }
+
+
+def classes(outputs: np.ndarray) -> np.ndarray:
+    """Return the class that the outputs mean: the highest, or the nearest number."""
+    return outputs.argmax(-1) if outputs.shape[1] > 1 else outputs[:, 0].round()
+
+
+def main(epochs: int = 2, folder: str = "outputs", digits: str | None = None) -> dict:
+    """Train each network for `epochs` epochs; return their test accuracies."""
+    output = Path(folder)
+    output.mkdir(parents=True, exist_ok=True)
+    source, names = datasets.fashion_mnist, datasets.fashion_mnist.CLASS_NAMES
+    if digits:
+        train, test = read_json(Path(digits))
+        names = [str(digit) for digit in range(10)]
+    else:
+        train, test = source.load_data() if source.find() else source.load_sample()
+        read_json(make_json(output / "mnist.json.gz", *train))
+    (x, y), top = train, float(train[0].max())
+
+    for way, seconds in time_reading(data.Batches(x, y, 100)).items():
+        print(f"{way:<13} {seconds:5.2f} s for an epoch of {len(x)} images")
+
+    keras.utils.set_random_seed(0)
+    accuracies, lines = {}, ["| network | loss | weights | test loss | test accuracy |"]
+    lines.append("|---" * 5 + "|")
+    for name, (model, optimizer, loss, scale) in networks(top).items():
+        models.check_outputs(model, y)
+        judged = data.Batches(*test, 1000, map=scale)
+        model.compile(optimizer, loss)
+        model.fit(data.Batches(x, y, 100, map=scale), epochs=epochs, verbose=0)
+        predicted = classes(model.predict(judged, verbose=0))
+        accuracies[name] = float(np.mean(predicted == test[1]))
+        lines.append(
+            f"| {name} | {loss.name} | {model.count_params():,} | "
+            f"{model.evaluate(judged, verbose=0):.4f} | {accuracies[name]:.4f} |"
+        )
+        print(lines[-1], flush=True)
+    (output / "paddle_lenet.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    # The last one is LeNet: four predictions, then out to a file and back.
+    four = scale(test[0][:4])
+    logits = model.predict(four, verbose=0)
+    model.save(output / "paddle_lenet.keras")
+    loaded = keras.saving.load_model(output / "paddle_lenet.keras")
+    if not np.array_equal(loaded.predict(four, verbose=0), logits):
+        raise RuntimeError("The loaded model predicts otherwise than the saved one")
+    print("The loaded model predicts the same bits as the saved one.")
+
+    _, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    rows = [
+        {"network": name.replace(" ", "\n", 1), "test accuracy": value}
+        for name, value in accuracies.items()
+    ]
+    draw.sweep(rows, "network", "test accuracy", ax=left)
+    left.set_ylim(0, 1)
+    draw.image_grid(test[0][:4], test[1][:4], logits, class_names=names, ax=right)
+    left.figure.savefig(output / "paddle_lenet.png", dpi=110)
+    plt.close(left.figure)
+    return accuracies
+
+
+if __name__ == "__main__":
+    main()

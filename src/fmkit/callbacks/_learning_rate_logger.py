@@ -1,0 +1,136 @@
+"""The learning rate in the logs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from fmkit import _keras_private as private
+from fmkit._checks import check_one_of
+
+__all__ = ["LearningRateLogger"]
+
+
+class LearningRateLogger(keras.callbacks.Callback):
+    """Puts the learning rate that was used into the logs.
+
+    At the end of an epoch that is the rate of the epoch's last step, be it a number, a
+    schedule, or a number that another callback changes, so that `History`, `CSVLogger`
+    and the progress bar show it. (`optimizer.learning_rate` of a schedule is the rate
+    of the step to come.) As training begins the callback moves to the front of the
+    list, so that every other one sees its entry. Each optimizer of a `MultiOptimizer`
+    has an entry of its own, `learning_rate_` and its name.
+
+    `TensorBoard` shows the rate of each step with `every="step"` and its own
+    `update_freq="batch"`. For epochs it replaces an entry named `learning_rate` by the
+    rate of the step to come: with `name="rate"` this callback's entry stands there too.
+
+    Args:
+        every: `"epoch"`, or `"step"` for the rate of each step in the logs of the
+            batches too, and in `steps` and `learning_rates`. On JAX and on
+            accelerators that waits for each step to end.
+        name: Name of the entry.
+
+    Attributes:
+        steps: Number of each logged step, the first being 0, if `every="step"`. With
+            `steps_per_execution` above 1, the last of each group.
+        learning_rates: The rate of each of them; of the first optimizer, if there are
+            several.
+
+    Raises:
+        ValueError: If `every` is another word.
+        RuntimeError: If it is not called by `fit`.
+
+    Examples:
+        >>> from keras import ops
+        >>> model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+        >>> model.compile(keras.optimizers.SGD(0.25), "mse")
+        >>> history = model.fit(
+        ...     ops.ones((4, 1)), ops.ones((4, 1)), verbose=0,
+        ...     callbacks=[LearningRateLogger()])
+        >>> history.history["learning_rate"]
+        [0.25]
+    """
+
+    def __init__(self, every: str = "epoch", *, name: str = "learning_rate") -> None:
+        super().__init__()
+        self.every = check_one_of("every", every, ["epoch", "step"])
+        self.name = name
+        self.steps: list[int] = []
+        self.learning_rates: list[float] = []
+        self._epoch_start = 0
+        self._latest: dict[str, float] = {}
+        if self.every == "step":
+            # Only here: a class that has this method keeps Keras from running
+            # callbacks beside the steps.
+            self.on_train_batch_end = self._log_step
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Take the first place in the list of callbacks."""
+        fit = private.running_fit(self._model)
+        if fit is None:
+            raise RuntimeError(
+                "LearningRateLogger works inside `model.fit`: pass it as "
+                "fit(..., callbacks=[LearningRateLogger()])."
+            )
+        # Keras is going through this very list: those before this one move back a
+        # place, so that the next in turn is still the one after it.
+        calls = fit.callback_list.callbacks
+        calls[:] = [self, *(each for each in calls if each is not self)]
+
+    def _log_step(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self._latest = self._rates()
+        if logs is not None:
+            logs.update(self._latest)
+        # With steps in groups Keras numbers the last group as if it were whole.
+        last = (self.params or {}).get("steps")
+        batch = batch if last is None else min(batch, last - 1)
+        self.steps.append(self._epoch_start + batch)
+        self.learning_rates.append(next(iter(self._latest.values())))
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Add the rate of the epoch's last step to the logs."""
+        if self.steps:
+            self._epoch_start = self.steps[-1] + 1
+        if logs is not None:
+            logs.update(self._latest or self._rates())
+
+    def _rates(self) -> dict[str, float]:
+        model = self.model  # on JAX this synchronises
+        return {
+            name: private.rate_of_last_step(optimizer)
+            for name, optimizer in self._named(model.optimizer)
+        }
+
+    def _named(self, optimizer: Any) -> list[tuple[str, Any]]:
+        """Return the log entry of each optimizer that has a rate."""
+        optimizer = _innermost(optimizer)
+        if hasattr(optimizer, "optimizers"):
+            return [
+                (f"{self.name}_{part.name}", _innermost(part))
+                for part in optimizer.optimizers
+            ]
+        return [(self.name, optimizer)]
+
+    def get_state(self) -> dict[str, Any]:
+        """Return what an exact resume must carry."""
+        return {
+            "steps": list(self.steps),
+            "learning_rates": list(self.learning_rates),
+            "epoch_start": self._epoch_start,
+            "latest": dict(self._latest),
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Take what `get_state` returned."""
+        self.steps = list(state["steps"])
+        self.learning_rates = list(state["learning_rates"])
+        self._epoch_start = int(state["epoch_start"])
+        self._latest = dict(state["latest"])
+
+
+def _innermost(optimizer: Any) -> Any:
+    while hasattr(optimizer, "inner_optimizer"):
+        optimizer = optimizer.inner_optimizer
+    return optimizer
