@@ -178,6 +178,13 @@ def check_averaged(ends, expected):
     assert abs(ends[0]["history val_loss"][-1] - expected["averaged loss"]) > 1e-3
 
 
+def check_shown(ends, expected):
+    for each in ends:
+        shown, averaged, raw = each["shown loss"]
+        close(shown, averaged)
+        assert abs(shown - raw) > 1e-3
+
+
 def check_validation(ends, expected):
     found = np.mean([each["validations"] for each in ends], axis=0)
     close(found, expected["validations"])
@@ -189,7 +196,7 @@ def check_stop(ends, expected):
 
 
 def check_stop_inside(ends, expected):
-    assert [int(each["stopped inside"]) for each in ends] == [7] * len(ends)
+    assert [int(each["stopped inside"]) for each in ends] == [4] * len(ends)
 
 
 def check_common_logs(ends, expected):
@@ -197,8 +204,8 @@ def check_common_logs(ends, expected):
 
 
 def check_time(ends, expected):
-    # Two seconds at four steps a second; a job ends the epoch of 12 steps.
-    steps = 8 if len(ends) == 1 else 12
+    # One second at four steps a second; a job ends the epoch.
+    steps = 4 if len(ends) == 1 else features.STEPS
     assert [each["stopped in time"].tolist() for each in ends] == [[1, steps]] * len(
         ends
     )
@@ -208,7 +215,7 @@ def check_resume(ends, expected):
     for each in ends:
         # From the middle of an epoch, to the same bits.
         epoch, step = each["resumed from"].tolist()
-        assert 12 * epoch + step == 3 * COMMIT_EVERY
+        assert features.STEPS * epoch + step == 3 * COMMIT_EVERY
         assert step
         assert each["resumed bits"].all()
         assert each["resumed history"]
@@ -231,7 +238,8 @@ ROWS = {
     "losses, schedule, `Batches`": ("training", check_losses),
     "metrics": ("training", check_metrics),
     "`ExponentialMovingAverage`": ("training", check_averages),
-    "`evaluate` under averages": ("averages", check_averaged),
+    "`averaged(model)`, `evaluate`": ("averages", check_averaged),
+    "`EvaluateWithAverages`": ("shown", check_shown),
     "`BatchValidation`": ("training", check_validation),
     "`ThresholdStopping`, end of epoch": ("training", check_stop),
     "`ThresholdStopping`, every n batches": ("stop_inside", check_stop_inside),
