@@ -14,6 +14,7 @@ export MPLBACKEND ?= Agg
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart test test-oldest test-newest lint types docs wheel-check bench chaos sample clean
 .PHONY: help setup quickstart test lint types docs site-test wheel-check release-check newcomer translations gallery bench chaos sample clean
+.PHONY: help setup quickstart test lint types docs site-test wheel-check release-check newcomer translations gallery bench chaos chaos-tuner sample clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -93,6 +94,9 @@ chaos: $(VENV)/dev.stamp ## kill trainings for a long time and compare every bit
 	@for b in $(BACKENDS); do \
 	  KERAS_BACKEND=$$b $(PY) tests/chaos/lab.py --kills 200 || exit 1; \
 	done
+
+chaos-tuner: $(VENV)/dev.stamp ## kill a worker of Keras Tuner's chief and compare every score
+	@for b in $(BACKENDS); do KERAS_BACKEND=$$b $(PY) tests/chaos/tuner.py || exit 1; done
 
 sample: $(VENV)/run.stamp ## remake the bundled sample from the full Fashion-MNIST files
 	$(PY) scripts/make_sample.py

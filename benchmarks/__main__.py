@@ -2,7 +2,9 @@
 
 Each module beside this one that has a function `rows(quick)` takes part. The results
 go to `outputs/benchmarks.json` and, as the table that is printed, to
-`outputs/benchmarks.md`.
+`outputs/benchmarks.md`. With `--publish` the table also replaces the one in
+`docs/benchmarks.md`, and the JSON goes beside it. A module that fails is a row that
+says so; the others run.
 """
 
 from __future__ import annotations
@@ -11,21 +13,53 @@ import argparse
 import importlib
 import json
 import pkgutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import benchmarks
-from benchmarks._measure import machine
+from benchmarks._measure import machine, not_run
+
+# What matters most comes first; a module that is not named here comes at the end.
+ORDER = ["input", "memory", "training", "together", "losses", "averages", "callbacks"]
+BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 
 
 def modules() -> list[str]:
     """Return the names of the modules that measure something."""
-    return [
+    names = [
         module.name
         for module in pkgutil.iter_modules(benchmarks.__path__)
         if not module.name.startswith("_")
     ]
+    return sorted(names, key=lambda n: (ORDER.index(n) if n in ORDER else 99, n))
+
+
+def measure(name: str, quick: bool) -> list[dict[str, Any]]:
+    """Return the rows of one module, or one row that says why there are none."""
+    try:
+        return importlib.import_module(f"benchmarks.{name}").rows(quick)
+    except Exception as error:  # noqa: BLE001 - one failure must not cost the rest
+        return [not_run(name, f"{type(error).__name__}: {error}".splitlines()[0])]
+
+
+def gpu_row() -> dict[str, Any]:
+    """Say that what was measured was measured on a CPU."""
+    return not_run(
+        "epoch on a GPU", "needs a GPU; python -m benchmarks.training on such a machine"
+    )
+
+
+def publish(text: str, results: dict[str, Any], page: Path = PAGE) -> None:
+    """Put the table between the marks of the page, and the JSON beside the page."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    _, mark, after = rest.partition(END)
+    if not mark:
+        raise SystemExit(f"{page} lacks the marks {BEGIN} and {END}.")
+    page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")
+    page.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
 
 
 def table(results: dict[str, Any], earlier: dict[str, Any] | None) -> str:
@@ -55,16 +89,20 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer rounds: minutes")
     parser.add_argument("--only", choices=modules(), action="append")
     parser.add_argument("--against", type=Path, help="an earlier benchmarks.json")
+    parser.add_argument("--publish", action="store_true", help="into docs/benchmarks")
     parser.add_argument("--folder", type=Path, default=Path("outputs"))
     options = parser.parse_args()
 
     rows: list[dict[str, Any]] = []
+    started = time.perf_counter()
     for name in options.only or modules():
         start = time.perf_counter()
-        rows += importlib.import_module(f"benchmarks.{name}").rows(options.quick)
+        rows += measure(name, options.quick)
         print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
+    rows.append(gpu_row())
+    print(f"all: {time.perf_counter() - started:.0f} s", flush=True)
     results = {
-        "command": "python -m benchmarks" + (" --quick" if options.quick else ""),
+        "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
         "machine": machine(),
         "rows": rows,
     }
@@ -73,6 +111,8 @@ def main() -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     (options.folder / "benchmarks.json").write_text(json.dumps(results, indent=1))
     (options.folder / "benchmarks.md").write_text(text + "\n")
+    if options.publish:
+        publish(text, results)
     print(text)
 
 

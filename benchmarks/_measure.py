@@ -7,10 +7,14 @@ ratios as their spread. Absolute times are shown for the size of things only.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +28,48 @@ def seconds(run: Callable[[], Any]) -> float:
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Seconds of one run by the wall clock, and of all cores together."""
+
+    wall: float
+    cpu: float
+
+
+def cost(run: Callable[[], Any]) -> Cost:
+    """Time one call by the wall clock and by the processor time of this process."""
+    before = os.times()
+    wall = seconds(run)
+    after = os.times()
+    return Cost(wall, after.user + after.system - before.user - before.system)
+
+
+def in_backend(module: str, backend: str, quick: bool) -> list[dict[str, Any]]:
+    """Run `python -m module --here` on a backend of Keras; return the rows it prints.
+
+    A backend that is not installed, or a run that fails, is a row that says so.
+    """
+    command = [sys.executable, "-m", module, "--here", *(["--quick"] * quick)]
+    done = subprocess.run(
+        command,
+        env=os.environ | {"KERAS_BACKEND": backend},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        why = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        return [not_run(f"{module.rpartition('.')[2]} on {backend}", why)]
+    lines = done.stdout.splitlines()
+    return [json.loads(line) for line in lines if line.startswith("{")]
+
+
+def not_run(name: str, why: str) -> dict[str, Any]:
+    """Return the row of something that could not be measured, with the reason."""
+    empty = {"ratio": None, "spread": None, "unit": "", "target": ""}
+    return {"name": name, "detail": f"not run: {why}", **empty}
 
 
 def interleave(
@@ -65,10 +111,6 @@ def row(
         ),
         "target": target,
     }
-
-
-def _in_ms(name: str, times: list[float]) -> str:
-    return f"{name} {1e3 * statistics.median(times):.3g} ms"
 
 
 def machine() -> dict[str, str]:

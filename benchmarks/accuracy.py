@@ -116,14 +116,12 @@ def table(results: dict[str, Any], command: str) -> str:
         times = [_first(epochs, median) for epochs in results["tutorial"]]
         reached = [t for t in times if t is not None]
         sooner = f"{statistics.median(reached) / seconds:.0f} ×" if reached else "never"
-        lines.append(
-            f"| {name} | {len(runs)} | {median:.4f} "
-            f"({_all(accuracies)}) | {seconds:.1f} | {sooner} |"
-        )
+        told = f"{median:.4f} ({_all(accuracies)})"
+        lines.append(f"| {name} | {len(runs)} | {told} | {seconds:.1f} | {sooner} |")
     about = ", ".join(f"{key} {value}" for key, value in machine().items())
     told = (
-        "The last column: how much sooner than the tutorial's program first reached the "
-        'median accuracy of the row; "never", if no run of it did.'
+        "The last column: how much sooner than the tutorial's program first reached "
+        'the median accuracy of the row; "never", if no run of it did.'
     )
     return "\n".join(
         [*lines, "", told, "", f"Measured with `{command}` on {about}.", ""]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks._measure import interleave, row, seconds
+from benchmarks._measure import interleave, not_run, row, seconds
 from fmkit.data import Batches
 from fmkit.data._order import Order, sorted_order
 
@@ -40,9 +40,7 @@ def tensorflow_rows(x: np.ndarray, y: np.ndarray, rounds: int) -> list[dict[str,
     try:
         import tensorflow as tf
     except ImportError:
-        why = "not run: TensorFlow is not installed"
-        empty = {"ratio": None, "spread": None, "unit": "", "target": ""}
-        return [{"name": "input: tf.data", "detail": why, **empty}]
+        return [not_run("input: tf.data", "TensorFlow is not installed")]
 
     def preprocess(image: Any, label: Any) -> tuple[Any, Any]:
         return tf.cast(image, tf.float32) / 255.0, tf.cast(label, tf.int32)

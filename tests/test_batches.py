@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmkit.data import Batches
+from fmkit.data._buffers import Buffers
 from fmkit.data._order import SORT_LIMIT, Order, feistel, sorted_order
 
 BACKEND = keras.backend.backend()
@@ -570,3 +571,59 @@ def test_two_iterators_at_once_do_not_disturb_each_other():
         thread.join()
     for epoch, order in found:
         assert order.tolist() == sorted_order(100, 0, epoch).tolist()
+
+
+# The memory of the blocks
+
+
+def address(array):
+    return array.__array_interface__["data"][0]
+
+
+def test_memory_is_used_again_once_its_last_view_is_gone():
+    buffers = Buffers()
+    first = buffers.empty((1000, 100), "float32")
+    assert address(first) % 64 == 0
+    view = first[3:5]
+    place = address(first)
+    del first
+    # Negative control: a view alone keeps the memory from being handed out.
+    assert address(buffers.empty((1000, 100), "float32")) != place
+    del view
+    taken = [buffers.empty((1000, 100), "float32") for _ in range(2)]
+    assert place in map(address, taken)
+
+
+def test_batches_that_are_kept_never_change():
+    rng = np.random.RandomState(3)
+    x = rng.randint(0, 256, (3000, 12, 12), dtype="uint8")
+    batches = Batches(x, np.arange(3000) % 7, 100, seed=5)
+    kept = list(batches)
+    for _ in range(2):  # enough epochs to fill every buffer anew
+        for _ in batches:
+            pass
+    order = batches.order(0)
+    for step, (images, labels) in enumerate(kept):
+        rows = order[100 * step : 100 * (step + 1)]
+        np.testing.assert_array_equal(images, x[rows].astype("float32") / 255)
+        np.testing.assert_array_equal(labels, rows % 7)
+
+
+@pytest.mark.backend("tensorflow")
+def test_tensors_that_are_kept_never_change():
+    rng = np.random.RandomState(3)
+    x = rng.randint(0, 256, (5000, 12, 12), dtype="uint8")
+    batches = Batches(x, np.arange(5000), 100, seed=5)
+    kept = list(batches.as_dataset(0)) + list(batches.as_dataset(1))
+    order = np.concatenate([batches.order(0), batches.order(1)])
+    for step, (images, labels) in enumerate(kept):
+        rows = order[100 * step : 100 * (step + 1)]
+        np.testing.assert_array_equal(images, x[rows].astype("float32") / 255)
+        np.testing.assert_array_equal(labels, rows)
+
+
+def test_arrays_whose_rows_are_scattered_in_memory_are_read_as_they_are():
+    x = np.asfortranarray(np.random.RandomState(0).randint(0, 256, (300, 20), "uint8"))
+    for array in (x, x[:, ::2], np.zeros((300, 2), "uint8")[:, 0]):
+        batches = Batches(array, batch_size=100, shuffle=False, map=None)
+        np.testing.assert_array_equal(np.concatenate(list(batches)), array)

@@ -4,6 +4,7 @@ import importlib.util
 from pathlib import Path
 
 import keras
+import numpy as np
 import pytest
 
 from fmkit import datasets
@@ -45,3 +46,16 @@ def test_the_quickstart_judges_draws_saves_and_reloads(tmp_path, capsys):
 def test_the_quickstart_is_one_page():
     lines = (EXAMPLES / "quickstart.py").read_text(encoding="utf-8").splitlines()
     assert len(lines) < 80
+
+
+def test_averages_are_judged_beside_raw_weights_and_saved(tmp_path, capsys):
+    seen = example("ema_fashion_mnist").main(epochs=2, folder=tmp_path)
+    picture = tmp_path / "averages-fashion-mnist.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    # A stair is 5400 / 128 = 42.19 steps, an epoch 43: the second ends past two stairs.
+    assert seen["learning_rate"] == pytest.approx([0.2, 0.2 * 0.95**2])
+    assert seen["test_raw"] != seen["test_averaged"]
+    # The file holds the weights that its score was measured with: the averages.
+    best = int(np.argmax(seen["val_accuracy"]))
+    saved = f"best.keras, chosen by validation: {seen['test_averaged'][best]:.4f}"
+    assert saved in capsys.readouterr().out

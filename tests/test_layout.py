@@ -35,7 +35,8 @@ FLOORS = {
     "optimizers": 2,
     "callbacks": 3,
     "evaluation": 4,
-    "hypermodels": 3,
+    "performance": 4,
+    "hypermodels": 4,
 }
 
 

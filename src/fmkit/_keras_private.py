@@ -52,6 +52,7 @@ __all__ = [
     "build_variables",
     "calling_request",
     "enumerate_steps_with",
+    "forget_global_seed",
     "global_seed_variable",
     "is_in_fit",
     "is_running",
@@ -275,3 +276,8 @@ def global_seed_variable(*, create: bool = False) -> Any | None:
     if global_state.get_global_attribute(GLOBAL_SEED_GENERATOR) is None and not create:
         return None
     return global_seed_generator().state
+
+
+def forget_global_seed() -> None:
+    """Let the global seed generator be made anew when it is next needed."""
+    global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, None)

@@ -19,11 +19,16 @@ import numpy as np
 
 
 def run(request):
-    """Fork a trainer; kill it after `kill_after` seconds, or wait for its end."""
+    """Fork a trainer; kill it after `kill_after` seconds, or wait for its end.
+
+    With `detach`, answer at once with its process; `reap` waits for that one's end.
+    """
     if request.get("processes", 1) > 1:
         return run_job(request)
     started = time.monotonic()
-    child = fork(request)
+    child = request.get("reap") or fork(request)
+    if request.get("detach"):
+        return {"process": child}
     deadline = request.get("kill_after")
     while True:
         done, status, usage = os.wait4(child, os.WNOHANG)
@@ -97,6 +102,11 @@ def become_trainer(request):
         log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
+        if "evaluate" in request:
+            from fmkit.evaluation.__main__ import main
+
+            code = main(request["evaluate"])
+            return
         import trainer
 
         if request.get("fault"):

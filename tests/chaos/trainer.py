@@ -201,6 +201,7 @@ def train(options):
         ExactResume(
             commits,
             every=options.get("every", 5),
+            keep=options.get("keep", 2),
             background=options.get("background", True),
             verbose=0,
         ),

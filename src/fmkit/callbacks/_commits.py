@@ -41,7 +41,7 @@ FORMAT = "fmkit commit"
 VERSION = 1
 _META = "meta.json"
 _NAME = re.compile(r"commit-(\d{8,})\.npz")
-_TEMPORARY = re.compile(r"\.commit-\d+\.npz\.(\d+)\.tmp")
+_TEMPORARY = re.compile(r"\.(?:commit-\d+\.npz|model\.json)\.(\d+)\.tmp")
 
 
 class DamagedCommitError(ValueError):
@@ -96,11 +96,15 @@ def write_commit(
         OSError: If the disk is full, the directory cannot be written, and so on.
             What stood at `path` before still stands there.
     """
-    path = Path(path)
+    _write_whole(Path(path), lambda file: _write_archive(file, meta, arrays))
+
+
+def _write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Let `write` fill a file that stands at `path` once it is whole and durable."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "xb") as file:
-            _write_archive(file, meta, arrays)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -388,6 +392,17 @@ class CommitDirectory:
         for path in paths:
             with contextlib.suppress(DamagedCommitError):
                 self._scores[path] = read_meta(path).get("score")
+
+    def describe(self, model: str) -> None:
+        """Write `model.json` beside the commits, unless it says so already.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        path = self.path / "model.json"
+        data = model.encode()
+        if not path.exists() or path.read_bytes() != data:
+            _write_whole(path, lambda file: file.write(data))
 
     def write(self, meta: Mapping[str, Any], arrays: Mapping[str, Array]) -> Path:
         """Write the next commit; when it is durable, delete what need not stay.

@@ -227,6 +227,8 @@ class _Keeper(keras.callbacks.Callback):
         if commit is not None and self.job.index == 0:
             saved = commit.meta["program"]
             _training_state.check_program(saved, self.program, self.settings.directory)
+        if self.job.index == 0:
+            self._describe_model()
         return commit
 
     def _of_this_process(
@@ -330,6 +332,16 @@ class _Keeper(keras.callbacks.Callback):
             "processes": self.job.count,
             "steps_per_execution": getattr(model, "steps_per_execution", 1),
         }
+
+    def _describe_model(self) -> None:
+        """Write what an evaluator beside the run can make the model from."""
+        described = _training_state.model_as_json(self._model)
+        try:
+            if described is not None:
+                self.directory.describe(described)
+        except OSError as error:
+            # The training itself does not need it; a commit that fails will tell.
+            _logger.warning("model.json could not be written: %s", error)
 
     def _go_to(self, commit: Commit) -> None:
         meta = commit.meta

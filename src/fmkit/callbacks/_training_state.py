@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from typing import Any
@@ -16,6 +17,7 @@ __all__ = [
     "check_program",
     "describe_model",
     "describe_optimizer",
+    "model_as_json",
     "random_state",
     "restore_random_state",
     "restore_variables",
@@ -180,6 +182,17 @@ def _compare(where: str, old: Any, new: Any, out: list[str]) -> None:
         out.append(f"{where}: {len(old)} entries in the commit, {len(new)} here")
     elif old != new and ANYTHING not in (old, new):
         out.append(f"{where}: {old!r} in the commit, {new!r} here")
+
+
+def model_as_json(model: Any) -> str | None:
+    """Return the config that makes the model again, or `None` if it has none.
+
+    As in a `.keras` file: layers, build shapes, and the arguments of `compile`.
+    """
+    try:
+        return json.dumps(keras.saving.serialize_keras_object(model))
+    except Exception:  # noqa: BLE001 - what a user's get_config may raise
+        return None
 
 
 # Generators

@@ -72,8 +72,8 @@ def _reader(
     import tensorflow as tf
 
     source = batches._source
-    leaves = [leaf for leaf in source.leaves if leaf is not None]
-    dtypes = [tf.as_dtype(leaf.dtype) for leaf in leaves]
+    samples = source.gather(np.zeros(1, np.int64))
+    dtypes = [tf.as_dtype(sample.dtype) for sample in samples]
 
     def gather(epoch: Any, first: Any, end: Any) -> list[Any]:
         places = batches._places(int(first), int(end))
@@ -85,8 +85,8 @@ def _reader(
 
     def read(epoch: Any, first: Any, end: Any) -> Any:
         rows = tf.numpy_function(gather, [epoch, first, end], dtypes)
-        for row, leaf in zip(rows, leaves, strict=True):
-            row.set_shape([None, *leaf.shape[1:]])
+        for row, sample in zip(rows, samples, strict=True):
+            row.set_shape([None, *sample.shape[1:]])
         x, y, weight = source.pack(rows)
         x, y = source.apply(x, y, lambda _: tf.zeros(tf.shape(rows[0])[:1], tf.int32))
         if weights is not None:

@@ -9,7 +9,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from fmkit.data._buffers import Buffers
 from fmkit.data._order import Indices
+from fmkit.preprocessing._map import halves
 
 __all__ = ["Source", "class_weights"]
 
@@ -49,6 +51,13 @@ class Source:
         if self.weight is not None and self.y is None:
             raise ValueError("`sample_weight` needs labels `y`, got y=None.")
         self.transform = transform
+        self._buffers = Buffers()
+        # Whether the map is a `Preprocess` of one array: then `gather` scales it in
+        # NumPy, into memory used before, also inside `tf.data`. The bits are the same.
+        parts = halves(transform)
+        self.scales = parts is not None and isinstance(self.x, np.ndarray)
+        if parts is not None:
+            self._scale, self._map_y = parts
         self.takes_labels = transform is None or _takes_labels(transform)
         if self.y is not None and not self.takes_labels:
             raise ValueError(
@@ -72,8 +81,24 @@ class Source:
         return max(1, rows // batch_size) * batch_size
 
     def gather(self, indices: Indices) -> list[np.ndarray[Any, Any]]:
-        """Copy the rows at `indices` out of every array."""
-        return [leaf[indices] for leaf in self.leaves if leaf is not None]
+        """Copy the rows at `indices` out of every array, and scale `x` if that is all.
+
+        The list matches `leaves`. See `scales`.
+        """
+        rows = [self._rows(leaf, indices) for leaf in self.leaves if leaf is not None]
+        if self.scales:
+            rows[0] = self._scale(
+                rows[0], self._buffers.empty(rows[0].shape, "float32")
+            )
+        return rows
+
+    def _rows(self, leaf: np.ndarray, indices: Indices) -> np.ndarray[Any, Any]:
+        # `take` would first copy an array whose rows don't lie side by side.
+        if not (leaf.flags.c_contiguous and leaf.flags.aligned):
+            return leaf[indices]
+        out = self._buffers.empty((len(indices), *leaf.shape[1:]), leaf.dtype)
+        # "clip" writes straight into `out`; every index is in range by construction.
+        return leaf.take(indices, axis=0, out=out, mode="clip")
 
     def pack(self, rows: list[Any]) -> tuple[Any, Any, Any]:
         """Undo the flattening of `gather`: `(x, y, sample_weight)`."""
@@ -88,6 +113,8 @@ class Source:
         """Map a block; `zeros(x)` makes labels for a map that insists on them."""
         if self.transform is None:
             return x, y
+        if self.scales:  # `gather` has done `x`
+            return x, None if y is None else self._map_y(y)
         if y is None:
             if not self.takes_labels:
                 return self.transform(x), None

@@ -9,6 +9,7 @@ in each: one subtraction if there is a mean, one division.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Literal
 
@@ -180,13 +181,13 @@ class Preprocess:
         ]
         return f"Preprocess({', '.join(parts)})"
 
-    def _map_x(self, x: Any) -> Any:
+    def _map_x(self, x: Any, out: np.ndarray | None = None) -> Any:
         ops, x = _ops_for(x, "x")
         if ops is np:
             # One pass over the bytes: the cast happens inside the ufunc.
             if self.mean.any():
-                x = np.subtract(x, self.mean, dtype=np.float32)
-            x = np.divide(x, self.std, dtype=np.float32)
+                x = np.subtract(x, self.mean, dtype=np.float32, out=out)
+            x = np.divide(x, self.std, dtype=np.float32, out=out)
         else:
             x = ops.cast(x, "float32")
             if self.mean.any():
@@ -277,3 +278,17 @@ def _short(value: Any) -> str:
 
 
 _UNIT_RANGE = Preprocess()
+
+
+def halves(transform: Any) -> tuple[Callable[..., Any], Callable[[Any], Any]] | None:
+    """Return what a `Preprocess` does to `x` and to `y`, or `None` for other maps.
+
+    The first is called as `map_x(x, out)`; `out` is float32 memory in the shape that
+    `x` has before it is flattened or given a channel.
+    """
+    if transform is preprocess:
+        transform = _UNIT_RANGE
+    # A subclass may map otherwise.
+    if type(transform) is not Preprocess:
+        return None
+    return transform._map_x, transform._map_y

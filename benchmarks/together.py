@@ -1,0 +1,109 @@
+"""Everything of fmkit at once against the same `fit` without it.
+
+    python -m benchmarks.together [--quick]
+
+Loss, average, schedule, stop, logger of the rate, and exact resume with one commit an
+epoch; against Keras's loss, a constant rate and no callbacks, on the same batches with
+the same settings. The stop never fires. Each backend runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from benchmarks._measure import cost, in_backend, row
+from benchmarks.training import BACKENDS, BATCH, images, loss, network
+from fmkit import callbacks, losses, optimizers, schedules
+from fmkit.data import Batches
+from fmkit.performance import fit_settings
+
+EPOCHS = 3
+
+
+def extras(folder: Path) -> list[keras.callbacks.Callback]:
+    """The callbacks of a careful run; a directory of its own for each run."""
+    found = [
+        callbacks.ThresholdStopping("loss", -1.0),
+        callbacks.ExactResume(
+            folder / str(time.perf_counter_ns()), every="epoch", verbose=0
+        ),
+    ]
+    if hasattr(callbacks, "LearningRateLogger"):
+        found.append(callbacks.LearningRateLogger())
+    return found
+
+
+def contestants(count: int, folder: Path) -> dict[str, Any]:
+    """Return ways to train some epochs, with everything and with nothing."""
+    x, y = images(count)
+    batches = Batches(x, y, BATCH)
+    rate = schedules.ExponentialDecay(1e-3, decay_steps=1000, decay_rate=0.96)
+    averaged = optimizers.ExponentialMovingAverage(keras.optimizers.Adam(rate), 0.999)
+    recipes = {
+        "everything": (averaged, losses.CrossentropyFromLogits()),
+        "nothing": (keras.optimizers.Adam(1e-3), loss()),
+    }
+    ways = {}
+    for name, (optimizer, criterion) in recipes.items():
+        model = network()
+        settings = fit_settings(model, batches, epochs=20)
+        model.compile(optimizer, criterion, **settings.compile)
+
+        def train(name: str = name, model: Any = model, given: Any = settings) -> None:
+            used = extras(folder) if name == "everything" else []
+            batches.seek(0)
+            model.fit(**given.fit, epochs=EPOCHS, verbose=0, callbacks=used)
+
+        ways[name] = train
+    return ways
+
+
+def backend_rows(quick: bool) -> list[dict[str, Any]]:
+    """Measure on the backend of this process."""
+    count = 12_800 if quick else 60_000
+    with tempfile.TemporaryDirectory() as name:
+        ways = contestants(count, Path(name))
+        costs: dict[str, Any] = {name: [] for name in ways}
+        for train in ways.values():
+            train()
+        for round_ in range(3 if quick else 9):
+            for way in list(ways)[:: 1 if round_ % 2 == 0 else -1]:
+                costs[way].append(cost(ways[way]))
+    return [
+        row(
+            f"everything together on {keras.backend.backend()}, {unit}",
+            {
+                way: [getattr(one, unit) for one in of_way]
+                for way, of_way in costs.items()
+            },
+            "everything",
+            "nothing",
+            target="at most 1.10",
+        )
+        for unit in ("wall", "cpu")
+    ]
+
+
+def rows(quick: bool = False) -> list[dict[str, Any]]:
+    """Measure on every backend, each in its own process."""
+    return [
+        entry
+        for backend in BACKENDS
+        for entry in in_backend("benchmarks.together", backend, quick)
+    ]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.together")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--here", action="store_true", help="only this KERAS_BACKEND")
+    options = parser.parse_args()
+    measured = backend_rows(options.quick) if options.here else rows(options.quick)
+    print("\n".join(map(json.dumps, measured)))

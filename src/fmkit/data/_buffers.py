@@ -1,0 +1,71 @@
+"""Memory for blocks of rows that is used again as soon as nobody looks at it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Buffers"]
+
+# TensorFlow and JAX take an array without a copy if it starts at such an address.
+ALIGNMENT = 64
+# Below this, malloc has memory at hand that is mapped already.
+SMALLEST = 2**16
+
+
+class Buffers:
+    """A few pieces of memory that are handed out in turn, each to one user at a time.
+
+    What a fresh array of megabytes costs is its memory, page by page, at the first
+    touch: more than gathering the rows. A piece comes back when the last view of it
+    is gone, whoever held it: NumPy, TensorFlow, JAX and PyTorch all keep a reference
+    to the array whose memory they share.
+
+    Args:
+        keep: How many unused pieces of one size to keep.
+    """
+
+    def __init__(self, keep: int = 4) -> None:
+        self.keep = keep
+        self._free: dict[int, list[npt.NDArray[np.uint8]]] = {}
+
+    def empty(
+        self, shape: tuple[int, ...], dtype: npt.DTypeLike
+    ) -> np.ndarray[Any, Any]:
+        """Return an array whose content is undefined, like `numpy.empty`."""
+        dtype = np.dtype(dtype)
+        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        if size < SMALLEST:
+            return np.empty(shape, dtype)
+        piece = np.asarray(_Lease(self, self._take(1 << (size - 1).bit_length())))
+        return piece[:size].view(dtype).reshape(shape)
+
+    def _take(self, size: int) -> npt.NDArray[np.uint8]:
+        try:
+            return self._free.setdefault(size, []).pop()
+        except IndexError:
+            raw = np.empty(size + ALIGNMENT, np.uint8)
+            start = -raw.ctypes.data % ALIGNMENT
+            return raw[start : start + size]
+
+    def _give_back(self, memory: npt.NDArray[np.uint8]) -> None:
+        free = self._free[memory.size]
+        if len(free) < self.keep:
+            free.append(memory)
+
+
+class _Lease:
+    """The base of every view of one piece; its end gives the piece back."""
+
+    def __init__(self, buffers: Buffers, memory: npt.NDArray[np.uint8]) -> None:
+        self._buffers = buffers
+        self._memory = memory
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        return self._memory.__array_interface__
+
+    def __del__(self) -> None:
+        self._buffers._give_back(self._memory)

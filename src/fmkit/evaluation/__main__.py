@@ -1,0 +1,233 @@
+"""Evaluate a running training from the command line: `python -m fmkit.evaluation`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from fmkit import _keras_private as private
+from fmkit.data import Batches
+from fmkit.datasets import fashion_mnist, mnist
+from fmkit.datasets._npz import read_npz
+from fmkit.evaluation import SidecarEvaluator
+from fmkit.evaluation._checkpoints import list_checkpoints
+from fmkit.preprocessing import preprocess
+
+_DESCRIPTION = """\
+Evaluate the checkpoints of a training while it runs in another process: the commits
+of fmkit's ExactResume, and the .weights.h5 and .keras files of Keras's
+ModelCheckpoint. Raw and averaged weights are evaluated, the best are kept, and what
+has been evaluated is not evaluated again, however often this is stopped and started.
+"""
+
+_EPILOG = """\
+examples:
+  python -m fmkit.evaluation run
+      evaluate on the test images of Fashion-MNIST until the run ends
+  python -m fmkit.evaluation run --newest --poll 5 --idle 600
+      wake every five seconds or later, for the newest commit; give up after ten
+      minutes without one
+  python -m fmkit.evaluation checkpoints --model model.keras \\
+      --data test=test.npz --data other=other.npz --monitor test/accuracy
+      two data sets of one's own, in .npz files with the arrays x and y
+"""
+
+
+class _UsageError(ValueError):
+    """What the user can put right in the command."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        for module in options.imports:
+            importlib.import_module(module)
+        data = _data(options.data, options.map, options.batch_size)
+        evaluator = SidecarEvaluator(
+            _model(options),
+            data,
+            options.directory,
+            output=options.output,
+            checkpoints="newest" if options.newest else "every",
+            weights=options.weights,
+            monitor=options.monitor,
+            mode=options.mode,
+            keep_best=not options.no_best,
+            tensorboard=options.tensorboard,
+            max_evaluations=options.max_evaluations,
+            idle_seconds=options.idle,
+            stop_with_run=not options.keep_waiting,
+            poll_seconds=options.poll,
+            max_poll_seconds=max(options.poll, options.max_poll),
+            verbose=0 if options.quiet else 1,
+        )
+        evaluator.run()
+    except (_UsageError, ImportError, OSError, TypeError, ValueError) as error:
+        parser.exit(1, f"{parser.prog}: {error}\n")
+    return 130 if evaluator.ended_by == "interrupted" else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m fmkit.evaluation",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("directory", type=Path, help="where the training writes its checkpoints")
+    add(
+        "--model",
+        type=Path,
+        metavar="FILE",
+        help="a .keras file of the compiled model; without it, the model that "
+        "ExactResume describes in DIRECTORY/model.json, or the oldest .keras file in "
+        "DIRECTORY",
+    )
+    add(
+        "--data",
+        action="append",
+        metavar="DATA",
+        help="fashion_mnist (default: its test images), fashion_mnist=PATH, "
+        "fashion_mnist=sample (the 1,000 test images that come with fmkit), "
+        "mnist=PATH, or NAME=FILE.npz with arrays x and y; may be given several times",
+    )
+    add(
+        "--map",
+        choices=["auto", "preprocess", "none"],
+        default="auto",
+        help="what is done to x and y: fmkit.preprocess divides pixels by 255; auto "
+        "does so where x are bytes",
+    )
+    add("--batch-size", type=int, default=1000, help="default: %(default)s")
+    _add_what(add)
+    _add_when(add)
+    return parser
+
+
+def _add_what(add: Any) -> None:
+    add("--newest", action="store_true", help="only the newest checkpoint each time")
+    add("--weights", choices=["both", "raw", "averaged"], default="both")
+    add("--monitor", default="loss", help="what best.keras is best in: a metric's name")
+    add("--mode", choices=["auto", "min", "max"], default="auto")
+    add("--no-best", action="store_true", help="don't keep best.keras")
+    add("--output", type=Path, help="default: DIRECTORY/evaluation")
+    add("--tensorboard", action="store_true", help="also write for TensorBoard")
+    add(
+        "--import",
+        action="append",
+        default=[],
+        dest="imports",
+        metavar="MODULE",
+        help="import a module first: your own registered layers, losses and metrics",
+    )
+
+
+def _add_when(add: Any) -> None:
+    add("--max-evaluations", type=int, metavar="N", help="end after so many")
+    add("--idle", type=float, metavar="S", help="end after S seconds without a new one")
+    add("--keep-waiting", action="store_true", help="go on when the run has ended")
+    add("--poll", type=float, default=5.0, metavar="S", help="seconds between looks")
+    add(
+        "--max-poll",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="the waits double up to S seconds while nothing comes (default: 30)",
+    )
+    add("--quiet", action="store_true", help="say nothing")
+
+
+# The model
+
+
+def _model(options: argparse.Namespace) -> Any:
+    """Make the model again from numbers and JSON; code in a file is refused."""
+    path = options.model or _described(options.directory, options.idle, options.poll)
+    if not path.is_file():
+        raise _UsageError(f"There is no file {path}. Give --model FILE.keras.")
+    try:
+        if path.name == "model.json":
+            config = json.loads(path.read_bytes())
+            model = keras.saving.deserialize_keras_object(config, safe_mode=True)
+        else:
+            model = keras.saving.load_model(path, safe_mode=True)
+    except Exception as error:
+        raise _UsageError(
+            f"{path} could not be made into a model: {error}\nIf it has layers, losses "
+            "or metrics of your own, decorate them with "
+            "@keras.saving.register_keras_serializable() and give --import MODULE."
+        ) from error
+    if not isinstance(model, keras.Model) or not model.compiled:
+        raise _UsageError(
+            f"{path} holds no compiled model. Compile the model with loss and metrics, "
+            "save it with model.save('model.keras'), and give --model model.keras."
+        )
+    return model
+
+
+def _described(directory: Path, idle: float | None, poll: float) -> Path:
+    """Find what tells the model; wait for a training that has not begun."""
+    started = time.monotonic()
+    while True:
+        if (directory / "model.json").is_file():
+            return directory / "model.json"
+        files = [file.path for file in list_checkpoints(directory)]
+        if any(path.suffix == ".keras" for path in files):
+            return next(path for path in files if path.suffix == ".keras")
+        if files or (idle is not None and time.monotonic() - started >= idle):
+            raise _UsageError(
+                f"Nothing in {directory} tells the model (no model.json of "
+                "ExactResume, no .keras file). Give --model FILE.keras, as written by "
+                "model.save('FILE.keras')."
+            )
+        if time.monotonic() - started < poll:
+            private.print_msg(f"Waiting for a training to begin in {directory}.")
+        time.sleep(poll)
+
+
+# The data
+
+
+def _data(given: list[str] | None, map_: str, batch_size: int) -> dict[str, Any]:
+    data = {}
+    for text in given or ["fashion_mnist"]:
+        name, _, path = text.partition("=")
+        if name in data:
+            raise _UsageError(
+                f"--data {name} is given twice. Give each a name of its own."
+            )
+        x, y = _arrays(name, path)
+        scale = map_ == "preprocess" or (map_ == "auto" and x.dtype == "uint8")
+        data[name] = Batches(x, y, batch_size, map=preprocess if scale else None)
+    return data
+
+
+def _arrays(name: str, path: str) -> tuple[Any, Any]:
+    if name == "fashion_mnist":
+        if path == "sample":
+            return fashion_mnist.load_sample()[1]
+        return fashion_mnist.load_data(path or None)[1]
+    if name == "mnist" and path:
+        return mnist.load_data(path)[1]
+    if not path.endswith(".npz"):
+        raise _UsageError(
+            f"--data {name}{'=' + path if path else ''} is not known. Give "
+            "fashion_mnist, fashion_mnist=PATH, fashion_mnist=sample, mnist=PATH, or "
+            "NAME=FILE.npz with the arrays x and y."
+        )
+    arrays = read_npz(Path(path), ["x", "y"])
+    return arrays["x"], arrays["y"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,257 @@
+"""`SidecarEvaluator`: evaluates what a training leaves on disk while it goes on."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from fmkit import _keras_private as private
+from fmkit._checks import check_int, check_number, check_one_of
+from fmkit.callbacks._commits import _InUseError, _open_locked
+from fmkit.evaluation._session import Session
+
+__all__ = ["SidecarEvaluator"]
+
+
+class SidecarEvaluator:
+    r"""Evaluate the checkpoints of a training while another process makes them.
+
+    `run` looks into `directory` again and again, and evaluates what it has not
+    evaluated yet: the commits of `callbacks.ExactResume`, and the `.weights.h5` and
+    `.keras` files of Keras's `ModelCheckpoint`. It survives a training that starts
+    later, dies, or is resumed, files that are half-written, deleted or damaged (each
+    is named in a warning), and its own death: what has its line in `results.jsonl`
+    is not evaluated again. A checkpoint is known by its epoch, its step and the bits
+    of its weights; a step that a resumed run did again with other bits counts as new.
+
+    It ends when a commit says that the run has ended, after `max_evaluations`, after
+    `idle_seconds`, or on Ctrl-C. Of a checkpoint only numbers are read; nothing in it
+    is executed. The training never waits for it, and its files are not locked.
+
+    Results go to `output`:
+
+    - `results.jsonl`: a line for each checkpoint, flushed to the disk. Numbers that
+      are not finite stand as "NaN", "Infinity", "-Infinity".
+    - `best.keras`: the model with the best weights so far, replaced by one rename.
+    - `tensorboard/`: the runs `raw` and `averaged`, if asked for.
+
+    Averaged weights are those of `optimizers.ExponentialMovingAverage`, or of Keras's
+    `use_ema`, as the checkpoint's optimizer state holds them. Statistics of
+    `BatchNormalization` stay as they are in the checkpoint.
+
+    Args:
+        model: The model that the run trains: built, compiled with the loss and the
+            metrics to evaluate. Its optimizer need not be the run's for commits; for
+            `ModelCheckpoint` files averages are read only if it is. What the model
+            holds is overwritten.
+        data: What to evaluate on: `(x, y)`, `(x, y, sample_weight)`, `data.Batches`,
+            a dataset, or a dict of such by name. Data without a name are `"test"`.
+        directory: Where the training writes. It need not be there yet.
+        output: Where the results go; `directory/evaluation` by default.
+        checkpoints: `"every"` evaluates each checkpoint that is still there when its
+            turn comes, and warns of commits that were not (give `ExactResume` a larger
+            `keep`); `"newest"` always goes to the newest.
+        weights: `"raw"`, `"averaged"`, or `"both"`: averages too where there are any.
+        monitor: What the best checkpoint is best in: a result's name, as `"loss"` or
+            `"accuracy"`, of the first data set; or `"name of the data/accuracy"`.
+        mode: `"min"`, `"max"`, or `"auto"`: Keras's own rule for its metrics.
+        keep_best: Whether to write `best.keras`.
+        tensorboard: Whether to write for TensorBoard (needs the package tensorboard).
+        batch_size: For data given as arrays; Keras's default without it.
+        max_evaluations: End when so many checkpoints have their results, those of
+            earlier calls included.
+        idle_seconds: End after so many seconds without a new checkpoint.
+        stop_with_run: Whether to end with the run. `False` waits for a finished run
+            to be continued.
+        poll_seconds: Seconds before the second look; each further one waits twice as
+            long, until a new checkpoint comes.
+        max_poll_seconds: The longest wait in seconds.
+        verbose: 0 is silent, 1 says a line for each checkpoint.
+        clock: Tells the time in seconds; replaced in tests.
+        sleep: Waits so many seconds; replaced in tests.
+
+    Attributes:
+        results: All records, those of earlier processes too, oldest first.
+        best: The best checkpoint's record entry, a dict of `monitor`, `value` and
+            `weights`; `None` before there is one.
+        best_path: The file of the best model.
+        ended_by: Why the last `run` ended: `"finished"`, `"max_evaluations"`,
+            `"idle"` or `"interrupted"`.
+
+    Raises:
+        ValueError: If an argument is outside its range, the model is not built and
+            compiled, or a commit is of another model.
+        OSError: If another live evaluator uses `output`.
+
+    Examples:
+        >>> import keras, numpy as np, tempfile
+        >>> from fmkit.callbacks import ExactResume
+        >>> from fmkit.data import Batches
+        >>> from fmkit.evaluation import SidecarEvaluator
+        >>> x = np.linspace(0, 1, 20).reshape(10, 2)
+        >>> batches = Batches(x, x[:, 0], 5, map=None)
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        >>> model.compile("sgd", "mse")
+        >>> with tempfile.TemporaryDirectory() as run:
+        ...     resume = ExactResume(run, every=2, keep=9, verbose=0)
+        ...     history = model.fit(batches, epochs=3, callbacks=[resume], verbose=0)
+        ...     results = SidecarEvaluator(model, (x, x[:, 0]), run, verbose=0).run()
+        >>> [record["step"] for record in results]
+        [2, 4, 6]
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        data: Any,
+        directory: str | os.PathLike[str],
+        *,
+        output: str | os.PathLike[str] | None = None,
+        checkpoints: str = "every",
+        weights: str = "both",
+        monitor: str = "loss",
+        mode: str = "auto",
+        keep_best: bool = True,
+        tensorboard: bool = False,
+        batch_size: int | None = None,
+        max_evaluations: int | None = None,
+        idle_seconds: float | None = None,
+        stop_with_run: bool = True,
+        poll_seconds: float = 1.0,
+        max_poll_seconds: float = 10.0,
+        verbose: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.model = _check_model(model)
+        self.data = _check_data(data)
+        self.directory = Path(directory)
+        self.output = _check_output(output, self.directory)
+        self.checkpoints = check_one_of("checkpoints", checkpoints, ["every", "newest"])
+        self.weights = check_one_of("weights", weights, ["both", "raw", "averaged"])
+        self.monitor = monitor
+        self.mode = check_one_of("mode", mode, ["auto", "min", "max"])
+        self.keep_best = bool(keep_best)
+        self.tensorboard = bool(tensorboard)
+        self.batch_size = _or_none(check_int, "batch_size", batch_size)
+        self.max_evaluations = _or_none(check_int, "max_evaluations", max_evaluations)
+        self.idle_seconds = _or_none(
+            check_number, "idle_seconds", idle_seconds, at_least=0
+        )
+        self.stop_with_run = bool(stop_with_run)
+        self.poll_seconds = check_number("poll_seconds", poll_seconds, above=0)
+        self.max_poll_seconds = check_number(
+            "max_poll_seconds", max_poll_seconds, at_least=self.poll_seconds
+        )
+        self.verbose = verbose
+        self.clock = clock
+        self.sleep = sleep
+        self.results: list[dict[str, Any]] = []
+        self.best: dict[str, Any] | None = None
+        self.best_path = self.output / "best.keras"
+        self.ended_by: str | None = None
+
+    def run(self) -> list[dict[str, Any]]:
+        """Evaluate until there is a reason to end; return all records.
+
+        A record is a dict: `checkpoint` (the file's name), `epoch` (completed),
+        `step` (optimizer steps since the beginning), `digest`, `results` (by weights,
+        data set and metric), `best` (if it was the best so far), `seconds` (that the
+        evaluation took) and `time` (seconds since 1970). Ctrl-C ends it as any other
+        reason does.
+        """
+        with self._held_output():
+            session = Session(self)
+            try:
+                self.ended_by = session.loop()
+            except KeyboardInterrupt:
+                self.ended_by = "interrupted"
+            finally:
+                session.close()
+        self.say(
+            f"ended ({self.ended_by}); {len(self.results)} checkpoints in "
+            f"{self.output / 'results.jsonl'}"
+        )
+        return self.results
+
+    @contextmanager
+    def _held_output(self) -> Iterator[None]:
+        self.output.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = _open_locked(self.output / "lock")
+        except _InUseError as error:
+            raise OSError(
+                f"{self.output} is in use by another live evaluator ({error}). Stop "
+                "it, or give this one another `output`."
+            ) from None
+        with lock:
+            yield
+
+    def say(self, message: str) -> None:
+        """Print a line, unless `verbose` is 0."""
+        if self.verbose:
+            private.print_msg(f"SidecarEvaluator: {message}.")
+
+
+# Arguments
+
+
+def _or_none(check: Callable[..., Any], name: str, value: Any, **bounds: Any) -> Any:
+    return None if value is None else check(name, value, **bounds)
+
+
+def _check_output(output: str | os.PathLike[str] | None, directory: Path) -> Path:
+    path = directory / "evaluation" if output is None else Path(output)
+    if path.resolve() == directory.resolve():
+        raise ValueError(
+            f"`output` must not be `directory` itself ({directory}): best.keras would "
+            "be taken for a checkpoint. Leave it out, or give another folder."
+        )
+    return path
+
+
+def _check_model(model: Any) -> Any:
+    if not isinstance(model, keras.Model):
+        raise TypeError(f"`model` must be a keras.Model, got {type(model).__name__}.")
+    if not model.built:
+        raise ValueError(
+            "`model` must be built: start it with keras.Input(shape), or call it on "
+            "one batch."
+        )
+    if not model.compiled:
+        raise ValueError(
+            "`model` must be compiled with the loss and the metrics to evaluate: "
+            "model.compile(loss=..., metrics=[...])."
+        )
+    return model
+
+
+def _check_data(data: Any) -> dict[str, Any]:
+    named = dict(data) if isinstance(data, Mapping) else {"test": data}
+    if not named:
+        raise ValueError("`data` is an empty dict: give at least one data set.")
+    for name, value in named.items():
+        if not isinstance(name, str) or not name or "/" in name:
+            raise ValueError(
+                "`data` must be a dict of data sets by name, the names texts without "
+                f"a slash; got the name {name!r}."
+            )
+        if isinstance(value, list):
+            value = named[name] = tuple(value)
+        if isinstance(value, tuple) and not 2 <= len(value) <= 3:
+            raise ValueError(
+                f"`data` {name!r} must be (x, y) or (x, y, sample_weight), got "
+                f"{len(value)} parts."
+            )
+        if hasattr(value, "__next__"):
+            raise TypeError(
+                f"`data` {name!r} is a {type(value).__name__}, which can be read once "
+                "only. Give arrays, fmkit.data.Batches, or a dataset."
+            )
+    return named

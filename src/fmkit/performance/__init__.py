@@ -1,0 +1,6 @@
+"""Settings that make `fit` fast: chosen by rule with the reason, or by measurement."""
+
+from fmkit.performance._measure import Measurement
+from fmkit.performance._settings import FitSettings, fit_settings
+
+__all__ = ["FitSettings", "Measurement", "fit_settings"]

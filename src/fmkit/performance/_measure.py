@@ -1,0 +1,148 @@
+"""Time candidate settings on copies of a model, and leave no trace."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import keras
+
+from fmkit import _keras_private as private
+from fmkit.callbacks._training_state import random_state, restore_random_state
+from fmkit.data import Batches
+
+__all__ = ["Candidate", "Measurement", "measure_candidates"]
+
+Clock = Callable[[], float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """Settings to try."""
+
+    jit_compile: bool
+    steps_per_execution: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """What a run with these settings costs.
+
+    Attributes:
+        jit_compile: As in `compile`.
+        steps_per_execution: As in `compile`.
+        start: Seconds before the first step: tracing and compilation, also of the
+            last, smaller batch of an epoch.
+        step: Seconds per optimizer step after that.
+
+    Examples:
+        >>> Measurement(True, 50, start=2.0, step=0.001).total(steps=1000)
+        3.0
+    """
+
+    jit_compile: bool
+    steps_per_execution: int
+    start: float
+    step: float
+
+    def total(self, steps: int) -> float:
+        """Return the estimated seconds of a run of so many steps."""
+        return self.start + steps * self.step
+
+    def describe(self, steps: int) -> str:
+        """Return the settings and the estimate, in words."""
+        return (
+            f"{'XLA' if self.jit_compile else 'no XLA'} with "
+            f"{self.steps_per_execution} steps an execution {self.total(steps):.3g} s "
+            f"({self.start:.2g} s to start, {1e3 * self.step:.2g} ms a step)"
+        )
+
+
+def measure_candidates(
+    model: keras.Model,
+    batches: Batches,
+    candidates: list[Candidate],
+    seconds: float,
+    clock: Clock = time.perf_counter,
+) -> tuple[Measurement, ...]:
+    """Time every candidate on a copy of `model`."""
+    with _no_trace():
+        return tuple(
+            _measure(_copy(model, candidate), batches, candidate, seconds, clock)
+            for candidate in candidates
+        )
+
+
+@contextmanager
+def _no_trace() -> Iterator[None]:
+    """Put all global random generators back."""
+    state = random_state()
+    try:
+        yield
+    finally:
+        if "keras" not in state:
+            # There was none yet: whoever needs one next draws its start anew.
+            private.forget_global_seed()
+        restore_random_state(state)
+
+
+def _copy(model: keras.Model, candidate: Candidate) -> keras.Model:
+    """Return a clone with the same weights, compiled with the candidate's settings."""
+    config = model.get_compile_config() if model.compiled else None
+    if not config:
+        raise ValueError(
+            "`measure=True` times the model with its own loss and optimizer, so it "
+            "must be compiled; call model.compile(optimizer, loss) before, and again "
+            "with **settings.compile after."
+        )
+    try:
+        clone = keras.models.clone_model(model)
+        clone.compile_from_config({**config, **dataclasses.asdict(candidate)})
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise ValueError(
+            "`measure=True` needs a model that can be copied from its config, with "
+            f"its loss and metrics; {model.name!r} cannot: {error} "
+            "Register its parts with keras.saving.register_keras_serializable, or "
+            "use measure=False."
+        ) from error
+    if model.built:
+        clone.set_weights(model.get_weights())
+    return clone
+
+
+def _measure(
+    model: keras.Model,
+    batches: Batches,
+    candidate: Candidate,
+    seconds: float,
+    clock: Clock,
+) -> Measurement:
+    # A shallow copy has a position of its own and shares the arrays.
+    batches = copy.copy(batches)
+    count = min(candidate.steps_per_execution, len(batches))
+
+    def end_of_epoch() -> float:
+        """Train on the last `count` batches of an epoch, the smaller one too."""
+        batches.seek(0, len(batches) - count)
+        start = clock()
+        model.fit(batches, epochs=1, verbose=0)
+        return clock() - start
+
+    first = end_of_epoch()
+    times = [end_of_epoch()]
+    # Short fits are mostly their own beginning and end: make them longer.
+    count = min(len(batches), max(count, int(count * seconds / (4 * times[0])) + 1))
+    times = [end_of_epoch()]
+    while sum(times) < seconds and len(times) < 20:
+        times.append(end_of_epoch())
+    step = min(times) / count
+    steps = min(candidate.steps_per_execution, len(batches))
+    return Measurement(
+        candidate.jit_compile,
+        candidate.steps_per_execution,
+        start=max(0.0, first - steps * step),
+        step=step,
+    )

@@ -1,0 +1,293 @@
+"""`fit_settings`: arguments of `compile` and `fit` in one place, each with its why."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+from fmkit._checks import check_int, check_number, check_one_of
+from fmkit.data import Batches
+from fmkit.performance._measure import Candidate, Measurement, measure_candidates
+
+__all__ = ["FitSettings", "fit_settings"]
+
+# Executions shorter than this many steps spend their time on the way into the
+# graph; longer ones gain little more, and callbacks act between executions only.
+STEPS_PER_EXECUTION = 50
+# Steps after which XLA on the CPU has paid for its compilation: it takes 1 to 3 s
+# more to start and saves about half a millisecond a step (784-256-128-64-32-10).
+XLA_PAYS_AFTER = 4000
+
+# Layers whose work XLA fuses well on a CPU. Convolutions, pooling and recurrence
+# are not among them: there oneDNN's kernels can be ten times faster.
+_XLA_LAYERS = frozenset(
+    [
+        "InputLayer",
+        "Dense",
+        "Flatten",
+        "Reshape",
+        "Permute",
+        "Rescaling",
+        "Normalization",
+        "Dropout",
+        "Identity",
+        "GaussianNoise",
+        "GaussianDropout",
+        "AlphaDropout",
+        "ActivityRegularization",
+        "Activation",
+        "ReLU",
+        "LeakyReLU",
+        "PReLU",
+        "ELU",
+        "Softmax",
+        "BatchNormalization",
+        "LayerNormalization",
+        "RMSNormalization",
+        "UnitNormalization",
+        "Add",
+        "Subtract",
+        "Multiply",
+        "Average",
+        "Maximum",
+        "Minimum",
+        "Concatenate",
+        "Dot",
+    ]
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class FitSettings:
+    """Arguments for `compile` and `fit`, and why they were chosen.
+
+    Attributes:
+        compile: For `model.compile(..., **settings.compile)`.
+        fit: For `model.fit(..., **settings.fit)`: the data, in the form to give it.
+        reasons: One sentence for each choice.
+        measurements: What was timed, if anything was, the chosen one first.
+
+    Examples:
+        >>> import numpy as np
+        >>> settings = FitSettings({"jit_compile": False}, {}, {"jit_compile": "Few."})
+        >>> print(settings)
+        jit_compile=False: Few.
+    """
+
+    compile: dict[str, Any]
+    fit: dict[str, Any]
+    reasons: dict[str, str]
+    measurements: tuple[Measurement, ...] = ()
+
+    def __str__(self) -> str:
+        """Return one line for each choice and its reason."""
+        given = {**self.compile, **self.fit}
+        return "\n".join(
+            f"{name}={given[name]!r}: {why}" for name, why in self.reasons.items()
+        )
+
+
+def fit_settings(
+    model: keras.Model,
+    batches: Batches,
+    *,
+    epochs: int = 1,
+    device: str | None = None,
+    measure: bool = False,
+    seconds: float = 1.0,
+) -> FitSettings:
+    """Choose `jit_compile`, `steps_per_execution` and the input for a training run.
+
+    Without measuring, by rules that hold for most networks: no XLA for networks
+    with convolutions, pooling or layers of your own on TensorFlow's CPU, none for
+    runs too short to earn back the compilation, always on JAX, never on PyTorch.
+
+    With `measure=True`, by trial: a copy of the model trains on a few of the batches
+    with each candidate, and the one with the smallest estimated time for the whole
+    run wins, compilation included. The model, its optimizer, the position of the
+    batches and all global random generators end as they began, bit for bit.
+
+    Args:
+        model: Any model for the rules. To measure, a compiled model that can be
+            cloned (built from layers, not a subclass without a config).
+        batches: What `fit` will train on.
+        epochs: How many epochs it will train.
+        device: `"cpu"` or `"gpu"`; `None` for what the backend would use.
+        measure: Time the candidates.
+        seconds: Seconds of steps to time per candidate, beside its compilation.
+
+    Returns:
+        The settings, usable as `model.compile(..., **settings.compile)` and
+        `model.fit(..., **settings.fit)`.
+
+    Raises:
+        TypeError: If `batches` is not a `Batches`.
+        ValueError: If measuring is asked for and the model is not compiled or
+            cannot be cloned.
+
+    Examples:
+        >>> import keras, numpy as np
+        >>> from fmkit.data import Batches
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> batches = Batches(np.zeros((64, 4), "uint8"), np.zeros(64), 32)
+        >>> settings = fit_settings(model, batches, epochs=3)
+        >>> sorted(settings.compile), sorted(settings.fit)
+        (['jit_compile', 'steps_per_execution'], ['x'])
+    """
+    if not isinstance(batches, Batches):
+        raise TypeError(
+            "`batches` must be a fmkit.data.Batches, got "
+            f"{type(batches).__name__}. Wrap arrays in Batches(x, y)."
+        )
+    steps = check_int("epochs", epochs) * len(batches)
+    check_number("seconds", seconds, above=0)
+    if device is None:
+        device = _device()
+    check_one_of("device", device, ["cpu", "gpu", "tpu"])
+    by_rule = Choice(
+        *_execution(model, len(batches), device), *_jit(model, steps, device)
+    )
+    if not measure:
+        return by_rule.settings(batches)
+    candidates = _candidates(model, by_rule)
+    measured = measure_candidates(model, batches, candidates, seconds)
+    return _fastest(measured, steps).settings(batches, measured, steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """The values, each followed by its reason."""
+
+    steps_per_execution: int
+    why_steps: str
+    jit_compile: bool
+    why_jit: str
+
+    def settings(
+        self,
+        batches: Batches,
+        measured: tuple[Measurement, ...] = (),
+        steps: int = 0,
+    ) -> FitSettings:
+        """Return the choice as the arguments it stands for."""
+        return FitSettings(
+            {
+                "jit_compile": self.jit_compile,
+                "steps_per_execution": self.steps_per_execution,
+            },
+            {"x": batches},
+            {
+                "jit_compile": self.why_jit,
+                "steps_per_execution": self.why_steps,
+                "x": "It gathers and scales ahead of the steps by itself; a prefetch "
+                "behind it gains nothing.",
+            },
+            tuple(sorted(measured, key=lambda one: one.total(steps))),
+        )
+
+
+def _execution(model: keras.Model, epoch: int, device: str) -> tuple[int, str]:
+    """Choose `steps_per_execution` for epochs of so many steps, and say why."""
+    backend = keras.backend.backend()
+    if backend == "torch":
+        return 1, "Keras on PyTorch refuses more than 1."
+    strategy = getattr(model, "distribute_strategy", None)
+    if getattr(strategy, "num_replicas_in_sync", 1) > 1 and device == "cpu":
+        return 1, "TensorFlow fails with more than 1 on several CPU devices."
+    # Even executions: no short one at the end of the epoch.
+    executions = max(1, round(epoch / STEPS_PER_EXECUTION))
+    steps = -(-epoch // executions)
+    return steps, (
+        f"An epoch of {epoch} steps is {executions} call{'s' * (executions > 1)} "
+        "from Python; callbacks act between calls, not between steps."
+    )
+
+
+def _jit(model: keras.Model, steps: int, device: str) -> tuple[bool, str]:
+    """Choose `jit_compile` for a run of so many steps, and say why."""
+    backend = keras.backend.backend()
+    refusing = [x.name for x in _layers(model) if not getattr(x, "supports_jit", True)]
+    if backend == "torch":
+        return False, (
+            "PyTorch's own kernels run at once; torch.compile takes long to start "
+            "and is known to fail on some of Keras's layers."
+        )
+    if refusing:
+        return False, f"Layer {refusing[0]!r} does not support XLA."
+    if backend == "jax":
+        return True, "Without it JAX runs every operation by itself."
+    strategy = getattr(model, "distribute_strategy", None)
+    if getattr(strategy, "num_replicas_in_sync", 1) > 1:
+        return False, "Keras does not combine XLA with several replicas."
+    if device != "cpu":
+        return True, "XLA fuses what stands between the large kernels."
+    unknown = sorted({type(x).__name__ for x in _layers(model)} - _XLA_LAYERS)
+    if unknown:
+        return False, (
+            f"On a CPU, XLA can be many times slower with {', '.join(unknown)} than "
+            "TensorFlow's own kernels; measure=True finds out."
+        )
+    if steps < XLA_PAYS_AFTER:
+        return False, (
+            f"{steps:,} steps on a CPU are too few to earn back XLA's compilation "
+            f"(about {XLA_PAYS_AFTER:,} for a small network)."
+        )
+    return True, (
+        f"Dense layers only, and {steps:,} steps earn back XLA's compilation; "
+        '"auto" would mean no XLA on a CPU.'
+    )
+
+
+def _layers(model: Any) -> Iterator[Any]:
+    """Yield all layers that hold no others, through nested models and wrappers."""
+    inner = list(getattr(model, "layers", ()))
+    if isinstance(getattr(model, "layer", None), keras.layers.Layer):
+        inner.append(model.layer)
+    if not inner or not isinstance(model, keras.Model):
+        yield model
+    for layer in inner:
+        yield from _layers(layer)
+
+
+def _device() -> str:
+    """Return the kind of device that the backend computes on."""
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        kinds = {device.device_type for device in tf.config.get_visible_devices()}
+        return next((kind.lower() for kind in ("TPU", "GPU") if kind in kinds), "cpu")
+    if backend == "jax":
+        import jax
+
+        return "gpu" if jax.default_backend() == "cuda" else jax.default_backend()
+    import torch
+
+    accelerated = torch.cuda.is_available() or torch.backends.mps.is_available()
+    return "gpu" if accelerated else "cpu"
+
+
+def _candidates(model: keras.Model, by_rule: Choice) -> list[Candidate]:
+    """What is worth timing on this backend; what XLA compiles comes last."""
+    backend, many = keras.backend.backend(), by_rule.steps_per_execution
+    xla = backend == "jax" or (
+        backend == "tensorflow"
+        and all(getattr(layer, "supports_jit", True) for layer in _layers(model))
+    )
+    plain = backend != "jax" or not by_rule.jit_compile
+    found = [Candidate(False, 1), Candidate(False, many)] if plain else []
+    if xla:
+        # On TensorFlow each more costs a compilation, and 1 is never the faster.
+        found += [Candidate(True, 1)] * (backend == "jax") + [Candidate(True, many)]
+    return list(dict.fromkeys(found))
+
+
+def _fastest(measured: tuple[Measurement, ...], steps: int) -> Choice:
+    """Choose by the estimated time of the whole run."""
+    best, *others = sorted(measured, key=lambda one: one.total(steps))
+    told = f"Measured for {steps:,} steps: {best.describe(steps)}"
+    told += "".join(f"; {other.describe(steps)}" for other in others)
+    return Choice(best.steps_per_execution, told + ".", best.jit_compile, told + ".")

@@ -1,0 +1,135 @@
+"""The benchmarks compare equals: same batches, same loss, same weights. No times."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+
+from benchmarks import __main__ as suite
+from benchmarks import memory, training
+from benchmarks._measure import in_backend, not_run, row
+from fmkit.data import Batches
+
+BACKEND = keras.backend.backend()
+
+
+def trained(make, x, y, epochs=1, **options):
+    """Losses of the epochs and the weights after them, from one start for all."""
+    keras.utils.set_random_seed(5)
+    model = training.network()
+    epoch = make(model, x, y, **options)
+    losses = [epoch(number) for number in range(epochs)]
+    return losses, [keras.ops.convert_to_numpy(w) for w in model.trainable_variables]
+
+
+def assert_same(found, expected):
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-3)
+    for weights, others in zip(found[1], expected[1], strict=True):
+        # On average: PyTorch's Adam adds its epsilon elsewhere, which shows where a
+        # gradient is as small as that. A step moves a weight by up to 1e-3.
+        assert np.abs(weights - others).mean() < 3e-4
+
+
+def test_every_contestant_computes_the_same_epoch():
+    # Two whole batches and a smaller one.
+    x, y = training.images(300)
+    order = Batches(x, y, training.BATCH).order(0)
+    ours = trained(training.by_fmkit, x, y)
+    assert_same(ours, trained(training.BY_HAND[BACKEND], x, y))
+    # The same order by hand, for those who shuffle by themselves.
+    straight = [training.by_fit]
+    if BACKEND == "tensorflow":
+        straight.append(training.by_tutorial)
+    for make in straight:
+        others = trained(make, x[order], y[order], shuffle=False)
+        assert_same(ours, others)
+    # Negative control: in another order the weights differ by far more.
+    with pytest.raises(AssertionError):
+        assert_same(ours, trained(training.by_fit, x, y, shuffle=False))
+
+
+@pytest.mark.backend("tensorflow")
+def test_the_data_of_the_tutorial_is_what_batches_gives_bit_for_bit():
+    import tensorflow as tf
+
+    x, y = training.images(500)
+    batches = Batches(x, y, 128, shuffle=False)
+    tutorial = tf.data.Dataset.from_tensor_slices((x, y)).map(
+        lambda image, label: (tf.cast(image, tf.float32) / 255.0, label)
+    )
+    for ours, theirs in zip(
+        batches.as_dataset(), tutorial.batch(128).as_numpy_iterator(), strict=True
+    ):
+        assert ours[0].numpy().tobytes() == theirs[0].tobytes()
+        assert ours[1].numpy().tolist() == theirs[1].tolist()
+
+
+@pytest.mark.backend("tensorflow")
+def test_batches_of_a_large_file_take_a_bounded_memory():
+    # A gigabyte on disk; a copy of it would take ten times what is allowed here.
+    growth, rows = memory.peak_growth(1.0, steps=60)
+    assert rows > 1_200_000
+    assert growth < 100e6
+
+
+@pytest.mark.backend("tensorflow")
+def test_the_measure_of_memory_sees_a_copy():
+    # Negative control.
+    before = memory.private_bytes()
+    copy = np.ones(20_000_000)
+    assert memory.private_bytes() - before > 150e6
+    assert copy.sum() == 20_000_000
+
+
+@pytest.mark.backend("tensorflow")
+def test_the_ratio_is_the_median_of_neighbouring_runs():
+    made = row("r", {"a": [1.0, 2.0, 30.0], "b": [2.0, 2.0, 3.0]}, "a", "b")
+    assert made["ratio"] == 1.0  # of 0.5, 1 and 10
+    assert made["spread"][0] == 0.5
+
+
+@pytest.mark.backend("tensorflow")
+def test_what_fails_is_a_row_that_says_so(monkeypatch):
+    (missing,) = in_backend("benchmarks.no_such_module", "jax", True)
+    assert missing["ratio"] is None
+    assert "No module named" in missing["detail"]
+
+    def fail(quick):
+        raise RuntimeError("disk full")
+
+    monkeypatch.setattr(memory, "rows", fail)
+    (failed,) = suite.measure("memory", quick=True)
+    assert failed["detail"] == "not run: RuntimeError: disk full"
+
+
+@pytest.mark.backend("tensorflow")
+def test_the_table_is_published_between_the_marks_and_compared(tmp_path):
+    page = tmp_path / "benchmarks.md"
+    page.write_text(f"before\n\n{suite.BEGIN}\n\nold\n\n{suite.END}\n\nafter\n")
+    results = {
+        "command": "python -m benchmarks",
+        "machine": {"cores": "2"},
+        "rows": [
+            {"name": "one", "ratio": 0.5, "spread": [0.4, 0.6], "detail": "fast"},
+            not_run("two", "no GPU"),
+        ],
+    }
+    earlier = {"rows": [{"name": "one", "ratio": 0.25}]}
+    suite.publish(suite.table(results, earlier), results, page)
+    text = page.read_text()
+    assert "old" not in text
+    assert text.startswith("before")
+    assert text.endswith("after\n")
+    assert "| one | 0.5 (was 0.25) | 0.4 to 0.6 |" in text
+    assert "| two | not run |" in text
+    assert json.loads((tmp_path / "benchmarks.json").read_text()) == results
+    suite.publish("again", results, page)  # the marks are still there
+    assert "again" in page.read_text()
+
+
+@pytest.mark.backend("tensorflow")
+def test_the_suite_has_every_module_and_a_row_for_the_gpu():
+    assert suite.modules()[:4] == ["input", "memory", "training", "together"]
+    assert "growth" in suite.modules()
+    assert suite.gpu_row()["ratio"] is None

@@ -1,0 +1,216 @@
+"""Settings for `fit`: what the rules say, and what measuring leaves behind."""
+
+import random
+
+import keras
+import numpy as np
+import pytest
+
+from fmkit.data import Batches
+from fmkit.performance import FitSettings, Measurement, fit_settings
+from fmkit.performance import _settings as rules
+from fmkit.performance._measure import Candidate, measure_candidates
+
+BACKEND = keras.backend.backend()
+K = keras.layers
+
+
+def data(steps=130, size=2):
+    rng = np.random.RandomState(0)
+    x = rng.randint(0, 256, (steps * size, 4, 4, 1), dtype="uint8")
+    return Batches(x, rng.randint(0, 3, len(x)), size)
+
+
+def network(*layers):
+    return keras.Sequential([keras.Input((4, 4, 1)), *layers, K.Flatten(), K.Dense(3)])
+
+
+def compiled(*layers, **settings):
+    model = network(*layers)
+    model.compile(
+        keras.optimizers.Adam(0.01),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        **settings,
+    )
+    return model
+
+
+# The rules
+
+
+@pytest.mark.backend("tensorflow")
+@pytest.mark.parametrize(
+    ("layers", "epochs", "device", "xla", "why"),
+    [
+        (lambda: [K.Dense(8, "relu"), K.Dropout(0.1)], 100, "cpu", True, "earn back"),
+        (lambda: [K.Dense(8)], 1, "cpu", False, "too few"),
+        (lambda: [K.MaxPooling2D()], 100, "cpu", False, "MaxPooling2D"),
+        (lambda: [K.Conv2D(2, 3, strides=2)], 100, "cpu", False, "Conv2D"),
+        (
+            lambda: [keras.Sequential([K.MaxPooling2D()])],
+            100,
+            "cpu",
+            False,
+            "MaxPooling2D",
+        ),
+        (lambda: [K.MaxPooling2D()], 100, "gpu", True, "fuses"),
+    ],
+)
+def test_xla_on_tensorflow_is_chosen_where_it_wins(layers, epochs, device, xla, why):
+    settings = fit_settings(network(*layers()), data(), epochs=epochs, device=device)
+    assert settings.compile["jit_compile"] is xla
+    assert why in settings.reasons["jit_compile"]
+
+
+def test_the_settings_say_why_and_go_into_compile_and_fit():
+    batches = data(steps=7)
+    model = network(K.Dense(4))
+    settings = fit_settings(model, batches, epochs=2)
+    model.compile("sgd", "sparse_categorical_crossentropy", **settings.compile)
+    model.fit(**settings.fit, epochs=2, verbose=0)
+    assert batches.position == (2, 0)
+    assert int(model.optimizer.iterations) == 14
+    assert str(settings).count("\n") == 2
+    assert set(settings.reasons) == {*settings.compile, *settings.fit}
+
+
+def test_the_steps_of_an_execution_divide_the_epoch_evenly():
+    steps = fit_settings(network(), data(steps=130)).compile["steps_per_execution"]
+    assert steps == (1 if BACKEND == "torch" else 44)  # 44 + 44 + 42
+    short = fit_settings(network(), data(steps=3)).compile["steps_per_execution"]
+    assert short == (1 if BACKEND == "torch" else 3)
+
+
+@pytest.mark.backend("torch")
+def test_pytorch_refuses_several_steps_an_execution():
+    # What the rule rests on: when Keras allows it, this test asks for a new rule.
+    model = compiled(steps_per_execution=2)
+    with pytest.raises(ValueError, match="must be 1 with the PyTorch backend"):
+        model.fit(data(), verbose=0)
+
+
+@pytest.mark.backend("tensorflow")
+def test_auto_steps_per_execution_makes_fit_raise():
+    model = compiled(steps_per_execution="auto")
+    with pytest.raises(TypeError):
+        model.fit(data(), verbose=0)
+
+
+@pytest.mark.backend("tensorflow")
+def test_auto_jit_compile_is_no_xla_on_a_cpu():
+    import tensorflow as tf
+
+    if not tf.config.get_visible_devices("GPU"):
+        assert compiled(jit_compile="auto").jit_compile is False
+    assert compiled(jit_compile=True).jit_compile is True
+
+
+def test_a_layer_that_refuses_xla_is_named():
+    class Refusing(K.Layer):
+        def __init__(self):
+            super().__init__(name="no_xla")
+            self.supports_jit = False
+
+        def call(self, x):
+            return x
+
+    settings = fit_settings(network(Refusing()), data(), epochs=100)
+    assert settings.compile["jit_compile"] is False
+    if BACKEND != "torch":
+        assert "'no_xla'" in settings.reasons["jit_compile"]
+
+
+# The measurement
+
+
+def everything(model):
+    """All that a measurement could have touched, as bytes."""
+    arrays = [keras.ops.convert_to_numpy(v) for v in model.variables]
+    arrays += [keras.ops.convert_to_numpy(v) for v in model.optimizer.variables]
+    seen = [array.tobytes() for array in arrays]
+    seen += [random.getstate(), np.random.get_state()[1].tobytes()]
+    if BACKEND == "torch":
+        import torch
+
+        seen.append(torch.get_rng_state().numpy().tobytes())
+    return seen
+
+
+def test_measuring_leaves_no_trace_and_what_follows_is_the_same():
+    def train(measured):
+        keras.utils.set_random_seed(3)
+        batches = data(steps=5)
+        batches.seek(4, 1)
+        model = compiled(K.Dense(4), K.Dropout(0.5))
+        if measured:
+            before = everything(model)
+            settings = fit_settings(
+                model, batches, epochs=3, measure=True, seconds=1e-3
+            )
+            assert everything(model) == before
+            assert batches.position == (4, 1)
+            check_the_report(settings)
+        model.fit(batches, epochs=1, verbose=0)
+        draw = keras.ops.convert_to_numpy(keras.random.normal((3,)))
+        return [*everything(model), draw.tobytes()]
+
+    assert train(measured=True) == train(measured=False)
+
+
+def check_the_report(settings):
+    totals = [one.total(15) for one in settings.measurements]
+    best = settings.measurements[0]
+    assert totals == sorted(totals)
+    assert settings.compile == {
+        "jit_compile": best.jit_compile,
+        "steps_per_execution": best.steps_per_execution,
+    }
+    assert "Measured for 15 steps" in settings.reasons["jit_compile"]
+
+
+def test_without_the_restore_a_measurement_would_show(monkeypatch):
+    # Negative control: copying and training a model draws from the generators.
+    from fmkit.performance import _measure
+
+    monkeypatch.setattr(_measure, "restore_random_state", lambda state: None)
+    model = compiled(K.Dropout(0.5))
+    before = everything(model)
+    copied = [Candidate(BACKEND == "jax", 1)]
+    measure_candidates(model, data(steps=2), copied, 1e-3)
+    assert everything(model) != before
+
+
+@pytest.mark.backend("tensorflow")
+def test_the_time_of_a_step_and_of_the_start_come_apart(monkeypatch):
+    # A clock that a model moves: 7 s at its first fit, half a second a step.
+    now, seen = [0.0], []
+
+    def fit(self, batches, **_):
+        steps = len(batches) - batches.position[1]
+        now[0] += 0.5 * steps + (0 if id(self) in seen else 7)
+        seen.append(id(self))
+
+    model = compiled()
+    monkeypatch.setattr(keras.Sequential, "fit", fit)
+    candidate = Candidate(False, 3)
+    (found,) = measure_candidates(model, data(), [candidate], 60.0, lambda: now[0])
+    assert found == Measurement(False, 3, start=7.0, step=0.5)
+
+
+@pytest.mark.backend("tensorflow")
+def test_compilation_counts_against_the_number_of_steps():
+    xla = Measurement(True, 50, start=3.0, step=0.001)
+    plain = Measurement(False, 50, start=1.0, step=0.002)
+    assert rules._fastest((xla, plain), 1900).jit_compile is False
+    assert rules._fastest((xla, plain), 2100).jit_compile is True
+
+
+def test_what_cannot_be_measured_is_refused():
+    with pytest.raises(ValueError, match="must be compiled"):
+        fit_settings(network(), data(), measure=True)
+    with pytest.raises(TypeError, match="Wrap arrays in Batches"):
+        fit_settings(network(), np.zeros((3, 4, 4, 1)))
+    with pytest.raises(ValueError, match="must be one of"):
+        fit_settings(network(), data(), device="gpus")
+    assert isinstance(fit_settings(network(), data()), FitSettings)
