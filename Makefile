@@ -12,6 +12,8 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 export MPLBACKEND ?= Agg
 
 .DEFAULT_GOAL := help
+.PHONY: help setup quickstart test test-oldest test-newest lint types docs wheel-check bench chaos sample clean
+.PHONY: help setup quickstart test lint types docs site-test wheel-check release-check newcomer translations gallery bench chaos sample clean
 .PHONY: help setup quickstart test lint types docs site-test wheel-check release-check newcomer translations gallery bench chaos chaos-tuner sample clean
 
 help: ## list the targets
@@ -36,6 +38,26 @@ test: $(VENV)/dev.stamp ## set up, then pass the tests on every backend (BACKEND
 	  echo "== Keras on $$backend"; \
 	  KERAS_BACKEND=$$backend $(PY) -m pytest -q -n $(JOBS) --dist worksteal || exit 1; \
 	done
+
+# What a version of Keras or NumPy could change, and not what it could not.
+CORE := $(addprefix tests/test_, keras_private.py batches.py optimizers.py commits.py \
+  exact_resume.py losses.py metrics.py schedules.py threshold_stopping_fit.py \
+  models.py public_api.py)
+
+define test_in # a virtual environment, and what pip is to install in it
+	$(PYTHON) -m venv $(1)
+	$(1)/bin/python -m pip install -q --disable-pip-version-check $(2)
+	@for backend in $(BACKENDS); do \
+	  echo "== Keras on $$backend"; \
+	  KERAS_BACKEND=$$backend $(1)/bin/python -m pytest -q -n $(JOBS) $(CORE) || exit 1; \
+	done
+endef
+
+test-oldest: ## pass the core tests on the oldest versions promised (tests/oldest.txt)
+	$(call test_in,$(VENV)-oldest,-r tests/oldest.txt -e .)
+
+test-newest: ## pass the core tests on the newest versions allowed
+	$(call test_in,$(VENV)-newest,--upgrade --upgrade-strategy eager -e '.[test,jax,torch]')
 
 lint: $(VENV)/dev.stamp ## ruff: style and formatting
 	$(BIN)/ruff check .
@@ -80,4 +102,4 @@ sample: $(VENV)/run.stamp ## remake the bundled sample from the full Fashion-MNI
 	$(PY) scripts/make_sample.py
 
 clean: ## remove what the targets made
-	rm -rf $(VENV) site dist outputs
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest site dist outputs

@@ -4,6 +4,7 @@
 """
 
 import random
+import signal
 import sys
 from pathlib import Path
 
@@ -74,3 +75,66 @@ def test_the_comparison_fails_when_a_mechanism_is_switched_off(lab, control):
     expected, _ = lab.reference()
     different = [k for k, v in expected.items() if v.tobytes() != ends[k].tobytes()]
     assert different
+
+
+def differences(ends, expected):
+    """Names of arrays with a different bit, for each process of a job."""
+    assert [each.keys() for each in ends] == [each.keys() for each in expected]
+    return [
+        [name for name, value in old.items() if value.tobytes() != new[name].tobytes()]
+        for old, new in zip(expected, ends, strict=True)
+    ]
+
+
+@pytest.mark.backend("jax", "torch")
+def test_a_job_of_two_processes_ends_with_the_same_bits_whatever_ends_one(lab):
+    options = {"epochs": 2, "every": 5}
+    expected = lab.job_ends(lab.new_folder(), 2, **options)
+    # The processes hold the same weights, averages and history.
+    common = [k for k in expected[0] if k.startswith("history")] + ["variable 0 0"]
+    assert differences([expected[1]], [expected[0]])[0] in ([], OF_EACH_RANK)
+    assert all((expected[0][k] == expected[1][k]).all() for k in common)
+    folder = lab.new_folder()
+    kills = [("1", 8)] if BACKEND == "jax" else [("1", 8), ("0", 9)]
+    for rank, step in kills:
+        codes = end_one(lab, folder, rank, options | {"die_after": step})
+        assert codes[int(rank)] == -signal.SIGKILL, lab.log(folder)
+        # The other one is killed with it, or fails when nobody answers any more.
+        assert 0 not in codes
+        assert list(folder.glob("commits/commit-*.npz"))
+    if BACKEND == "torch":
+        # SIGTERM in one process ends both, at their next commit.
+        terminated = options | {"die_after": 4, "die_by": signal.SIGTERM}
+        assert end_one(lab, folder, "1", terminated) == [143, 143], lab.log(folder)
+    assert differences(lab.job_ends(folder, 2, **options), expected) == [[], []]
+    # One process can't go on with what two have begun, and says so.
+    assert lab.run(folder, epochs=3)["code"] == 1
+    assert "processes: 2 in the commit, 1 here" in lab.log(folder)
+
+
+def end_one(lab, folder, rank, options):
+    """Run a job of which one process has another end; return both exit codes."""
+    shared = {k: v for k, v in options.items() if not k.startswith("die")}
+    own = {k: v for k, v in options.items() if k.startswith("die")}
+    # Grace: what another process does about it by itself must be seen.
+    request = {"processes": 2, "ranks": {rank: own}, "grace": 2.0, **shared}
+    return lab.run(folder, **request)["code"]
+
+
+@pytest.mark.backend("torch")
+def test_what_stops_one_process_of_a_job_is_told_in_all(lab):
+    folder = lab.new_folder()
+    lab.job_ends(folder, 2, epochs=1)
+    # Another order of the data in process 1: another program.
+    other = {"processes": 2, "ranks": {"1": {"order": 6}}, "grace": 5.0}
+    assert lab.run(folder, epochs=2, **other)["code"] == [1, 1]
+    told = lab.log(folder)
+    assert "RuntimeError: Process 1 of the 2 of this job failed" in told
+    assert "data.seed: 5 in the commit, 6 here" in told
+    # Clocks differ, so commits by the clock are refused.
+    by_time = {"processes": 2, "every": "10 minutes", "grace": 5.0}
+    assert lab.run(lab.new_folder(), **by_time)["code"] == [1, 1]
+
+
+# BatchNorm's statistics: PyTorch has those of a rank's own samples.
+OF_EACH_RANK = ["variable 4 0", "variable 5 0"]

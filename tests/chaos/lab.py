@@ -75,8 +75,20 @@ class Lab:
         with np.load(folder / "ends.npz") as ends:
             return dict(ends)
 
+    def job_ends(self, folder, processes, **options):
+        """Run a job to its end; return what each of its processes ends with."""
+        code = self.run(folder, processes=processes, **options)["code"]
+        assert code == [0] * processes, self.log(folder)
+        found = []
+        for rank in range(processes):
+            with np.load(folder / f"ends{rank or ''}.npz") as ends:
+                found.append(dict(ends))
+        return found
+
     def log(self, folder):
-        return (folder / "log.txt").read_text()[-4000:]
+        return "\n".join(
+            path.read_text()[-4000:] for path in sorted(folder.glob("log.txt*"))
+        )
 
     def reference(self, **options):
         """What the never-killed run ends with, and how long it takes."""

@@ -5,9 +5,11 @@ child that is a process of its own from there on, and is killed as one. Requests
 and answers are lines of JSON on standard input and output.
 """
 
+import importlib
 import json
 import os
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -21,15 +23,15 @@ def run(request):
 
     With `detach`, answer at once with its process; `reap` waits for that one's end.
     """
+    if request.get("processes", 1) > 1:
+        return run_job(request)
     started = time.monotonic()
-    child = request.get("reap") or os.fork()
-    if child == 0:
-        become_trainer(request)
+    child = request.get("reap") or fork(request)
     if request.get("detach"):
         return {"process": child}
     deadline = request.get("kill_after")
     while True:
-        done, status = os.waitpid(child, os.WNOHANG)
+        done, status, usage = os.wait4(child, os.WNOHANG)
         if done:
             break
         if deadline is not None and time.monotonic() - started > deadline:
@@ -39,7 +41,58 @@ def run(request):
     return {
         "code": os.waitstatus_to_exitcode(status),
         "seconds": time.monotonic() - started,
+        "cpu": usage.ru_utime + usage.ru_stime,
     }
+
+
+def run_job(request):
+    """Fork the processes of one job; when one of them dies, end the others.
+
+    So do the launchers of clusters: a job is whole or not at all.
+    """
+    started = time.monotonic()
+    count = request["processes"]
+    ports = [free_port() for _ in range(count)]
+    children = {
+        fork(
+            request
+            | request.get("ranks", {}).get(str(rank), {})
+            | {
+                "rank": rank,
+                "port": ports[0],
+                "ports": ports,
+                "log": f"{request['log']}.{rank}",
+            }
+        ): rank
+        for rank in range(count)
+    }
+    codes, cpu = {}, 0.0
+    while children:
+        child, status, usage = os.wait4(-1, 0)
+        cpu += usage.ru_utime + usage.ru_stime
+        codes[children.pop(child)] = code = os.waitstatus_to_exitcode(status)
+        if code != 0:
+            time.sleep(request.get("grace", 0))
+            for other in children:
+                os.kill(other, signal.SIGKILL)
+    return {
+        "code": [codes[rank] for rank in range(count)],
+        "seconds": time.monotonic() - started,
+        "cpu": cpu,
+    }
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def fork(request):
+    child = os.fork()
+    if child == 0:
+        become_trainer(request)
+    return child
 
 
 def become_trainer(request):
@@ -58,8 +111,10 @@ def become_trainer(request):
 
         if request.get("fault"):
             trainer.Faults(request["fault"]).install()
-        ends = trainer.train(request)
-        np.savez(Path(request["folder"], "ends.npz"), **ends)
+        program = importlib.import_module(request.get("program", "trainer"))
+        ends = program.train(request)
+        rank = request.get("rank", 0)
+        np.savez(Path(request["folder"], f"ends{rank or ''}.npz"), **ends)
         code = 0
     except SystemExit as end:
         code = end.code

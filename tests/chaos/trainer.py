@@ -5,8 +5,10 @@ with `ExactResume`, and returns every array and number that the run ends with.
 """
 
 import contextlib
+import importlib.util
 import os
 import signal
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -51,14 +53,14 @@ class Tally(keras.callbacks.Callback):
 class Die(keras.callbacks.Callback):
     """Kills its own process at the n-th end of a batch, counted in this process."""
 
-    def __init__(self, after):
+    def __init__(self, after, number):
         super().__init__()
-        self.left = after
+        self.left, self.number = after, number
 
     def on_train_batch_end(self, batch, logs=None):
         self.left -= 1
         if self.left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self.number)
 
     def get_state(self):
         return {}
@@ -67,27 +69,74 @@ class Die(keras.callbacks.Callback):
         pass
 
 
+def join(options):
+    """Become a process of the job that the option `processes` asks for.
+
+    Returns what must come before the optimizer's class, and before the callbacks.
+    """
+    rank, count = options["rank"], options["processes"]
+    if BACKEND == "jax":
+        import jax
+
+        # Each start compiles everything anew: it may do so hastily.
+        jax.config.update("jax_disable_most_optimizations", True)
+        address = f"127.0.0.1:{options['port']}"
+        keras.distribution.initialize(address, count, rank)
+        keras.distribution.set_distribution(
+            keras.distribution.DataParallel(auto_shard_dataset=False)
+        )
+        return None, []
+    from torch import distributed
+
+    distributed.init_process_group(
+        "gloo", f"tcp://127.0.0.1:{options['port']}", rank=rank, world_size=count
+    )
+    recipe = example("pytorch_processes")
+    return recipe.MeanGradient, [recipe.MeanLogs()]
+
+
+def example(name):
+    path = Path(__file__).resolve().parents[2] / "examples" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def scope(options):
     """Several devices on one CPU, as the option `devices` asks for."""
     count = options.get("devices", 1)
     if count == 1:
         return contextlib.nullcontext()
-    if BACKEND == "tensorflow":
+    return on_devices("mirrored" if BACKEND == "tensorflow" else "data", count)
+
+
+def on_devices(strategy, count):
+    """Several devices on one CPU, before the backend has started its own."""
+    if strategy == "mirrored":
         import tensorflow as tf
 
         cpu = tf.config.list_physical_devices("CPU")[0]
         logical = [tf.config.LogicalDeviceConfiguration()] * count
         tf.config.set_logical_device_configuration(cpu, logical)
-        return tf.distribute.MirroredStrategy(
-            [f"CPU:{i}" for i in range(count)]
-        ).scope()
+        devices = [f"CPU:{i}" for i in range(count)]
+        return tf.distribute.MirroredStrategy(devices).scope()
     # Read by JAX when it starts its devices: no operation has run before.
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={count}"
-    keras.distribution.set_distribution(keras.distribution.DataParallel())
+    distribution = keras.distribution.DataParallel()
+    if strategy == "model":
+        mesh = keras.distribution.DeviceMesh((count // 2, 2), ("batch", "model"))
+        layouts = keras.distribution.LayoutMap(mesh)
+        layouts["hidden.*kernel"] = (None, "model")
+        layouts["hidden.*bias"] = ("model",)
+        distribution = keras.distribution.ModelParallel(
+            layout_map=layouts, batch_dim_name="batch"
+        )
+    keras.distribution.set_distribution(distribution)
     return contextlib.nullcontext()
 
 
-def build(options):
+def build(options, optimizer=keras.optimizers.Adam):
     layers = keras.layers
     regular = keras.regularizers.L2(1e-3)
     if options.get("dtype"):
@@ -101,7 +150,7 @@ def build(options):
     if options.get("built", True):
         stack.insert(0, keras.Input((6,)))
     model = keras.Sequential(stack)
-    optimizer = keras.optimizers.Adam(
+    optimizer = optimizer(
         options.get("learning_rate", 0.01),
         use_ema=options.get("ema", not options.get("averages")),
         ema_momentum=0.9,
@@ -120,24 +169,37 @@ def build(options):
 
 def train(options):
     """Run the program once; `options` are plain values."""
+    rank, processes = options.get("rank", 0), options.get("processes", 1)
+    optimizer, first = keras.optimizers.Adam, []
+    if processes > 1:
+        mixin, first = join(options)
+        if mixin:
+            optimizer = type("MeanAdam", (mixin, optimizer), {})
     keras.utils.set_random_seed(options.get("seed", 3))
     rng = np.random.RandomState(0)
     n = options.get("samples", 90)
     x = rng.randint(0, 256, (n, 6), dtype=np.uint8)
     y = rng.randint(0, 3, n).astype(np.uint8)
     # 12 batches, the last one partial.
-    batches = Batches(x, y, options.get("batch_size", 8), seed=options.get("order", 5))
+    size, shard = options.get("batch_size", 8) // processes, (rank, processes)
+    batches = Batches(x, y, size, seed=options.get("order", 5), shard=shard)
+    held_out = (x[:20] / np.float32(255), y[:20].astype(np.int32))
+    if processes > 1:
+        held_out = Batches(x[:20], y[:20], size, shard=shard)
     if not options.get("seek", True):  # the negative control
         batches.seek = lambda epoch, step=0: Batches.seek(batches, epoch + 1, step)
     with scope(options):
-        model = build(options)
-    folder = options["folder"]
+        model = build(options, optimizer)
+    commits = os.path.join(options["folder"], "commits")
+    # Files that callbacks write are each process's own.
+    folder = os.path.join(options["folder"], f"process {rank}")
+    os.makedirs(folder, exist_ok=True)
     tally = Tally()
     if not options.get("callback_state", True):
         tally.set_state = lambda state: None  # the negative control
     callbacks = [
         ExactResume(
-            os.path.join(folder, "commits"),
+            commits,
             every=options.get("every", 5),
             keep=options.get("keep", 2),
             background=options.get("background", True),
@@ -160,7 +222,7 @@ def train(options):
             save_weights_only=True,
         ),
         tally,
-        Die(options.get("die_after", 0)),
+        Die(options.get("die_after", 0), options.get("die_by", signal.SIGKILL)),
     ]
     if options.get("averages"):
         # `val_loss`, and so the other callbacks, then judge the averages.
@@ -169,8 +231,8 @@ def train(options):
         batches,
         epochs=options.get("epochs", 4),
         verbose=0,
-        callbacks=callbacks,
-        validation_data=(x[:20] / np.float32(255), y[:20].astype(np.int32)),
+        callbacks=[*first, *callbacks],
+        validation_data=held_out,
         class_weight={0: 2.0},
     )
     return outcome(model, history, tally, callbacks, folder)

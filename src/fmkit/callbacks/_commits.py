@@ -28,8 +28,10 @@ __all__ = [
     "CommitDirectory",
     "DamagedCommitError",
     "list_commits",
+    "pack",
     "read_commit",
     "read_meta",
+    "with_part",
     "write_commit",
 ]
 
@@ -113,6 +115,13 @@ def _write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     _sync_directory(path.parent)
 
 
+def pack(meta: Mapping[str, Any], arrays: Mapping[str, Array]) -> bytes:
+    """Return what a commit would hold, as the bytes of its file."""
+    file = io.BytesIO()
+    _write_archive(file, meta, arrays)
+    return file.getvalue()
+
+
 def _write_archive(
     file: IO[bytes], meta: Mapping[str, Any], arrays: Mapping[str, Array]
 ) -> None:
@@ -163,12 +172,18 @@ def read_commit(path: str | os.PathLike[str]) -> Commit:
         DamagedCommitError: If the file is not exactly what was written.
     """
     with _archive(path) as archive:
-        meta = _read_meta(archive)
-        arrays = {
-            name: _read_array(archive, name, spec)
-            for name, spec in meta["arrays"].items()
-        }
-    return Commit(Path(path), meta, arrays)
+        return Commit(Path(path), *_read_all(archive))
+
+
+def with_part(commit: Commit, data: Array) -> Commit:
+    """Return `commit` with what `pack` made of another meta and arrays laid over it.
+
+    Raises:
+        DamagedCommitError: If `data` are not exactly what was packed.
+    """
+    with _archive(commit.path, io.BytesIO(data.tobytes())) as archive:
+        meta, arrays = _read_all(archive)
+    return Commit(commit.path, {**commit.meta, **meta}, {**commit.arrays, **arrays})
 
 
 def read_meta(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -182,9 +197,12 @@ def read_meta(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _archive(path: str | os.PathLike[str]) -> Iterator[zipfile.ZipFile]:
+def _archive(
+    path: str | os.PathLike[str], file: IO[bytes] | None = None
+) -> Iterator[zipfile.ZipFile]:
+    """Open `file`, or the one at `path`; whatever fails then is told of `path`."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(path if file is None else file) as archive:
             yield archive
     except FileNotFoundError:
         raise
@@ -196,11 +214,19 @@ def _archive(path: str | os.PathLike[str]) -> Iterator[zipfile.ZipFile]:
 
 def _member(archive: zipfile.ZipFile, name: str) -> bytes:
     info = archive.getinfo(name)
-    size = os.fstat(archive.fp.fileno()).st_size  # type: ignore[union-attr]
+    size = archive.fp.seek(0, os.SEEK_END)  # type: ignore[union-attr]
     # Nothing is compressed, so no member is larger than the file.
     if info.compress_type != zipfile.ZIP_STORED or info.file_size > size:
         raise ValueError(f"member {name!r} is not stored as it was written")
     return archive.read(info)  # checks the CRC-32
+
+
+def _read_all(archive: zipfile.ZipFile) -> tuple[dict[str, Any], dict[str, Array]]:
+    meta = _read_meta(archive)
+    arrays = {
+        name: _read_array(archive, name, spec) for name, spec in meta["arrays"].items()
+    }
+    return meta, arrays
 
 
 def _read_meta(archive: zipfile.ZipFile) -> dict[str, Any]:
@@ -339,6 +365,28 @@ class CommitDirectory:
             )
         return None
 
+    def read(self, number: int | None) -> Commit | None:
+        """Return the commit of this number, which another process has found.
+
+        Args:
+            number: `None` if it has found none; then only the directory is looked
+                for.
+
+        Raises:
+            OSError: If this process does not see what the other one sees.
+        """
+        path = self._path(number or 0)
+        if (self.path / "lock" if number is None else path).exists():
+            return None if number is None else read_commit(path)
+        raise OSError(
+            f"Process 0 of this job keeps its commits in a directory {self.path} that "
+            "this process does not see. Give a path on a file system that all of "
+            "them share."
+        )
+
+    def _path(self, number: int) -> Path:
+        return self.path / f"commit-{number:08d}.npz"
+
     def _index(self, paths: list[Path]) -> None:
         """Learn which of the older files count for `keep` and `keep_best`."""
         for path in paths:
@@ -362,7 +410,7 @@ class CommitDirectory:
         Raises:
             OSError: If it cannot be written. Older commits are all still there.
         """
-        path = self.path / f"commit-{self._next:08d}.npz"
+        path = self._path(self._next)
         try:
             write_commit(path, meta, arrays)
         except OSError as error:

@@ -21,8 +21,8 @@ import numpy as np
 import fmkit
 from fmkit import _keras_private as private
 from fmkit._checks import check_int, check_number, check_one_of
-from fmkit.callbacks import _callback_state, _training_state
-from fmkit.callbacks._commits import Commit, CommitDirectory
+from fmkit.callbacks import _callback_state, _processes, _training_state
+from fmkit.callbacks._commits import Commit, CommitDirectory, with_part
 from fmkit.data import Batches
 from fmkit.optimizers._swap import raw_weights
 
@@ -56,6 +56,10 @@ class ExactResume(keras.callbacks.Callback):
     the middle: with them a run resumes at the start of an epoch. On a GPU, switch
     determinism on (`tf.config.experimental.enable_op_determinism()`,
     `torch.use_deterministic_algorithms(True)`).
+
+    Where several processes train together (`jax.distributed` under a
+    `keras.distribution`, `torch.distributed`), each gives the same arguments: the
+    first one writes for all, and `every` counts steps or epochs.
 
     Args:
         directory: Where the commits go. One run, one directory.
@@ -165,6 +169,8 @@ class _Keeper(keras.callbacks.Callback):
         )
         self.writer = _Writer(settings.background)
         self.signals = _Signals(self.callback_list)
+        self.job = _processes.current_job()
+        self.signal: int | None = None
         # Runs when `fit` ends by an exception too: then Keras calls nothing, but
         # lets go of its list of callbacks.
         self.close = weakref.finalize(
@@ -191,21 +197,53 @@ class _Keeper(keras.callbacks.Callback):
 
     def _start(self) -> None:
         settings = self.settings
-        self.directory.acquire(
-            lambda: private.is_running(self.callback_list()), self.writer.finish
-        )
-        self._build()
-        self.program = self._describe()
-        self._describe_model()
-        commit = self.directory.newest()
+        if self.job.count > 1 and settings.unit == "second":
+            raise ValueError(
+                "`every` must count steps or epochs when several processes train "
+                "together, since their clocks differ: write every=100 or 'epoch'."
+            )
+        commit = self.job.together(self._prepare)
+        if self.job.count > 1:
+            number = self.job.exchange(commit and commit.number)[0]
+            commit = self.job.together(lambda: self._of_this_process(commit, number))
         if commit is None:
             self._say(f"no commit in {settings.directory}: starting from the beginning")
         else:
-            _check_program(commit, self.program, settings.directory)
             self._go_to(commit)
         self._say_what_is_not_exact()
         if settings.stop_on_signal:
             self.signals.install()
+
+    def _prepare(self) -> Commit | None:
+        """Make the variables; the first process holds the directory, and reads."""
+        commit = None
+        if self.job.index == 0:
+            self.directory.acquire(
+                lambda: private.is_running(self.callback_list()), self.writer.finish
+            )
+            commit = self.directory.newest()
+        self._build()
+        self.program = self._describe()
+        if commit is not None and self.job.index == 0:
+            saved = commit.meta["program"]
+            _training_state.check_program(saved, self.program, self.settings.directory)
+        if self.job.index == 0:
+            self._describe_model()
+        return commit
+
+    def _of_this_process(
+        self, commit: Commit | None, number: int | None
+    ) -> Commit | None:
+        """Return the commit that the first process chose, with this one's part."""
+        if self.job.index == 0:
+            return commit
+        commit = self.directory.read(number)
+        if commit is None:
+            return None
+        commit = with_part(commit, commit.arrays[f"process/{self.job.index}"])
+        saved = commit.meta["program"]
+        _training_state.check_program(saved, self.program, self.settings.directory)
+        return commit
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Note where in the data the epoch starts."""
@@ -227,9 +265,7 @@ class _Keeper(keras.callbacks.Callback):
                     "the Batches: let ExactResume alone seek."
                 )
             self._restore(commit)
-        elif self.batches is not None and (
-            self.signals.received or self._is_due(batch)
-        ):
+        elif self.batches is not None and (self._is_signalled() or self._is_due(batch)):
             position = (self.data_epoch, batch)
             self._commit({"epoch": self.epoch, "step": batch, "data": position})
         self._stop_on_signal()
@@ -239,7 +275,9 @@ class _Keeper(keras.callbacks.Callback):
         stopped = bool(self._model.stop_training)
         last = stopped or epoch + 1 >= self.epochs
         self.epoch, self.steps_before = epoch + 1, self.steps_before + self._length()
-        if last or self.settings.keep_best or self.signals.received or self._is_due(0):
+        if self.job.count > 1:
+            _processes.check_agreement(self.job, epoch, last)
+        if last or self.settings.keep_best or self._is_signalled() or self._is_due(0):
             self._commit(
                 {
                     "epoch": epoch + 1,
@@ -291,6 +329,7 @@ class _Keeper(keras.callbacks.Callback):
             "model": _training_state.describe_model(model),
             "optimizer": _training_state.describe_optimizer(model.optimizer),
             "data": {**data, "steps_per_epoch": self.steps},
+            "processes": self.job.count,
             "steps_per_execution": getattr(model, "steps_per_execution", 1),
         }
 
@@ -411,10 +450,14 @@ class _Keeper(keras.callbacks.Callback):
             "versions": {"fmkit": fmkit.__version__, "keras": keras.__version__},
             "time": time.time(),
         }
+        if self.job.count > 1:
+            received = self.signals.received
+            self.signal = _processes.gather_parts(self.job, meta, arrays, received)
         self.committed_steps = self.steps_before + where["step"]
         self.committed_epoch = where["epoch"]
         self.committed_time = time.monotonic()
-        self.writer.start(lambda: self.directory.write(meta, arrays))
+        if self.job.index == 0:
+            self.writer.start(lambda: self.directory.write(meta, arrays))
 
     def _score(self, logs: dict[str, Any]) -> float | None:
         """Return the monitored value, lower for better; `None` without one."""
@@ -430,8 +473,13 @@ class _Keeper(keras.callbacks.Callback):
             return None
         return float(value) if self.settings.mode == "min" else -float(value)
 
+    def _is_signalled(self) -> bool:
+        # Several processes learn of each other's signals when they commit, all at
+        # the same step: one that committed by itself would wait for the others.
+        return self.job.count == 1 and self.signals.received is not None
+
     def _stop_on_signal(self) -> None:
-        number = self.signals.received
+        number = self.signals.received if self.job.count == 1 else self.signal
         if number is None:
             return
         self.writer.wait()
@@ -566,32 +614,3 @@ def _numbers(logs: dict[str, Any]) -> dict[str, float]:
         for name, value in logs.items()
         if isinstance(value, (int, float, np.number))
     }
-
-
-def _check_program(commit: Commit, program: dict[str, Any], directory: str) -> None:
-    """Refuse a commit that another program made, naming what differs."""
-    differences: list[str] = []
-    _compare("", commit.meta["program"], program, differences)
-    if differences:
-        told = "\n".join(f"  {line}" for line in differences[:8])
-        more = len(differences) - 8
-        raise ValueError(
-            f"The commits in {directory} were made by another program, so this one "
-            f"cannot go on from them exactly:\n{told}\n"
-            + (f"  and {more} more\n" if more > 0 else "")
-            + "Set these as before, or give another directory."
-        )
-
-
-def _compare(where: str, old: Any, new: Any, out: list[str]) -> None:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            inner = f"{where}.{key}" if where else str(key)
-            _compare(inner, old.get(key), new.get(key), out)
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        for place, (a, b) in enumerate(zip(old, new, strict=True)):
-            _compare(f"{where}[{place}]", a, b, out)
-    elif isinstance(old, list) and isinstance(new, list):
-        out.append(f"{where}: {len(old)} entries in the commit, {len(new)} here")
-    elif old != new and _training_state.ANYTHING not in (old, new):
-        out.append(f"{where}: {old!r} in the commit, {new!r} here")

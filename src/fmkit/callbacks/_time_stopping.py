@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fmkit._checks import check_number
+from fmkit.callbacks._processes import Job, current_job
 from fmkit.callbacks._stop import Stop, Stopper, StopReason, place
 
 __all__ = ["TimeStopping"]
@@ -20,6 +21,10 @@ class TimeStopping(Stopper):
     at or after $T - m$ seconds of training, or at the end of an epoch after that.
     What `fit` still does then (the step already begun, the validation, callbacks
     that save) belongs into the margin.
+
+    In a job of several processes (`jax.distributed`, `torch.distributed`), whose
+    clocks differ, all stop together: at the end of the first epoch at which one of
+    them is out of time.
 
     The look at the clock comes before each step, in `on_train_batch_begin`, which
     needs no value from the device. Steps that a device has queued but not done are
@@ -68,6 +73,7 @@ class TimeStopping(Stopper):
         )
         self._clock = clock
         self._began: float | None = None
+        self._job = Job()
         self._reset()
 
     def _reset(self) -> None:
@@ -84,12 +90,14 @@ class TimeStopping(Stopper):
         """Start the clock."""
         super().on_train_begin(logs)
         self._began = self._clock()
+        self._job = current_job()
 
     def on_train_batch_begin(
         self, batch: int, logs: dict[str, Any] | None = None
     ) -> None:
         """Look at the clock before the step."""
-        self._look(batch)
+        if self._job.count == 1:
+            self._look(batch)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Look at the clock after the validation."""
@@ -116,8 +124,10 @@ class TimeStopping(Stopper):
         return self.stop is not None
 
     def _look(self, batch: int | None, step: int | None = None) -> None:
-        used = self.used
-        if self.stop is not None or used + self.margin < self.budget:
+        if self.stop is not None:
+            return
+        used = max(self._job.exchange(self.used))
+        if used + self.margin < self.budget:
             return
         step = self._optimizer_steps() if step is None else step
         limit = self.budget - self.margin

@@ -14,6 +14,7 @@ from fmkit import _keras_private as private
 
 __all__ = [
     "ANYTHING",
+    "check_program",
     "describe_model",
     "describe_optimizer",
     "model_as_json",
@@ -66,9 +67,21 @@ def snapshot(
         for name, part in zip(names, parts, strict=True):
             # A copy: on every backend this may be a view of what training
             # goes on to overwrite.
-            arrays[name] = np.array(keras.ops.convert_to_numpy(part), copy=True)
+            arrays[name] = np.array(_read(part), copy=True)
         listed.append({"path": variable.path, "arrays": names})
     return listed, arrays
+
+
+def _read(part: Any) -> Any:
+    value = getattr(part, "value", part)
+    if keras.backend.backend() == "jax" and not (
+        value.is_fully_addressable or value.is_fully_replicated
+    ):
+        # Shards of it are in other processes, all of which are here now.
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.process_allgather(value, tiled=True)
+    return keras.ops.convert_to_numpy(part)
 
 
 def restore_variables(
@@ -134,6 +147,41 @@ def describe_optimizer(optimizer: Any) -> dict[str, Any]:
         simple = isinstance(value, (bool, int, float, str))
         described[".".join(map(str, path))] = value if simple else str(value)
     return described
+
+
+def check_program(
+    saved: dict[str, Any], program: dict[str, Any], directory: str
+) -> None:
+    """Refuse what another program saved, naming what differs.
+
+    Raises:
+        ValueError: If anything does.
+    """
+    differences: list[str] = []
+    _compare("", saved, program, differences)
+    if differences:
+        told = "\n".join(f"  {line}" for line in differences[:8])
+        more = len(differences) - 8
+        raise ValueError(
+            f"The commits in {directory} were made by another program, so this one "
+            f"cannot go on from them exactly:\n{told}\n"
+            + (f"  and {more} more\n" if more > 0 else "")
+            + "Set these as before, or give another directory."
+        )
+
+
+def _compare(where: str, old: Any, new: Any, out: list[str]) -> None:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            inner = f"{where}.{key}" if where else str(key)
+            _compare(inner, old.get(key), new.get(key), out)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for place, (a, b) in enumerate(zip(old, new, strict=True)):
+            _compare(f"{where}[{place}]", a, b, out)
+    elif isinstance(old, list) and isinstance(new, list):
+        out.append(f"{where}: {len(old)} entries in the commit, {len(new)} here")
+    elif old != new and ANYTHING not in (old, new):
+        out.append(f"{where}: {old!r} in the commit, {new!r} here")
 
 
 def model_as_json(model: Any) -> str | None:

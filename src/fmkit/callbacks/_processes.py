@@ -1,0 +1,173 @@
+"""The processes of one job, and what they tell each other.
+
+In a job every process runs the same program, and each training step waits for
+all of them: `jax.distributed` under a `keras.distribution`, or
+`torch.distributed` with an optimizer that averages the gradients. What is here is
+collective: all processes call it at the same place between two steps, or all of
+them wait for ever.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import keras
+import numpy as np
+
+from fmkit.callbacks._commits import pack
+
+__all__ = ["Job", "check_agreement", "current_job", "gather_parts"]
+
+Array = np.ndarray[Any, Any]
+T = TypeVar("T")
+
+# Fewer shapes are fewer programs for XLA to compile.
+_SMALLEST = 2**12
+
+
+@dataclass(frozen=True)
+class Job:
+    """This process's place in a job.
+
+    Attributes:
+        index: Number of this process, from 0.
+        count: Number of processes; 1 is a training like any other.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    def exchange_bytes(self, data: bytes) -> list[bytes]:
+        """Return what each process gave, in their order."""
+        if self.count == 1:
+            return [data]
+        if keras.backend.backend() == "jax":
+            return _exchange_on_jax(data)
+        return _exchange_on_torch(data, self.count)
+
+    def exchange(self, value: Any) -> list[Any]:
+        """Return the JSON values that the processes gave, in their order."""
+        told = self.exchange_bytes(json.dumps(value).encode())
+        return [json.loads(each) for each in told]
+
+    def together(self, work: Callable[[], T]) -> T:
+        """Do `work` in every process; when it fails in one, fail in all.
+
+        Raises:
+            Exception: What `work` raised here.
+            RuntimeError: If it raised in another process only.
+        """
+        if self.count == 1:
+            return work()
+        result, error = None, None
+        try:
+            result = work()
+        except Exception as caught:  # noqa: BLE001 - raised again when all have met
+            error = caught
+        failed = self.exchange(error and f"{type(error).__name__}: {error}")
+        if error is not None:
+            raise error
+        for index, message in enumerate(failed):
+            if message is not None:
+                raise RuntimeError(
+                    f"Process {index} of the {self.count} of this job failed, so "
+                    f"this one (number {self.index}) can't go on: {message}"
+                )
+        return result  # type: ignore[return-value]
+
+
+def current_job() -> Job:
+    """Tell which process of which job this is."""
+    backend = keras.backend.backend()
+    if backend == "jax" and keras.distribution.distribution() is not None:
+        import jax
+
+        return Job(jax.process_index(), jax.process_count())
+    if backend == "torch":
+        from torch import distributed
+
+        if distributed.is_available() and distributed.is_initialized():
+            return Job(distributed.get_rank(), distributed.get_world_size())
+    return Job()
+
+
+# What `ExactResume` asks of the others
+
+
+def gather_parts(
+    job: Job, meta: dict[str, Any], arrays: dict[str, Array], signal: int | None
+) -> int | None:
+    """Add to the first process's commit what is different in the other ones.
+
+    Generators and callbacks are each process's own, and on PyTorch so are
+    BatchNorm's statistics, seeds and metrics; weights and averages are common.
+
+    Args:
+        job: The processes.
+        meta: The commit's meta, as it is in this process.
+        arrays: Its arrays; the first process gets a `process/i` for each other.
+        signal: The signal that this process has received, if any.
+
+    Returns:
+        A signal that some process has received, the same in all of them.
+    """
+    hashes = {
+        name: hashlib.blake2b(array.tobytes()).hexdigest()
+        for name, array in arrays.items()
+        if name.startswith("variable/")
+    }
+    told = job.exchange([hashes, signal])
+    common, _ = told[0]
+    own = {
+        name: array
+        for name, array in arrays.items()
+        if name not in hashes or hashes[name] != common[name]
+    }
+    mine = {name: meta[name] for name in ("callbacks", "random", "program")}
+    parts = job.exchange_bytes(pack(mine, own) if job.index else b"")
+    for index, part in enumerate(parts[1:], 1):
+        arrays[f"process/{index}"] = np.frombuffer(part, np.uint8)
+    return next((each for _, each in told if each is not None), None)
+
+
+def check_agreement(job: Job, epoch: int, last: bool) -> None:
+    """Refuse to go on when some processes end here and others do not.
+
+    Raises:
+        RuntimeError: In all of them, naming which do what.
+    """
+    told = job.exchange(bool(last))
+    if len(set(told)) > 1:
+        raise RuntimeError(
+            f"After epoch {epoch + 1}, of the processes of this job "
+            f"{[i for i, each in enumerate(told) if each]} end the training and "
+            f"{[i for i, each in enumerate(told) if not each]} go on. Give `fit` the "
+            "same `epochs` and callbacks everywhere, and the callbacks logs that are "
+            "averaged over the processes."
+        )
+
+
+# The engines
+
+
+def _exchange_on_jax(data: bytes) -> list[bytes]:
+    from jax.experimental import multihost_utils
+
+    sizes = multihost_utils.process_allgather(np.array(len(data), np.int32))
+    room = max(_SMALLEST, 2 ** int(np.max(sizes) - 1).bit_length())
+    padded = np.zeros(room, np.uint8)
+    padded[: len(data)] = np.frombuffer(data, np.uint8)
+    rows = np.asarray(multihost_utils.process_allgather(padded))
+    return [row[:size].tobytes() for row, size in zip(rows, sizes, strict=True)]
+
+
+def _exchange_on_torch(data: bytes, count: int) -> list[bytes]:
+    from torch import distributed
+
+    told: list[Any] = [None] * count
+    distributed.all_gather_object(told, data)
+    return told
