@@ -6,7 +6,7 @@ Every run is a fresh process, timed from its first line, compile time included; 
 take turns. The tutorial's program runs for real, 20 epochs. The recipes look at the
 test images once, at their end, so their time is that of the whole program. This takes
 tens of minutes, so `python -m benchmarks` names the command and does not run it. The
-table goes to `docs/figures/time_to_accuracy.md`.
+table goes between the marks of `docs/benchmarks.md`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from typing import Any
 from benchmarks._measure import machine
 
 ROOT = Path(__file__).resolve().parents[1]
-TABLE = ROOT / "docs" / "figures" / "time_to_accuracy.md"
+PAGE = ROOT / "docs" / "benchmarks.md"
+BEGIN, END = "<!-- accuracy: begin -->", "<!-- accuracy: end -->"
 # What each recipe is run on: matrix products start sooner on JAX, which does not
 # import TensorFlow; convolutions are faster on TensorFlow's CPU kernels.
 RECIPES = {
@@ -154,8 +155,12 @@ def main() -> None:
     results = measure(seeds, given.tutorial_epochs)
     command = "python -m benchmarks.accuracy " + " ".join(sys.argv[1:])
     text = table(results, command.strip())
-    TABLE.write_text(text, encoding="utf-8", newline="\n")
-    TABLE.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    page = f"{before}{BEGIN}\n\n{text}\n{END}{after}"
+    PAGE.write_text(page, encoding="utf-8", newline="\n")
+    record = PAGE.with_name("time_to_accuracy.json")
+    record.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(text)
 
 
