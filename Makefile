@@ -13,7 +13,7 @@ export MPLBACKEND ?= Agg
 
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart test test-oldest test-newest lint types docs wheel-check bench chaos sample clean
-.PHONY: help setup quickstart test lint types docs site-test wheel-check release-check newcomer translations gallery bench chaos sample clean
+.PHONY: help setup quickstart test test-long lint types docs site-test wheel-check release-check newcomer translations gallery bench chaos sample clean
 .PHONY: help setup quickstart test lint types docs site-test wheel-check release-check newcomer translations gallery bench chaos chaos-tuner sample clean
 
 help: ## list the targets
@@ -36,7 +36,13 @@ quickstart: $(VENV)/run.stamp ## set up, then train and judge the network of exa
 test: $(VENV)/dev.stamp ## set up, then pass the tests on every backend (BACKENDS="jax" for one)
 	@for backend in $(BACKENDS); do \
 	  echo "== Keras on $$backend"; \
-	  KERAS_BACKEND=$$backend $(PY) -m pytest -q -n $(JOBS) --dist worksteal || exit 1; \
+	  KERAS_BACKEND=$$backend $(PY) -m pytest -q -n $(JOBS) --dist worksteal -m "not long" || exit 1; \
+	done
+
+test-long: $(VENV)/dev.stamp ## set up, then pass the long tests: killed processes, devices, examples
+	@for backend in $(BACKENDS); do \
+	  echo "== Keras on $$backend, long"; \
+	  KERAS_BACKEND=$$backend $(PY) -m pytest -q -n $(JOBS) --dist worksteal -m long tests || exit 1; \
 	done
 
 # What a version of Keras or NumPy could change, and not what it could not.

@@ -31,6 +31,7 @@ def assert_same(found, expected):
         assert np.abs(weights - others).mean() < 3e-4
 
 
+@pytest.mark.long
 def test_every_contestant_computes_the_same_epoch():
     # Two whole batches and a smaller one.
     x, y = training.images(300)

@@ -487,6 +487,7 @@ def test_a_copy_of_a_used_callback_serves_another_model():
 
 
 # Keras warns so of every optimizer: the tuner loads weights before the first step.
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:Skipping variable loading for optimizer")
 @pytest.mark.backend("tensorflow")
 def test_keras_tuner_saves_the_weights_it_scores(tmp_path):

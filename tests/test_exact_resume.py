@@ -253,6 +253,15 @@ def test_a_signal_commits_at_the_next_step_and_stops(tmp_path, number):
     assert bits(model) == plain(2)[0]
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C as in a terminal; a shell's background job begins with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_signal_after_an_error_finds_its_old_handler(tmp_path):
     with pytest.raises(StopError) as kept:
         fit(tmp_path, StopAt(0, 1))
@@ -265,6 +274,7 @@ def test_a_signal_after_an_error_finds_its_old_handler(tmp_path):
     assert kept.type is StopError
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_signals_are_left_alone_when_told_so(tmp_path):
     class Look(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):

@@ -16,6 +16,8 @@ from lab import Lab, kill_and_compare
 
 BACKEND = keras.backend.backend()
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):

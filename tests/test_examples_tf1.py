@@ -99,6 +99,7 @@ def test_the_yogurt_forecast_moves_to_the_cheaper_side(tmp_path, capsys):
     assert (tmp_path / "tf1_yogurt.png").read_bytes().startswith(PNG)
 
 
+@pytest.mark.long
 @pytest.mark.backend("tensorflow")
 def test_l2_makes_the_weights_smaller_and_the_boundary_another(tmp_path, monkeypatch):
     module = example("tf1_regularization")
@@ -129,6 +130,7 @@ def test_with_and_without_l2_begin_alike_and_the_penalty_is_half_the_square():
     assert free.losses == []
 
 
+@pytest.mark.long
 @pytest.mark.backend("tensorflow")
 def test_optimizers_batch_sizes_and_steps_are_compared_from_one_start(
     tmp_path, monkeypatch, capsys
@@ -156,6 +158,7 @@ def test_optimizers_batch_sizes_and_steps_are_compared_from_one_start(
     assert (tmp_path / "tf1_optimizers.png").read_bytes().startswith(PNG)
 
 
+@pytest.mark.long
 @pytest.mark.backend("tensorflow")
 def test_killed_and_resumed_beside_the_evaluator_every_bit_is_the_same(tmp_path, capfd):
     module = example("tf1_mnist_ema")

@@ -39,6 +39,7 @@ def is_a_picture(path):
     return path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000
 
 
+@pytest.mark.long
 def test_the_loop_and_fit_train_the_same_network(tmp_path, capsys):
     module = example("tf2_gradient_tape")
     columns = module.main(epochs=1, folder=tmp_path)
@@ -76,6 +77,7 @@ def first_losses(model, batch):
     return np.mean((one_hot - logits) ** 2), crossentropy
 
 
+@pytest.mark.long
 def test_the_tutorials_thresholds_are_told_truly(tmp_path, capsys):
     low_loss, accurate = example(STOPPING).main(epochs=10, folder=tmp_path)
     assert low_loss.reason == callbacks.StopReason.THRESHOLD
@@ -107,6 +109,7 @@ def test_the_tutorials_two_mistakes_are_named_before_any_training():
     models.check_outputs(models.mlp((128,)), labels)
 
 
+@pytest.mark.long
 def test_the_paddle_program_goes_from_json_to_a_loaded_lenet(tmp_path, capsys):
     module = example("paddle_lenet")
     accuracies = module.main(epochs=1, folder=tmp_path)

@@ -66,14 +66,21 @@ def test_the_page_is_what_the_command_writes(script):
     assert gallery.page.read_text(encoding="utf-8") == gallery.text()
 
 
+# What these two show is a number: how soon, and that processes agree.
+WITHOUT_A_PICTURE = {"time_to_accuracy", "pytorch_processes"}
+
+
 def test_every_example_stands_on_the_page_with_a_figure_and_what_it_printed(script):
     gallery = script.Gallery()
     page = gallery.page.read_text(encoding="utf-8")
     for path in gallery.examples():
         entry = gallery.entries()[path.stem]
         assert f"python examples/{path.name}\n" in page
-        assert len(entry["printed"]) >= 3
-        assert entry["figures"]
+        if path.stem in WITHOUT_A_PICTURE:
+            assert entry["printed"]
+        else:
+            assert len(entry["printed"]) >= 3
+            assert entry["figures"]
         for name in entry["figures"]:
             assert f"](figures/gallery/{name})" in page
             assert (gallery.figures / name).stat().st_size < 100_000

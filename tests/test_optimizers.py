@@ -777,6 +777,7 @@ def test_averages_of_another_network_are_refused(tmp_path):
 # Devices.
 
 
+@pytest.mark.long
 @pytest.mark.backend("tensorflow")
 def test_two_mirrored_replicas_keep_one_average():
     code = """

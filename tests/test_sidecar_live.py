@@ -17,7 +17,7 @@ from fmkit.evaluation import SidecarEvaluator
 sys.path.insert(0, str(Path(__file__).parent / "chaos"))
 from lab import Lab
 
-pytestmark = pytest.mark.backend("tensorflow")
+pytestmark = [pytest.mark.backend("tensorflow"), pytest.mark.long]
 
 
 @pytest.fixture(scope="module")

@@ -57,6 +57,8 @@ NOT_SUPPORTED = {
     ),
 }
 
+pytestmark = pytest.mark.long
+
 
 # The oracle
 

@@ -507,6 +507,7 @@ print("done", validation.records[0]["val_loss"] > 0)
 """
 
 
+@pytest.mark.long
 @pytest.mark.backend("tensorflow")
 def test_two_mirrored_replicas_stop_together():
     result = subprocess.run(
