@@ -19,6 +19,9 @@ import pytest
 
 BACKEND = keras.backend.backend()
 
+# Programs that tests start in processes of their own; they import one another.
+collect_ignore = ["chaos"]
+
 
 def pytest_report_header() -> str:
     return f"keras {keras.__version__} on {BACKEND}"
