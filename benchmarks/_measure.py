@@ -7,6 +7,7 @@ ratios as their spread. Absolute times are shown for the size of things only.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import importlib
 import json
@@ -21,6 +22,8 @@ from typing import Any
 
 import keras
 import numpy as np
+
+BACKENDS = ("tensorflow", "jax", "torch")
 
 
 def seconds(run: Callable[[], Any]) -> float:
@@ -64,6 +67,21 @@ def in_backend(module: str, backend: str, quick: bool) -> list[dict[str, Any]]:
         return [not_run(f"{module.rpartition('.')[2]} on {backend}", why)]
     lines = done.stdout.splitlines()
     return [json.loads(line) for line in lines if line.startswith("{")]
+
+
+def on_each_backend(module: str, quick: bool) -> list[dict[str, Any]]:
+    """Measure a module on every backend, each in its own process."""
+    return [row for backend in BACKENDS for row in in_backend(module, backend, quick)]
+
+
+def print_rows(module: str, here: Callable[[bool], list[dict[str, Any]]]) -> None:
+    """Be the program behind `python -m module [--quick] [--here]`."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--here", action="store_true", help="only this KERAS_BACKEND")
+    given = parser.parse_args()
+    rows = here(given.quick) if given.here else on_each_backend(module, given.quick)
+    print("\n".join(map(json.dumps, rows)))
 
 
 def not_run(name: str, why: str) -> dict[str, Any]:

@@ -12,8 +12,7 @@ import subprocess
 import sys
 from typing import Any
 
-from benchmarks._measure import not_run, row
-from benchmarks.training import BACKENDS
+from benchmarks._measure import BACKENDS, not_run, row
 
 # Both in one process: the difference of two processes of seconds would drown in noise.
 PROGRAM = """

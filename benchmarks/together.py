@@ -9,8 +9,6 @@ the same settings. The stop never fires. Each backend runs in a process of its o
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -18,8 +16,8 @@ from typing import Any
 
 import keras
 
-from benchmarks._measure import cost, in_backend, row
-from benchmarks.training import BACKENDS, BATCH, images, loss, network
+from benchmarks._measure import cost, on_each_backend, print_rows, row
+from benchmarks.training import BATCH, images, loss, network
 from fmkit import callbacks, losses, optimizers, schedules
 from fmkit.data import Batches
 from fmkit.performance import fit_settings
@@ -93,17 +91,8 @@ def backend_rows(quick: bool) -> list[dict[str, Any]]:
 
 def rows(quick: bool = False) -> list[dict[str, Any]]:
     """Measure on every backend, each in its own process."""
-    return [
-        entry
-        for backend in BACKENDS
-        for entry in in_backend("benchmarks.together", backend, quick)
-    ]
+    return on_each_backend("benchmarks.together", quick)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.together")
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--here", action="store_true", help="only this KERAS_BACKEND")
-    options = parser.parse_args()
-    measured = backend_rows(options.quick) if options.here else rows(options.quick)
-    print("\n".join(map(json.dumps, measured)))
+    print_rows("benchmarks.together", backend_rows)

@@ -11,20 +11,17 @@ that of 12,800 images, 100 steps, for every contestant.
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 
-from benchmarks._measure import Cost, cost, in_backend, row
+from benchmarks._measure import Cost, cost, on_each_backend, print_rows, row
 from fmkit.data import Batches
 from fmkit.performance import fit_settings
 
 BATCH, EPOCHS, RATE = 128, 20, 1e-3
-BACKENDS = ("tensorflow", "jax", "torch")
 UNITS = (256, 128, 64, 32)
 
 # Trains the epoch with this number and returns its mean loss.
@@ -330,17 +327,8 @@ def tutorial_rows(
 
 def rows(quick: bool = False) -> list[dict[str, Any]]:
     """Measure on every backend, each in its own process."""
-    return [
-        entry
-        for backend in BACKENDS
-        for entry in in_backend("benchmarks.training", backend, quick)
-    ]
+    return on_each_backend("benchmarks.training", quick)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.training")
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--here", action="store_true", help="only this KERAS_BACKEND")
-    options = parser.parse_args()
-    measured = backend_rows(options.quick) if options.here else rows(options.quick)
-    print("\n".join(map(json.dumps, measured)))
+    print_rows("benchmarks.training", backend_rows)

@@ -239,3 +239,13 @@ def test_messages_go_where_keras_prints(capsys):
 def test_outside_of_keras_there_is_no_request():
     assert private.calling_request() is None
     assert Arrays().num_batches == 5
+
+
+def test_an_optimizer_tells_the_weights_it_was_built_for():
+    model = build()
+    optimizer = keras.optimizers.Adam()
+    optimizer.build(model.trainable_variables)
+    found = private.trainable_variables(optimizer)
+    assert len(found) == 2
+    for weight, expected in zip(found, model.trainable_variables, strict=True):
+        assert weight is expected, "Keras moved the list of an optimizer's weights."

@@ -18,6 +18,8 @@ used, and why nothing public does:
   first step, so that saved values can be put into them.
 - `optimizer._learning_rate`, `._iterations`: `learning_rate` is that of the step to
   come.
+- `optimizer._trainable_variables`: the weights an optimizer was built for, in order;
+  the public `variables` are its own.
 - `model._flatten_layers`: `model.layers` leaves out layers inside layers of one's own.
 - The global seed generator, which feeds every unseeded `keras.random` call.
 """
@@ -60,6 +62,7 @@ __all__ = [
     "rate_of_last_step",
     "running_fit",
     "set_initial_epoch",
+    "trainable_variables",
 ]
 
 CHECKED_ON = ("3.15.0", "3.15.1")
@@ -281,3 +284,9 @@ def global_seed_variable(*, create: bool = False) -> Any | None:
 def forget_global_seed() -> None:
     """Let the global seed generator be made anew when it is next needed."""
     global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, None)
+
+
+def trainable_variables(optimizer: Any) -> list[Any]:
+    """Return the weights that an optimizer was built for, in the order of `build`."""
+    variables: list[Any] = optimizer._trainable_variables
+    return variables

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from fmkit import _keras_private as private
 from fmkit._checks import check_int, check_number, did_you_mean
 from fmkit.optimizers._swap import Swap, swapped, walk
 
@@ -221,7 +222,7 @@ class ExponentialMovingAverage(keras.optimizers.Optimizer):
             step_size, first = self._normalise(step_size, due, copy)
             copy = first if copy is None else ops.logical_or(copy, first)
         for index, average in zip(self._averaged_indices, self._averages, strict=True):
-            weight = ops.cast(self._trainable_variables[index], average.dtype)
+            weight = ops.cast(private.trainable_variables(self)[index], average.dtype)
             size = ops.cast(step_size, average.dtype)
             new = average + size * (weight - average)
             if copy is not None:
@@ -289,7 +290,9 @@ class ExponentialMovingAverage(keras.optimizers.Optimizer):
         """Pairs of a model's variable and the variable that holds its average."""
         if not self.built:
             return []
-        weights = [self._trainable_variables[index] for index in self._averaged_indices]
+        weights = [
+            private.trainable_variables(self)[index] for index in self._averaged_indices
+        ]
         return list(zip(weights, self._averages, strict=True))
 
     def average(self, variable: Any) -> Any:
@@ -307,7 +310,7 @@ class ExponentialMovingAverage(keras.optimizers.Optimizer):
         for weight, average in self.averages:
             if weight is variable:
                 return average
-        if self.built and any(v is variable for v in self._trainable_variables):
+        if self.built and any(v is variable for v in private.trainable_variables(self)):
             return None
         raise ValueError(
             f"This optimizer has no average of {variable.path!r}: it "

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import keras
 from keras import ops
 
+from fmkit import _keras_private as private
+
 if TYPE_CHECKING:
     from fmkit.optimizers._exponential_moving_average import ExponentialMovingAverage
 
@@ -143,7 +145,7 @@ def _check_owner(
 ) -> None:
     if not all(each.built for each in optimizers):
         return
-    known = {id(v) for each in optimizers for v in each._trainable_variables}
+    known = {id(v) for each in optimizers for v in private.trainable_variables(each)}
     strange = [v.path for v in model.trainable_variables if id(v) not in known]
     if strange:
         raise ValueError(
