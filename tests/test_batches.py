@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from fmkit.data import Batches
 from fmkit.data._buffers import Buffers
 from fmkit.data._order import SORT_LIMIT, Order, feistel, sorted_order
+from fmkit.preprocessing import Preprocess
 
 BACKEND = keras.backend.backend()
 
@@ -272,6 +273,18 @@ def test_default_map_scales_images_bit_for_bit_as_one_division_each():
     assert images[:, 0, 0].tolist() == expected
     # Negative control: a product with 1/255 differs in some of the 256 values.
     assert (x[:, 0, 0] * np.float32(1 / 255)).tolist() != expected
+
+
+def test_a_label_outside_the_classes_is_refused_before_a_step_is_taken():
+    x, y = numbers(6)
+    one_hot = Preprocess(sample_rank=1, num_classes=6)
+    rows = [labels for _, labels in Batches(x, y, 4, map=one_hot, shuffle=False)]
+    np.testing.assert_array_equal(np.concatenate(rows), np.eye(6, dtype=np.float32))
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(5)])
+    model.compile("sgd", "mse")
+    outside = Batches(x, y, 4, map=Preprocess(sample_rank=1, num_classes=5))
+    with pytest.raises(Exception, match=r"Labels must lie in 0 \.\. 4"):
+        model.fit(outside, verbose=0)
 
 
 def test_structures_weights_and_maps_of_one_argument():

@@ -212,7 +212,7 @@ class Batches(private.DataAdapter):
         epoch, end = check_int("epoch", epoch, minimum=0), len(self)
         step = check_int("step", step, minimum=0)
         return _pipeline.dataset(
-            self, lambda: (epoch, step, end), self.class_weight, self._order
+            self, (epoch, step, end), self.class_weight, self._order
         ).apply(_pipeline.assert_cardinality(max(0, end - step)))
 
     def __iter__(self) -> Iterator[Any]:

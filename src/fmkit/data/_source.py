@@ -52,12 +52,14 @@ class Source:
             raise ValueError("`sample_weight` needs labels `y`, got y=None.")
         self.transform = transform
         self._buffers = Buffers()
-        # Whether the map is a `Preprocess` of one array: then `gather` scales it in
-        # NumPy, into memory used before, also inside `tf.data`. The bits are the same.
-        parts = halves(transform)
-        self.scales = parts is not None and isinstance(self.x, np.ndarray)
-        if parts is not None:
-            self._scale, self._map_y = parts
+        # A `Preprocess` of plain arrays is mapped by `gather`, in NumPy and into
+        # memory used before, also inside `tf.data`. The bits are the same.
+        self._halves = (
+            halves(transform)
+            if isinstance(self.x, np.ndarray)
+            and (self.y is None or isinstance(self.y, np.ndarray))
+            else None
+        )
         self.takes_labels = transform is None or _takes_labels(transform)
         if self.y is not None and not self.takes_labels:
             raise ValueError(
@@ -81,15 +83,16 @@ class Source:
         return max(1, rows // batch_size) * batch_size
 
     def gather(self, indices: Indices) -> list[np.ndarray[Any, Any]]:
-        """Copy the rows at `indices` out of every array, and scale `x` if that is all.
+        """Copy the rows at `indices` out of every array; map them if NumPy can.
 
-        The list matches `leaves`. See `scales`.
+        The list matches `leaves`.
         """
         rows = [self._rows(leaf, indices) for leaf in self.leaves if leaf is not None]
-        if self.scales:
-            rows[0] = self._scale(
-                rows[0], self._buffers.empty(rows[0].shape, "float32")
-            )
+        if self._halves is not None:
+            map_x, map_y = self._halves
+            rows[0] = map_x(rows[0], self._buffers.empty(rows[0].shape, "float32"))
+            if self.y is not None:
+                rows[1] = map_y(rows[1])
         return rows
 
     def _rows(self, leaf: np.ndarray, indices: Indices) -> np.ndarray[Any, Any]:
@@ -111,10 +114,8 @@ class Source:
 
     def apply(self, x: Any, y: Any, zeros: Callable[[Any], Any]) -> tuple[Any, Any]:
         """Map a block; `zeros(x)` makes labels for a map that insists on them."""
-        if self.transform is None:
+        if self.transform is None or self._halves is not None:  # `gather` has done it
             return x, y
-        if self.scales:  # `gather` has done `x`
-            return x, None if y is None else self._map_y(y)
         if y is None:
             if not self.takes_labels:
                 return self.transform(x), None
