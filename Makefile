@@ -12,9 +12,9 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 export MPLBACKEND ?= Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-oldest test-newest lint types docs wheel-check bench chaos sample clean
-.PHONY: help setup quickstart test test-long lint types docs site-test wheel-check release-check newcomer translations gallery bench chaos sample clean
-.PHONY: help setup quickstart test lint types docs site-test wheel-check release-check newcomer translations gallery bench chaos chaos-tuner sample clean
+.PHONY: help setup quickstart test test-long coverage forget-coverage test-oldest test-newest lint types \
+  docs site-test wheel-check release-check newcomer translations gallery bench chaos \
+  chaos-tuner sample clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -36,14 +36,21 @@ quickstart: $(VENV)/run.stamp ## set up, then train and judge the network of exa
 test: $(VENV)/dev.stamp ## set up, then pass the tests on every backend (BACKENDS="jax" for one)
 	@for backend in $(BACKENDS); do \
 	  echo "== Keras on $$backend"; \
-	  KERAS_BACKEND=$$backend $(PY) -m pytest -q -n $(JOBS) --dist worksteal -m "not long" || exit 1; \
+	  KERAS_BACKEND=$$backend $(PY) -m pytest -q -n $(JOBS) --dist worksteal -m "not long" $(COV) || exit 1; \
 	done
 
 test-long: $(VENV)/dev.stamp ## set up, then pass the long tests: killed processes, devices, examples
 	@for backend in $(BACKENDS); do \
 	  echo "== Keras on $$backend, long"; \
-	  KERAS_BACKEND=$$backend $(PY) -m pytest -q -n $(JOBS) --dist worksteal -m long tests || exit 1; \
+	  KERAS_BACKEND=$$backend $(PY) -m pytest -q -n $(JOBS) --dist worksteal -m long tests $(COV) || exit 1; \
 	done
+
+coverage: COV := --cov=fmkit --cov-append --cov-report=
+coverage: forget-coverage test test-long ## pass all tests, and name public code that none of them ran
+	$(PY) scripts/check_coverage.py
+
+forget-coverage:
+	rm -f .coverage
 
 # What a version of Keras or NumPy could change, and not what it could not.
 CORE := $(addprefix tests/test_, keras_private.py batches.py optimizers.py commits.py \

@@ -157,6 +157,14 @@ def test_what_does_not_belong_together_is_named(script, tmp_path, change, name, 
     assert gallery.outdated() == {name: reason}
 
 
+def test_a_figure_of_another_length_is_named(script, small, monkeypatch):
+    monkeypatch.setitem(script.ARGUMENTS, "zebra", ["--steps", "9"])
+    assert small.outdated() == {"zebra": "has a figure of another length"}
+    small.make(["zebra"])
+    assert small.outdated() == {}
+    assert "python examples/zebra.py --steps 9\n" in small.text()
+
+
 def test_a_program_that_fails_leaves_the_gallery_as_it_was(small):
     before = small.manifest.read_bytes()
     (small.root / "examples" / "zebra.py").write_text("raise SystemExit(3)")
