@@ -36,7 +36,7 @@ RECIPES = {
     "dense": Recipe(epochs=6, batch_size=256, rate=0.01, compiled=True),
     "two_strided": Recipe(epochs=3, batch_size=256, rate=0.01),
     "three_strided": Recipe(epochs=5, batch_size=256, rate=0.01),
-    "residual": Recipe(epochs=15, batch_size=128, rate=0.1, decay=0.005),
+    "residual": Recipe(epochs=24, batch_size=128, rate=0.1, decay=0.005),
 }
 
 
