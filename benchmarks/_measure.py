@@ -49,22 +49,31 @@ def cost(run: Callable[[], Any]) -> Cost:
     return Cost(wall, after.user + after.system - before.user - before.system)
 
 
+# Seconds that one module may take on one backend; the slowest takes three minutes.
+LONGEST = 900
+
+
 def in_backend(module: str, backend: str, quick: bool) -> list[dict[str, Any]]:
     """Run `python -m module --here` on a backend of Keras; return the rows it prints.
 
     A backend that is not installed, or a run that fails, is a row that says so.
     """
     command = [sys.executable, "-m", module, "--here", *(["--quick"] * quick)]
-    done = subprocess.run(
-        command,
-        env=os.environ | {"KERAS_BACKEND": backend},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    name = f"{module.rpartition('.')[2]} on {backend}"
+    try:
+        done = subprocess.run(
+            command,
+            env=os.environ | {"KERAS_BACKEND": backend},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=LONGEST,
+        )
+    except subprocess.TimeoutExpired:
+        return [not_run(name, f"took longer than {LONGEST} s")]
     if done.returncode:
         why = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        return [not_run(f"{module.rpartition('.')[2]} on {backend}", why)]
+        return [not_run(name, why)]
     lines = done.stdout.splitlines()
     return [json.loads(line) for line in lines if line.startswith("{")]
 

@@ -1,9 +1,11 @@
-"""A chief and two workers of Keras Tuner; one worker is killed and started again.
+"""A chief and two workers of Keras Tuner; one of them is killed and started again.
 
-    KERAS_BACKEND=tensorflow python tests/chaos/tuner.py
+    KERAS_BACKEND=tensorflow python tests/chaos/tuner.py worker
+    KERAS_BACKEND=tensorflow python tests/chaos/tuner.py chief
 
-ends with an error unless every trial has the score, to the bit, that a search in one
-process gives. By hand and not in the test suite: it starts five processes.
+The chief holds the oracle. Without it the workers end or are ended, and all three are
+started again. Ends with an error unless every trial has the score, to the bit, that a
+search in one process gives. By hand and not in the test suite: it starts five processes.
 """
 
 import os
@@ -82,7 +84,7 @@ def scores(folder, owner):
     return {row["units"]: row["score"] for row in hypermodels.trial_rows(tuner)}
 
 
-def main():
+def main(victim):
     for name in VARIABLES:
         os.environ.pop(name, None)
     with tempfile.TemporaryDirectory() as place:
@@ -108,9 +110,16 @@ def main():
                 assert workers[0].poll() is None, (
                     Path(place) / "worker0.log"
                 ).read_text()[-3000:]
-            workers[0].send_signal(signal.SIGKILL)
-            workers[0].wait()
-            print("worker0 killed in the second epoch of its trial")  # noqa: T201
+            killed = chief if victim == "chief" else workers[0]
+            killed.send_signal(signal.SIGKILL)
+            killed.wait()
+            print(f"{victim} killed: worker0 is in the second epoch")  # noqa: T201
+            if victim == "chief":
+                for each in workers:  # worker0 waits, and worker1 for an answer
+                    each.kill()
+                    each.wait()
+                chief = start("chief")
+                workers[1] = start("worker1")
             workers[0] = start("worker0")
             codes = [each.wait(timeout=500) for each in workers]
             print("exit codes of the workers:", codes)  # noqa: T201
@@ -135,4 +144,4 @@ if __name__ == "__main__":
     if len(sys.argv) == 3:
         worker(*sys.argv[1:])
     else:
-        main()
+        main(*sys.argv[1:] or ["worker"])
