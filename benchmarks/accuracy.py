@@ -29,7 +29,7 @@ BEGIN, END = "<!-- accuracy: begin -->", "<!-- accuracy: end -->"
 # What each recipe is run on: matrix products start sooner on JAX, which does not
 # import TensorFlow; convolutions are faster on TensorFlow's CPU kernels.
 RECIPES = {
-    "dense on JAX": ("dense", "jax"),
+    "short, on JAX": ("short", "jax"),
     "dense": ("dense", "tensorflow"),
     "two_strided": ("two_strided", "tensorflow"),
     "three_strided": ("three_strided", "tensorflow"),
