@@ -13,7 +13,7 @@ export MPLBACKEND ?= Agg
 
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart test test-long coverage forget-coverage test-oldest test-newest lint types \
-  docs site-test wheel-check release-check newcomer translations gallery bench chaos \
+  docs site-test wheel-check release-check audit newcomer translations gallery bench chaos \
   chaos-tuner sample clean
 
 help: ## list the targets
@@ -91,6 +91,12 @@ wheel-check: $(VENV)/dev.stamp ## build the wheel and try it in an empty environ
 release-check: $(VENV)/dev.stamp ## what must hold before a release, on every Python there is (PYTHONS="...")
 	$(PY) scripts/check_release.py $(PYTHONS)
 
+audit: $(VENV)/run.stamp ## compare the installed dependencies with PyPI's known advisories
+	$(PYTHON) -m venv $(VENV)-audit
+	$(subst $(VENV),$(VENV)-audit,$(PY)) -m pip install -q --disable-pip-version-check pip-audit
+	$(subst $(VENV),$(VENV)-audit,$(PY)) -m pip_audit --progress-spinner off \
+	  --path "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+
 newcomer: ## time a newcomer's way: clone, set up, train, first figure
 	$(PYTHON) scripts/time_newcomer.py
 
@@ -117,4 +123,4 @@ sample: $(VENV)/run.stamp ## remake the bundled sample from the full Fashion-MNI
 	$(PY) scripts/make_sample.py
 
 clean: ## remove what the targets made
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest site dist outputs
+	rm -rf $(VENV) $(VENV)-audit $(VENV)-oldest $(VENV)-newest site dist outputs

@@ -83,8 +83,9 @@ def main() -> None:
         share = 100 * (1 - len(missing) / total)
         if share < LEAST:
             lines = ", ".join(map(str, missing))
-            place = Path(inspect.getfile(inspect.unwrap(value))).resolve().relative_to(ROOT)
-            failed.append(f"{path}: {share:.0f} %, never run: {place} {lines}")
+            place = Path(inspect.getfile(inspect.unwrap(value))).resolve()
+            told = f"{place.relative_to(ROOT)} {lines}"
+            failed.append(f"{path}: {share:.0f} %, never run: {told}")
     if count < FEWEST:
         raise SystemExit(f"Only {count} public names were found: was `--cov` on?")
     if failed:

@@ -4,14 +4,18 @@
   each text stands in one place.
 - Formulas become MathML while the site is built. Every current browser draws MathML
   itself, so the pages need no script, from here or elsewhere.
-- The picture of the floors is drawn from the imports.
+- The picture of the floors is drawn from the imports, and the figures of the guides by
+  the programs in `docs/figures`. (Those of the gallery take minutes: `make gallery`.)
 - Pages under `zh/` have the theme's words in Chinese, and each page that exists in both
   languages leads to the other.
 """
 
 import html
+import os
 import re
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from latex2mathml.converter import convert
@@ -50,8 +54,21 @@ def on_files(files, config):
         )
     floors = File.generated(config, "figures/architecture.svg", content=picture())
     files.append(floors)
+    for name, content in drawn_figures().items():
+        files.append(File.generated(config, f"figures/{name}", content=content))
     PAGES.update({file.src_uri: file.url for file in files.documentation_pages()})
     return files
+
+
+def drawn_figures():
+    """Run the programs in `docs/figures`; return the pictures that they write."""
+    with tempfile.TemporaryDirectory() as folder:
+        for program in sorted((ROOT / "docs" / "figures").glob("*.py")):
+            setting = {"MPLBACKEND": "Agg", "TF_CPP_MIN_LOG_LEVEL": "3"}
+            subprocess.run(
+                [sys.executable, program, folder], env=os.environ | setting, check=True
+            )
+        return {path.name: path.read_bytes() for path in Path(folder).glob("*.png")}
 
 
 def on_page_context(context, page, config, nav):

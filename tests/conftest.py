@@ -14,8 +14,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import importlib.util
+from pathlib import Path
+
 import keras
 import pytest
+
+from fmkit import datasets
 
 BACKEND = keras.backend.backend()
 
@@ -50,3 +55,24 @@ def clean_session():
     yield
     keras.config.set_dtype_policy("float32")
     keras.utils.clear_session(free_memory=False)
+
+
+@pytest.fixture(scope="session")
+def program():
+    """Load a file of the repository, such as "scripts/make_gallery.py", as a module."""
+
+    def load(path):
+        path = Path(__file__).resolve().parents[1] / path
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture
+def example(program, monkeypatch):
+    """Load an example, to run as on a machine that has nothing but fmkit."""
+    monkeypatch.setattr(datasets.fashion_mnist, "find", lambda: None)
+    return lambda name: program(f"examples/{name}.py")

@@ -33,12 +33,8 @@ def _private(x):
 
 
 @pytest.fixture(scope="module")
-def script():
-    path = ROOT / "scripts" / "check_coverage.py"
-    spec = importlib.util.spec_from_file_location("check_coverage", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(program):
+    return program("scripts/check_coverage.py")
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Fashion-MNIST: where it is looked for, the sample, the memory-mapped copy."""
 
 import gzip
-import importlib.util
 import json
 import os
 import shutil
@@ -364,12 +363,8 @@ def test_a_copy_of_a_part_is_not_taken_for_the_full_set(nowhere):
 
 
 @pytest.fixture
-def script():
-    path = Path(__file__).parents[1] / "scripts" / "make_sample.py"
-    spec = importlib.util.spec_from_file_location("make_sample", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(program):
+    return program("scripts/make_sample.py")
 
 
 def test_the_rule_takes_the_first_of_each_class_in_the_order_of_the_file(script):

@@ -5,7 +5,6 @@ always there, and fail if the set is not: `apt-get install dataset-fashion-mnist
 """
 
 import gzip
-import importlib.util
 import os
 from pathlib import Path
 
@@ -57,11 +56,8 @@ class TestTheFullSet:
         assert round(float(pixels.mean(dtype=float)), 4) == 0.2860
         assert round(float(pixels.std(dtype=float)), 4) == 0.3530
 
-    def test_the_sample_is_remade_to_the_byte(self, source, tmp_path):
-        path = Path(__file__).parents[1] / "scripts" / "make_sample.py"
-        spec = importlib.util.spec_from_file_location("make_sample", path)
-        script = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(script)
+    def test_the_sample_is_remade_to_the_byte(self, source, tmp_path, program):
+        script = program("scripts/make_sample.py")
         for made in script.make_sample(source, tmp_path):
             shipped = Path(fashion_mnist.__file__).parent / "_sample" / made.name
             assert made.read_bytes() == shipped.read_bytes()

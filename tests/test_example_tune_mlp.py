@@ -1,7 +1,6 @@
 """The tuning example at a small setting."""
 
 import csv
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -13,11 +12,9 @@ EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "tune_mlp.py"
 
 
 def test_the_questions_are_answered_and_the_chosen_model_is_judged_once(
-    tmp_path, capsys
+    tmp_path, capsys, program
 ):
-    spec = importlib.util.spec_from_file_location("tune_mlp", EXAMPLE)
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
+    example = program("examples/tune_mlp.py")
     questions = {"units": [8, 64], "batch_size": [128, 600]}
     accuracy = example.main(trials=2, epochs=1, folder=tmp_path, questions=questions)
     printed = capsys.readouterr().out

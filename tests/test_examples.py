@@ -1,6 +1,5 @@
 """The examples at a small setting, with their claims asserted."""
 
-import importlib.util
 from pathlib import Path
 
 import keras
@@ -12,20 +11,7 @@ from fmkit import datasets
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
-def example(name):
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(autouse=True)
-def without_the_full_set(monkeypatch):
-    """Run as on a machine that has nothing but fmkit."""
-    monkeypatch.setattr(datasets.fashion_mnist, "find", lambda: None)
-
-
-def test_the_quickstart_judges_draws_saves_and_reloads(tmp_path, capsys):
+def test_the_quickstart_judges_draws_saves_and_reloads(example, tmp_path, capsys):
     accuracy = example("quickstart").main(epochs=6, target=0.8, folder=tmp_path)
     printed = capsys.readouterr().out
     assert "from the sample that ships with fmkit" in printed
@@ -49,7 +35,7 @@ def test_the_quickstart_is_one_page():
 
 
 @pytest.mark.long
-def test_averages_are_judged_beside_raw_weights_and_saved(tmp_path, capsys):
+def test_averages_are_judged_beside_raw_weights_and_saved(example, tmp_path, capsys):
     seen = example("ema_fashion_mnist").main(epochs=2, folder=tmp_path)
     picture = tmp_path / "averages-fashion-mnist.png"
     assert picture.read_bytes().startswith(b"\x89PNG")

@@ -1,6 +1,5 @@
 """The TensorFlow 1 course's examples at a small setting, with their claims asserted."""
 
-import importlib.util
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,20 +21,7 @@ W2 = """\
  [-0.06820709]]"""
 
 
-def example(name):
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(autouse=True)
-def without_the_full_set(monkeypatch):
-    """Run as on a machine that has nothing but fmkit."""
-    monkeypatch.setattr(datasets.fashion_mnist, "find", lambda: None)
-
-
-def test_the_two_layers_give_the_course_s_table_digit_by_digit(tmp_path, capsys):
+def test_two_layers_give_the_course_s_table_digit_by_digit(example, tmp_path, capsys):
     losses, (w1, w2) = example("tf1_two_layers").main(folder=tmp_path)
     assert [(step, f"{loss:g}") for step, loss in losses] == [
         (0, "5.13118"),
@@ -70,7 +56,7 @@ def descend(gradient, steps):
 
 
 @pytest.mark.backend("tensorflow")
-def test_the_yogurt_forecast_moves_to_the_cheaper_side(tmp_path, capsys):
+def test_the_yogurt_forecast_moves_to_the_cheaper_side(example, tmp_path, capsys):
     weights = example("tf1_yogurt").main(folder=tmp_path)
     squared, more, fewer = weights.values()
     assert list(weights)[1:] == [
@@ -101,7 +87,9 @@ def test_the_yogurt_forecast_moves_to_the_cheaper_side(tmp_path, capsys):
 
 @pytest.mark.long
 @pytest.mark.backend("tensorflow")
-def test_l2_makes_the_weights_smaller_and_the_boundary_another(tmp_path, monkeypatch):
+def test_l2_makes_weights_smaller_and_the_boundary_another(
+    example, tmp_path, monkeypatch
+):
     module = example("tf1_regularization")
     made = []
     network = module.network
@@ -120,7 +108,7 @@ def test_l2_makes_the_weights_smaller_and_the_boundary_another(tmp_path, monkeyp
 
 
 @pytest.mark.backend("tensorflow")
-def test_with_and_without_l2_begin_alike_and_the_penalty_is_half_the_square():
+def test_with_and_without_l2_begin_alike_and_the_penalty_is_half_the_square(example):
     network = example("tf1_regularization").network
     free, held = network(0.0), network(0.01)
     for a, b in zip(free.get_weights(), held.get_weights(), strict=True):
@@ -133,7 +121,7 @@ def test_with_and_without_l2_begin_alike_and_the_penalty_is_half_the_square():
 @pytest.mark.long
 @pytest.mark.backend("tensorflow")
 def test_optimizers_batch_sizes_and_steps_are_compared_from_one_start(
-    tmp_path, monkeypatch, capsys
+    example, tmp_path, monkeypatch, capsys
 ):
     module = example("tf1_optimizers")
     starts = []
@@ -160,7 +148,9 @@ def test_optimizers_batch_sizes_and_steps_are_compared_from_one_start(
 
 @pytest.mark.long
 @pytest.mark.backend("tensorflow")
-def test_killed_and_resumed_beside_the_evaluator_every_bit_is_the_same(tmp_path, capfd):
+def test_killed_and_resumed_beside_the_evaluator_the_bits_are_equal(
+    example, tmp_path, capfd
+):
     module = example("tf1_mnist_ema")
     records, equal = module.main(steps=200, folder=tmp_path)
     told = capfd.readouterr().out

@@ -1,6 +1,5 @@
 """The programs of the GradientTape, Keras and Paddle tutorials, at a small setting."""
 
-import importlib.util
 import re
 import threading
 from pathlib import Path
@@ -16,19 +15,6 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 STOPPING = "keras_stop_at_threshold"
 
 
-def example(name):
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(autouse=True)
-def without_the_full_set(monkeypatch):
-    """Run as on a machine that has nothing but fmkit."""
-    monkeypatch.setattr(datasets.fashion_mnist, "find", lambda: None)
-
-
 def rows_of(path):
     """Return the cells of a Markdown table, a list for each row below the head."""
     lines = path.read_text(encoding="utf-8").splitlines()[2:]
@@ -40,7 +26,7 @@ def is_a_picture(path):
 
 
 @pytest.mark.long
-def test_the_loop_and_fit_train_the_same_network(tmp_path, capsys):
+def test_the_loop_and_fit_train_the_same_network(example, tmp_path, capsys):
     module = example("tf2_gradient_tape")
     columns = module.main(epochs=1, folder=tmp_path)
     printed = capsys.readouterr().out
@@ -78,7 +64,7 @@ def first_losses(model, batch):
 
 
 @pytest.mark.long
-def test_the_tutorials_thresholds_are_told_truly(tmp_path, capsys):
+def test_the_tutorials_thresholds_are_told_truly(example, tmp_path, capsys):
     low_loss, accurate = example(STOPPING).main(epochs=10, folder=tmp_path)
     assert low_loss.reason == callbacks.StopReason.THRESHOLD
     assert low_loss.value < 0.4
@@ -98,7 +84,7 @@ def test_the_tutorials_thresholds_are_told_truly(tmp_path, capsys):
     assert is_a_picture(tmp_path / f"{STOPPING}.png")
 
 
-def test_the_tutorials_two_mistakes_are_named_before_any_training():
+def test_the_tutorials_two_mistakes_are_named_before_any_training(example):
     labels = np.arange(10)
     flat, five = example(STOPPING).mistakes(labels)
     assert "(None, 28, 10)" in flat
@@ -110,7 +96,7 @@ def test_the_tutorials_two_mistakes_are_named_before_any_training():
 
 
 @pytest.mark.long
-def test_the_paddle_program_goes_from_json_to_a_loaded_lenet(tmp_path, capsys):
+def test_the_paddle_program_goes_from_json_to_a_loaded_lenet(example, tmp_path, capsys):
     module = example("paddle_lenet")
     accuracies = module.main(epochs=1, folder=tmp_path)
     printed = capsys.readouterr().out
@@ -134,7 +120,7 @@ def test_the_paddle_program_goes_from_json_to_a_loaded_lenet(tmp_path, capsys):
     )
 
 
-def test_the_made_json_is_read_back_as_the_tutorials_file_would_be(tmp_path):
+def test_the_made_json_is_read_back_as_the_tutorials_file_would_be(example, tmp_path):
     module = example("paddle_lenet")
     (x, y), _ = datasets.fashion_mnist.load_sample()
     path = module.make_json(tmp_path / "mnist.json.gz", x, y)
@@ -146,7 +132,7 @@ def test_the_made_json_is_read_back_as_the_tutorials_file_would_be(tmp_path):
     np.testing.assert_array_equal(y_eval, y[600:700])
 
 
-def test_reading_ahead_gives_the_same_batches_from_another_thread():
+def test_reading_ahead_gives_the_same_batches_from_another_thread(example):
     module = example("paddle_lenet")
     readers = []
 

@@ -17,12 +17,8 @@ TUTORIALS = ROOT / "docs" / "guides" / "tutorials.md"
 
 
 @pytest.fixture(scope="module")
-def script():
-    path = ROOT / "scripts" / "make_gallery.py"
-    spec = importlib.util.spec_from_file_location("make_gallery", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(program):
+    return program("scripts/make_gallery.py")
 
 
 @pytest.fixture
@@ -241,3 +237,11 @@ def test_every_example_that_the_page_names_exists_and_every_example_is_named():
     text = TUTORIALS.read_text(encoding="utf-8")
     named = set(re.findall(r"`(\w+\.py)`", text))
     assert named == {path.name for path in (ROOT / "examples").glob("*.py")}
+
+
+def test_no_picture_of_the_docs_was_pasted():
+    """Pictures come from the build, or from the gallery, whose digests are tested."""
+    pictures = {".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp"}
+    stored = [p for p in (ROOT / "docs").rglob("*") if p.suffix.lower() in pictures]
+    outside = {p.relative_to(ROOT).parent.as_posix() for p in stored}
+    assert outside <= {"docs/figures/gallery", "docs/assets"}

@@ -33,6 +33,11 @@ STRATEGIES = {
         "DataParallel, 4 devices": {"strategy": "data", "devices": 4},
         "ModelParallel, 2 × 2 devices": {"strategy": "model", "devices": 4},
         "DataParallel, 2 processes": {"strategy": "processes", "processes": 2},
+        "ModelParallel, 2 processes × 2 devices": {
+            "strategy": "processes",
+            "processes": 2,
+            "devices": 2,
+        },
     },
     "torch": {
         "mean gradient, 2 processes": {"strategy": "processes", "processes": 2},

@@ -80,11 +80,16 @@ def join(options):
 
         # Each start compiles everything anew: it may do so hastily.
         jax.config.update("jax_disable_most_optimizations", True)
+        devices = options.get("devices", 1)
+        os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
         address = f"127.0.0.1:{options['port']}"
         keras.distribution.initialize(address, count, rank)
-        keras.distribution.set_distribution(
+        distribution = (
             keras.distribution.DataParallel(auto_shard_dataset=False)
+            if devices == 1
+            else model_parallel((count, devices), auto_shard_dataset=False)
         )
+        keras.distribution.set_distribution(distribution)
         return None, []
     from torch import distributed
 
@@ -123,17 +128,24 @@ def on_devices(strategy, count):
         return tf.distribute.MirroredStrategy(devices).scope()
     # Read by JAX when it starts its devices: no operation has run before.
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={count}"
-    distribution = keras.distribution.DataParallel()
-    if strategy == "model":
-        mesh = keras.distribution.DeviceMesh((count // 2, 2), ("batch", "model"))
-        layouts = keras.distribution.LayoutMap(mesh)
-        layouts["hidden.*kernel"] = (None, "model")
-        layouts["hidden.*bias"] = ("model",)
-        distribution = keras.distribution.ModelParallel(
-            layout_map=layouts, batch_dim_name="batch"
-        )
-    keras.distribution.set_distribution(distribution)
+    keras.distribution.set_distribution(
+        model_parallel((count // 2, 2))
+        if strategy == "model"
+        else keras.distribution.DataParallel()
+    )
     return contextlib.nullcontext()
+
+
+def model_parallel(shape, **options):
+    """Return a mesh of devices: batches along its first axis, columns along the other."""
+    layouts = keras.distribution.LayoutMap(
+        keras.distribution.DeviceMesh(shape, ("batch", "model"))
+    )
+    layouts["hidden.*kernel"] = (None, "model")
+    layouts["hidden.*bias"] = ("model",)
+    return keras.distribution.ModelParallel(
+        layout_map=layouts, batch_dim_name="batch", **options
+    )
 
 
 def build(options, optimizer=keras.optimizers.Adam):

@@ -4,8 +4,8 @@
     KERAS_BACKEND=tensorflow python tests/chaos/tuner.py chief
 
 The chief holds the oracle. Without it the workers end or are ended, and all three are
-started again. Ends with an error unless every trial has the score, to the bit, that a
-search in one process gives. By hand and not in the test suite: it starts five processes.
+started again. The program fails unless every trial has the score, to the bit, that a
+search in one process gives. By hand and not in the suite: it starts five processes.
 """
 
 import os

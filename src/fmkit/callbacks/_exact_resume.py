@@ -8,11 +8,8 @@ import math
 import os
 import re
 import signal
-import threading
 import time
 import weakref
-from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 import keras
@@ -22,6 +19,7 @@ import fmkit
 from fmkit import _keras_private as private
 from fmkit._checks import check_int, check_number, check_one_of
 from fmkit.callbacks import _callback_state, _processes, _training_state
+from fmkit.callbacks._background import Signals, Writer
 from fmkit.callbacks._commits import Commit, CommitDirectory, with_part
 from fmkit.data import Batches
 from fmkit.optimizers._swap import raw_weights
@@ -167,8 +165,8 @@ class _Keeper(keras.callbacks.Callback):
         self.directory = CommitDirectory(
             settings.directory, keep=settings.keep, keep_best=settings.keep_best
         )
-        self.writer = _Writer(settings.background)
-        self.signals = _Signals(self.callback_list)
+        self.writer = Writer(settings.background)
+        self.signals = Signals(self.callback_list)
         self.job = _processes.current_job()
         self.signal: int | None = None
         # Runs when `fit` ends by an exception too: then Keras calls nothing, but
@@ -491,83 +489,11 @@ class _Keeper(keras.callbacks.Callback):
         raise SystemExit(128 + number)
 
 
-def _close(signals: _Signals, writer: _Writer, directory: CommitDirectory) -> None:
+def _close(signals: Signals, writer: Writer, directory: CommitDirectory) -> None:
     signals.give_back()
     # The directory is free when nothing is being written there any more.
     writer.finish()
     directory.release()
-
-
-class _Writer:
-    """Does one piece of work at a time, in a thread of its own if allowed."""
-
-    def __init__(self, background: bool) -> None:
-        self._background = background
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
-
-    def start(self, work: Callable[[], object]) -> None:
-        self.wait()
-        if not self._background:
-            work()
-            return
-
-        def run() -> None:
-            try:
-                work()
-            except BaseException as error:  # noqa: BLE001 - raised again in `wait`
-                self._error = error
-
-        # Not a daemon: the interpreter's exit waits for the file to be whole.
-        self._thread = threading.Thread(target=run, name="fmkit commit")
-        self._thread.start()
-
-    def wait(self) -> None:
-        """Wait for the work to end; raise what it raised."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
-
-    def finish(self) -> None:
-        """Wait for the work to end, where nobody is left to raise an error to."""
-        try:
-            self.wait()
-        except BaseException as error:  # noqa: BLE001 - the run has ended already
-            _logger.warning("The last commit could not be written: %s", error)
-
-
-class _Signals:
-    """Notes SIGTERM and SIGINT instead of dying of them, while `fit` runs."""
-
-    def __init__(self, callback_list: weakref.ref[Any]) -> None:
-        self.received: int | None = None
-        self._callback_list = callback_list
-        self._previous: dict[int, Any] = {}
-
-    def install(self) -> None:
-        # Python lets only the main thread do this.
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._handle)
-
-    def give_back(self) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            return
-        for number, handler in self._previous.items():
-            if signal.getsignal(number) == self._handle:
-                signal.signal(number, handler)
-        self._previous = {}
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        in_fit = private.is_in_fit(frame, self._callback_list())
-        if self.received is None and in_fit:
-            self.received = number
-            return
-        self.give_back()
-        signal.raise_signal(number)
 
 
 def _parse_every(every: int | str | datetime.timedelta) -> tuple[str, float]:

@@ -1,0 +1,89 @@
+"""What `ExactResume` runs beside the steps: a thread that writes, and two signals."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import weakref
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from fmkit import _keras_private as private
+
+__all__ = ["Signals", "Writer"]
+
+_logger = logging.getLogger("fmkit.callbacks")
+
+
+class Writer:
+    """Does one piece of work at a time, in a thread of its own if allowed."""
+
+    def __init__(self, background: bool) -> None:
+        self._background = background
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def start(self, work: Callable[[], object]) -> None:
+        self.wait()
+        if not self._background:
+            work()
+            return
+
+        def run() -> None:
+            try:
+                work()
+            except BaseException as error:  # noqa: BLE001 - raised again in `wait`
+                self._error = error
+
+        # Not a daemon: the interpreter's exit waits for the file to be whole.
+        self._thread = threading.Thread(target=run, name="fmkit commit")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait for the work to end; raise what it raised."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def finish(self) -> None:
+        """Wait for the work to end, where nobody is left to raise an error to."""
+        try:
+            self.wait()
+        except BaseException as error:  # noqa: BLE001 - the run has ended already
+            _logger.warning("The last commit could not be written: %s", error)
+
+
+class Signals:
+    """Notes SIGTERM and SIGINT instead of dying of them, while `fit` runs."""
+
+    def __init__(self, callback_list: weakref.ref[Any]) -> None:
+        self.received: int | None = None
+        self._callback_list = callback_list
+        self._previous: dict[int, Any] = {}
+
+    def install(self) -> None:
+        # Python lets only the main thread do this.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._handle)
+
+    def give_back(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number, handler in self._previous.items():
+            if signal.getsignal(number) == self._handle:
+                signal.signal(number, handler)
+        self._previous = {}
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        in_fit = private.is_in_fit(frame, self._callback_list())
+        if self.received is None and in_fit:
+            self.received = number
+            return
+        self.give_back()
+        signal.raise_signal(number)
