@@ -50,6 +50,15 @@ def test_every_contestant_computes_the_same_epoch():
         assert_same(ours, trained(training.by_fit, x, y, shuffle=False))
 
 
+@pytest.mark.long
+@pytest.mark.backend("tensorflow")
+def test_the_ceiling_of_fit_trains_like_fit_on_one_batch_again_and_again():
+    x, y = training.images(300)
+    again = np.tile(x[:128], (3, 1, 1)), np.tile(y[:128], 3)
+    ceiling = trained(training.by_steps_tensorflow, x, y)
+    assert_same(ceiling, trained(training.by_fit, *again, shuffle=False))
+
+
 @pytest.mark.backend("tensorflow")
 def test_the_data_of_the_tutorial_is_what_batches_gives_bit_for_bit():
     import tensorflow as tf
