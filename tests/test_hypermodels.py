@@ -255,6 +255,48 @@ def test_a_search_that_is_killed_goes_on_inside_its_first_trial(tmp_path):
     assert commits
 
 
+class KillOnce(Kill):
+    """Count the steps of all trials: the tuner copies the callbacks for each."""
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+def grid(kind, folder, stop=()):
+    """Search over six trials; return what each scored."""
+    hypermodel = space(units=[4, 6, 8], dropout=[0.0, 0.3])
+    tuner = kind(hypermodel, "val_crossentropy", directory=folder, project_name="p")
+    try:
+        search(tuner, callbacks=[*stop])
+    except KeyboardInterrupt:
+        assert stop
+    return {
+        (row["units"], row["dropout"]): row["score"]
+        for row in hypermodels.trial_rows(tuner)
+        if row["status"] == "COMPLETED"
+    }
+
+
+@once
+@pytest.mark.parametrize("killed_in", [1, 4, 6])
+def test_a_grid_search_goes_on_where_it_was_interrupted(tmp_path, killed_in):
+    straight = grid(keras_tuner.GridSearch, tmp_path / "straight")
+    assert len(straight) == 6
+    # 2 epochs of 2 steps to a trial.
+    stop = KillOnce(4 * (killed_in - 1) + 2, interrupt)
+    begun = grid(hypermodels.GridSearch, tmp_path / "killed", [stop])
+    assert len(begun) == killed_in - 1
+    assert grid(hypermodels.GridSearch, tmp_path / "killed") == straight
+
+
+@once
+def test_the_grid_search_of_keras_tuner_forgets_its_place(tmp_path):
+    # When this fails, Keras Tuner was mended: `hypermodels.GridSearch` may go.
+    grid(keras_tuner.GridSearch, tmp_path, [KillOnce(6, interrupt)])
+    with pytest.raises(KeyError, match="000"):
+        grid(keras_tuner.GridSearch, tmp_path)
+
+
 @once
 @pytest.mark.parametrize("keeps_best", [True, False])
 def test_the_best_epoch_before_an_interrupt_stays_the_best(

@@ -49,13 +49,15 @@ INDIVISIBLE = (
     r"IndivisibleError: .* should evenly divide",
     "JAX cuts a batch into equal parts only: use `drop_remainder=True`",
 )
+ELSEWHERE = (
+    r"RuntimeError: Fetching value for `jax\.Array` that spans non-addressable",
+    "Keras reads predictions that other processes hold: predict in one process",
+)
 NOT_SUPPORTED = {
     ("partial", "DataParallel, 4 devices"): INDIVISIBLE,
     ("partial", "ModelParallel, 2 × 2 devices"): INDIVISIBLE,
-    ("predict", "DataParallel, 2 processes"): (
-        r"RuntimeError: Fetching value for `jax\.Array` that spans non-addressable",
-        "Keras reads predictions that other processes hold: predict in one process",
-    ),
+    ("predict", "DataParallel, 2 processes"): ELSEWHERE,
+    ("predict", "ModelParallel, 2 processes × 2 devices"): ELSEWHERE,
     ("common batch logs", "mean gradient, 2 processes"): (
         None,
         "the logs of a batch are of a process's own samples",

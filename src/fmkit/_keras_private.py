@@ -22,12 +22,15 @@ used, and why nothing public does:
   the public `variables` are its own.
 - `model._flatten_layers`: `model.layers` leaves out layers inside layers of one's own.
 - The global seed generator, which feeds every unseeded `keras.random` call.
+- `GridSearchOracle._ordered_ids`, `._populate_next`, `._compare` of Keras Tuner 1.4.8:
+  its place on the grid, which its `get_state` leaves out.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -59,6 +62,7 @@ __all__ = [
     "is_in_fit",
     "is_running",
     "print_msg",
+    "restore_grid",
     "rate_of_last_step",
     "running_fit",
     "set_initial_epoch",
@@ -290,3 +294,24 @@ def trainable_variables(optimizer: Any) -> list[Any]:
     """Return the weights that an optimizer was built for, in the order of `build`."""
     variables: list[Any] = optimizer._trainable_variables
     return variables
+
+
+def restore_grid(oracle: Any) -> None:
+    """Give a reloaded `GridSearchOracle` its place on the grid, from its trials.
+
+    They stand in a linked list in the order of the grid. Each trial is asked once more
+    for the next combination; what was tried already is passed over.
+    """
+    trials = oracle.trials
+    in_order = sorted(
+        trials,
+        key=functools.cmp_to_key(
+            lambda a, b: oracle._compare(
+                trials[a].hyperparameters.values, trials[b].hyperparameters.values
+            )
+        ),
+    )
+    oracle._ordered_ids = type(oracle._ordered_ids)()
+    for trial_id in in_order:
+        oracle._ordered_ids.insert(trial_id)
+    oracle._populate_next = in_order

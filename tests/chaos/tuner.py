@@ -25,8 +25,6 @@ VARIABLES = ("KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT", "KERASTUNER_TUNER
 
 def make_tuner(folder):
     """Return the tuner, the same in every process, and the arrays."""
-    import keras_tuner
-
     from fmkit import hypermodels
 
     rng = np.random.default_rng(0)
@@ -38,7 +36,7 @@ def make_tuner(folder):
         learning_rate=0.01, learning_rate_decay=0.95, ema=0.9, dropout=0.2, l2=0.0,
         loss="crossentropy", resume=1,
     )  # fmt: skip
-    tuner = keras_tuner.GridSearch(
+    tuner = hypermodels.GridSearch(
         space, "val_crossentropy", directory=folder, project_name="p"
     )
     return tuner, (x[:100], y[:100]), (x[100:], y[100:])
@@ -123,7 +121,13 @@ def main(victim):
             workers[0] = start("worker0")
             codes = [each.wait(timeout=500) for each in workers]
             print("exit codes of the workers:", codes)  # noqa: T201
-            print("exit code of the chief:", chief.wait(timeout=90))  # noqa: T201
+            try:
+                print("exit code of the chief:", chief.wait(timeout=90))  # noqa: T201
+            except subprocess.TimeoutExpired:
+                logs = [
+                    p.read_text()[-1500:] for p in sorted(Path(place).glob("*.log"))
+                ]
+                sys.exit("The chief waits for ever.\n" + "\n".join(logs))
         finally:
             for each in [chief, *workers]:
                 each.kill()

@@ -1,0 +1,50 @@
+"""`GridSearch`: Keras Tuner's, for searches that are interrupted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras_tuner
+
+from fmkit import _keras_private as private
+
+__all__ = ["GridSearch"]
+
+
+class GridSearch(keras_tuner.GridSearch):
+    """Keras Tuner's `GridSearch`, which goes on where it was interrupted.
+
+    The oracle of Keras Tuner 1.4.8 doesn't save how far it is on its grid: a search
+    that was killed, or whose chief was, ends with a `KeyError` when it is started
+    again. Here that place is found anew from the trials that were saved. Everything
+    else is Keras Tuner's.
+
+    Args:
+        hypermodel: What to search over, such as `HyperMLP`.
+        objective: Name of a logged value, such as `"val_accuracy"`, or a
+            `keras_tuner.Objective`.
+        **options: The other arguments of `keras_tuner.GridSearch`: `max_trials`,
+            `directory`, `project_name` and so on.
+
+    Examples:
+        >>> import tempfile
+        >>> from fmkit.hypermodels import GridSearch, HyperMLP
+        >>> space = HyperMLP(depth=1, per_layer=False, units=[16, 32], batch_size=64,
+        ...                  optimizer="sgd", activation="relu", learning_rate=0.1,
+        ...                  loss="crossentropy", l2=0.0, dropout=0.0)
+        >>> tuner = GridSearch(space, "val_accuracy", directory=tempfile.mkdtemp())
+        >>> [hp.name for hp in tuner.oracle.get_space().space]
+        ['units']
+    """
+
+    def __init__(
+        self,
+        hypermodel: keras_tuner.HyperModel,
+        objective: str | keras_tuner.Objective,
+        **options: Any,
+    ) -> None:
+        super().__init__(hypermodel, objective, **options)
+        # A worker has none: it asks the chief's.
+        here = isinstance(self.oracle, keras_tuner.oracles.GridSearchOracle)
+        if here and self.oracle.trials:
+            private.restore_grid(self.oracle)
