@@ -137,7 +137,7 @@ def on_devices(strategy, count):
 
 
 def model_parallel(shape, **options):
-    """Return a mesh of devices: batches along its first axis, columns along the other."""
+    """Cut batches along the first axis of a mesh, and columns along the other."""
     layouts = keras.distribution.LayoutMap(
         keras.distribution.DeviceMesh(shape, ("batch", "model"))
     )
