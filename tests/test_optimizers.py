@@ -650,6 +650,20 @@ class Subclassed(keras.Model):
         return super().get_config() | {"units": self.units}
 
 
+def test_a_subclassed_model_is_copied_by_its_config_or_refused():
+    model = Subclassed(units=2)
+    optimizer = ExponentialMovingAverage(keras.optimizers.SGD(0.1), decay=0.5)
+    model.compile(optimizer, "mse")
+    model.fit(np.ones((4, 3)), np.ones((4, 2)), verbose=0)
+    copy = averaged_model(model)
+    with averaged(model):
+        assert bits(copy.variables) == bits(model.variables[: len(copy.variables)])
+    # A config that leaves out what the variables' shapes depend on.
+    model.get_config = lambda: {}
+    with pytest.raises(ValueError, match="has other variables than the model"):
+        averaged_model(model)
+
+
 def test_the_averaged_model_of_a_subclass():
     model = Subclassed()
     model.compile(ExponentialMovingAverage("sgd"), "mse")

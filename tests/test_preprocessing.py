@@ -194,6 +194,42 @@ def test_standardize_refuses_data_without_statistics(x):
         preprocessing.Preprocess.standardize(x)
 
 
+def test_standardize_takes_one_of_two_words():
+    with pytest.raises(ValueError, match="'dataset' or 'feature', got per='pixel'"):
+        preprocessing.Preprocess.standardize(BYTES, per="pixel")
+
+
+def test_a_tensor_is_mapped_as_an_array_is():
+    to_unit = preprocessing.Preprocess(mean=100.0, std=50.0, sample_rank=1)
+    found = numpy_of(to_unit(keras.ops.convert_to_tensor(BYTES)))
+    np.testing.assert_allclose(found, to_unit(BYTES), rtol=1e-6, atol=1e-7)
+
+
+def test_flatten_names_what_is_too_flat():
+    flat = preprocessing.Preprocess(flatten=True)
+    with pytest.raises(ValueError, match=r"last 2 axes .* has shape \(256,\)"):
+        flat(BYTES)
+
+
+@pytest.mark.backend("tensorflow")
+def test_flatten_refuses_samples_of_no_fixed_shape():
+    import tensorflow as tf
+
+    images = tf.data.Dataset.from_generator(
+        lambda: [np.zeros((2, 3))],
+        output_signature=tf.TensorSpec((None, None), tf.float32),
+    )
+    with pytest.raises(ValueError, match="samples of a fixed shape"):
+        images.map(preprocessing.Preprocess(flatten=True))
+
+
+def test_a_map_is_shown_as_it_would_be_typed():
+    shown = repr(preprocessing.Preprocess(std=np.array([1.0, 2.0]), num_classes=3))
+    assert shown == (
+        "Preprocess(mean=0.0, std=<array of shape (2,)>, sample_rank=2, num_classes=3)"
+    )
+
+
 # --- check_arrays -------------------------------------------------------------
 
 

@@ -56,8 +56,6 @@ def averaged_model(model: keras.Model) -> keras.Model:
     find_averages(model)
     copy = keras.models.clone_model(model)
     copy.compile(optimizer=None)  # the clone has an averaging optimizer of its own
-    if not copy.built:
-        copy.build_from_config(model.get_build_config())
     shapes = [tuple(v.shape) for v in model.variables]
     if [tuple(v.shape) for v in copy.variables] != shapes:
         raise ValueError(
