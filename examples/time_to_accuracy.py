@@ -74,7 +74,7 @@ def residual(seed: int) -> keras.Model:
             layers.RandomErasing(
                 0.5, scale=(0.02, 0.2), value_range=(0, 1), fill_value=0.0, seed=seed
             ),
-            models.small_resnet((16, 48, 96), input_shape=(28, 28, 1), seed=seed),
+            models.small_resnet(input_shape=(28, 28, 1), seed=seed),
         ]
     )
 
