@@ -94,8 +94,10 @@ release-check: $(VENV)/dev.stamp ## what must hold before a release, on every Py
 audit: $(VENV)/run.stamp ## compare the installed dependencies with PyPI's known advisories
 	$(PYTHON) -m venv $(VENV)-audit
 	$(subst $(VENV),$(VENV)-audit,$(PY)) -m pip install -q --disable-pip-version-check pip-audit
-	$(subst $(VENV),$(VENV)-audit,$(PY)) -m pip_audit --progress-spinner off \
-	  --path "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	$(PY) -m pip freeze --exclude-editable > $(VENV)-audit/installed.txt
+	@# --strict: a package that could not be looked up is a failure, not a pass.
+	$(subst $(VENV),$(VENV)-audit,$(PY)) -m pip_audit --strict --progress-spinner off \
+	  --disable-pip --no-deps -r $(VENV)-audit/installed.txt
 
 newcomer: ## time a newcomer's way: clone, set up, train, first figure
 	$(PYTHON) scripts/time_newcomer.py
