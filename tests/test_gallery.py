@@ -71,7 +71,8 @@ def test_every_example_stands_on_the_page_with_a_figure_and_what_it_printed(scri
     page = gallery.page.read_text(encoding="utf-8")
     for path in gallery.examples():
         entry = gallery.entries()[path.stem]
-        assert f"python examples/{path.name}\n" in page
+        command = ["python", f"examples/{path.name}", *entry.get("arguments", [])]
+        assert f"\n{' '.join(command)}\n" in page
         if path.stem in WITHOUT_A_PICTURE:
             assert entry["printed"]
         else:
