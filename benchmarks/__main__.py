@@ -3,7 +3,8 @@
 Each module beside this one that has a function `rows(quick)` takes part. The results
 go to `outputs/benchmarks.json` and, as the table that is printed, to
 `outputs/benchmarks.md`. With `--publish` the table also replaces the one in
-`docs/benchmarks.md`, and the JSON goes beside it. A module that fails is a row that
+`docs/benchmarks.md`, and the JSON goes beside it; with `--only`, the rows of the other
+modules stay. A module that fails is a row that
 says so; the others run.
 """
 
@@ -62,6 +63,17 @@ def publish(text: str, results: dict[str, Any], page: Path = PAGE) -> None:
     page.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
 
 
+def merged(results: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """Put the rows of some modules in the place of their earlier ones."""
+    new = {row["module"] for row in results["rows"]}
+    order = list(dict.fromkeys(row["module"] for row in before["rows"]))
+    order += [module for module in new if module not in order]
+    rows = [row for row in before["rows"] if row["module"] not in new]
+    rows = sorted([*rows, *results["rows"]], key=lambda row: order.index(row["module"]))
+    command = f"{before['command']}` and, later, `{results['command']}"
+    return {**results, "command": command, "rows": rows}
+
+
 def table(results: dict[str, Any], earlier: dict[str, Any] | None) -> str:
     """Return the results as Markdown, with the earlier ratio where there is one."""
     before = {row["name"]: row["ratio"] for row in (earlier or {}).get("rows", [])}
@@ -97,9 +109,9 @@ def main() -> None:
     started = time.perf_counter()
     for name in options.only or modules():
         start = time.perf_counter()
-        rows += measure(name, options.quick)
+        rows += [{"module": name, **row} for row in measure(name, options.quick)]
         print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
-    rows.append(gpu_row())
+    rows.append({"module": "gpu", **gpu_row()})
     print(f"all: {time.perf_counter() - started:.0f} s", flush=True)
     results = {
         "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
@@ -111,9 +123,11 @@ def main() -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     (options.folder / "benchmarks.json").write_text(json.dumps(results, indent=1))
     (options.folder / "benchmarks.md").write_text(text + "\n")
-    if options.publish:
-        publish(text, results)
     print(text)
+    if options.publish:
+        if options.only:
+            results = merged(results, json.loads(PAGE.with_suffix(".json").read_text()))
+        publish(table(results, earlier), results)
 
 
 if __name__ == "__main__":

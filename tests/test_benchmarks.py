@@ -143,3 +143,16 @@ def test_the_suite_has_every_module_and_a_row_for_the_gpu():
     assert suite.modules()[:4] == ["input", "memory", "training", "together"]
     assert "growth" in suite.modules()
     assert suite.gpu_row()["ratio"] is None
+
+
+@pytest.mark.backend("tensorflow")
+def test_rows_of_one_module_take_the_place_of_its_earlier_ones():
+    def rows(**of):
+        return [{"module": m, "name": n} for m, names in of.items() for n in names]
+
+    before = {"command": "all", "rows": rows(a="xy", b="z", c="w"), "machine": {}}
+    later = {"command": "some", "rows": rows(b="uv", d="t"), "machine": {"cores": 2}}
+    found = suite.merged(later, before)
+    assert found["rows"] == rows(a="xy", b="uv", c="w", d="t")
+    assert found["machine"] == {"cores": 2}
+    assert found["command"] == "all` and, later, `some"
