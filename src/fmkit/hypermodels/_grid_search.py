@@ -33,8 +33,8 @@ class GridSearch(keras_tuner.GridSearch):
         ...                  optimizer="sgd", activation="relu", learning_rate=0.1,
         ...                  loss="crossentropy", l2=0.0, dropout=0.0)
         >>> tuner = GridSearch(space, "val_accuracy", directory=tempfile.mkdtemp())
-        >>> [hp.name for hp in tuner.oracle.get_space().space]
-        ['units']
+        >>> tuner.oracle.get_space().get("units")  # where the grid begins
+        16
     """
 
     def __init__(
