@@ -117,7 +117,8 @@ def table(results: dict[str, Any], command: str) -> str:
         times = [_first(epochs, median) for epochs in results["tutorial"]]
         reached = [t for t in times if t is not None]
         # What the tutorial never reaches is compared with the end of its run.
-        sooner = f"{(statistics.median(reached) if reached else took) / seconds:.0f} ×"
+        times_sooner = (statistics.median(reached) if reached else took) / seconds
+        sooner = f"{times_sooner:.{0 if times_sooner >= 1 else 2}f} ×"
         sooner += "" if reached else ", and more accurate"
         told = f"{median:.4f} ({_all(accuracies)})"
         lines.append(f"| {name} | {len(runs)} | {told} | {seconds:.1f} | {sooner} |")
