@@ -56,7 +56,7 @@ def network(kind: str, hidden: tuple[int, ...], steps: int = 1) -> keras.Model:
         optimizer(kind),
         losses.CrossentropyFromLogits(),
         jit_compile=compiled,
-        steps_per_execution=steps,
+        steps_per_execution=steps if compiled else 1,
     )
     return model
 
