@@ -4,8 +4,7 @@ Each module beside this one that has a function `rows(quick)` takes part. The re
 go to `outputs/benchmarks.json` and, as the table that is printed, to
 `outputs/benchmarks.md`. With `--publish` the table also replaces the one in
 `docs/benchmarks.md`, and the JSON goes beside it; with `--only`, the rows of the other
-modules stay. A module that fails is a row that
-says so; the others run.
+modules stay. A module that fails is a row that says so; the others run.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import benchmarks
-from benchmarks._measure import machine, not_run
+from benchmarks._measure import machine, not_run, put_between
 
 # What matters most comes first; a module that is not named here comes at the end.
 ORDER = ["input", "memory", "training", "together", "losses", "averages", "callbacks"]
@@ -55,11 +54,7 @@ def gpu_row() -> dict[str, Any]:
 
 def publish(text: str, results: dict[str, Any], page: Path = PAGE) -> None:
     """Put the table between the marks of the page, and the JSON beside the page."""
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, mark, after = rest.partition(END)
-    if not mark:
-        raise SystemExit(f"{page} lacks the marks {BEGIN} and {END}.")
-    page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")
+    put_between(page, BEGIN, END, text)
     page.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
 
 

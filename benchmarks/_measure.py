@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -91,6 +92,16 @@ def print_rows(module: str, here: Callable[[bool], list[dict[str, Any]]]) -> Non
     given = parser.parse_args()
     rows = here(given.quick) if given.here else on_each_backend(module, given.quick)
     print("\n".join(map(json.dumps, rows)))
+
+
+def put_between(page: Path, begin: str, end: str, text: str) -> None:
+    """Put a text between two marks of a page, in the place of what stood there."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, mark, after = rest.partition(end)
+    if not mark:
+        raise SystemExit(f"{page} lacks the marks {begin} and {end}.")
+    whole = f"{before}{begin}\n\n{text}\n\n{end}{after}"
+    page.write_text(whole, encoding="utf-8", newline="\n")
 
 
 def not_run(name: str, why: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks._measure import machine
+from benchmarks._measure import machine, put_between
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -127,9 +127,7 @@ def table(results: dict[str, Any], command: str) -> str:
         "The last column: how much sooner than the tutorial's program first reached "
         "the median accuracy of the row, or ended, where no run of it did."
     )
-    return "\n".join(
-        [*lines, "", told, "", f"Measured with `{command}` on {about}.", ""]
-    )
+    return "\n".join([*lines, "", told, "", f"Measured with `{command}` on {about}."])
 
 
 def rows(quick: bool = False) -> list[dict[str, Any]]:
@@ -158,10 +156,7 @@ def main() -> None:
     results = measure(seeds, given.tutorial_epochs)
     command = "python -m benchmarks.accuracy " + " ".join(sys.argv[1:])
     text = table(results, command.strip())
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    page = f"{before}{BEGIN}\n\n{text}\n{END}{after}"
-    PAGE.write_text(page, encoding="utf-8", newline="\n")
+    put_between(PAGE, BEGIN, END, text)
     record = PAGE.with_name("time_to_accuracy.json")
     record.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(text)

@@ -1,26 +1,21 @@
 """The Chinese pages say what the English pages say, and run the same programs."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 
 pytestmark = pytest.mark.backend("tensorflow")
 
-ROOT = Path(__file__).resolve().parents[1]
-spec = importlib.util.spec_from_file_location(
-    "translations", ROOT / "scripts" / "translations.py"
-)
-translations = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(translations)
+
+@pytest.fixture(scope="module")
+def translations(program):
+    return program("scripts/translations.py")
 
 
-def test_no_chinese_page_is_missing_or_older_than_its_english_page():
+def test_no_chinese_page_is_missing_or_older_than_its_english_page(translations):
     assert translations.problems() == []
 
 
 @pytest.fixture
-def site(tmp_path):
+def site(tmp_path, translations):
     (tmp_path / "docs" / "zh" / "guides").mkdir(parents=True)
     (tmp_path / "docs" / "guides").mkdir()
     for name, title in (
@@ -37,11 +32,11 @@ def site(tmp_path):
     return tmp_path
 
 
-def test_accepted_pages_are_up_to_date(site):
+def test_accepted_pages_are_up_to_date(site, translations):
     assert translations.problems(site) == []
 
 
-def test_a_changed_english_page_makes_its_translation_old(site):
+def test_a_changed_english_page_makes_its_translation_old(site, translations):
     with (site / "docs" / "guides" / "data.md").open("a", encoding="utf-8") as page:
         page.write("One more rule.\n")
     (line,) = translations.problems(site)
@@ -50,7 +45,7 @@ def test_a_changed_english_page_makes_its_translation_old(site):
     assert translations.problems(site) == []
 
 
-def test_a_changed_program_and_a_missing_page_are_told(site):
+def test_a_changed_program_and_a_missing_page_are_told(site, translations):
     chinese = site / "docs" / "zh" / "guides" / "data.md"
     text = chinese.read_text(encoding="utf-8")
     chinese.write_text(text.replace("x = 1", "x = 2"), encoding="utf-8")

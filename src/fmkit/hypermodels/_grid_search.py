@@ -45,6 +45,5 @@ class GridSearch(keras_tuner.GridSearch):
     ) -> None:
         super().__init__(hypermodel, objective, **options)
         # A worker has none: it asks the chief's.
-        here = isinstance(self.oracle, keras_tuner.oracles.GridSearchOracle)
-        if here and self.oracle.trials:
+        if isinstance(self.oracle, keras_tuner.oracles.GridSearchOracle):
             private.restore_grid(self.oracle)
