@@ -69,8 +69,10 @@ endef
 test-oldest: ## pass the core tests on the oldest versions promised (tests/oldest.txt)
 	$(call test_in,$(VENV)-oldest,-r tests/oldest.txt -e .)
 
+# Its commas would end the argument of `call`.
+EXTRAS := .[test,jax,torch]
 test-newest: ## pass the core tests on the newest versions allowed
-	$(call test_in,$(VENV)-newest,--upgrade --upgrade-strategy eager -e '.[test,jax,torch]')
+	$(call test_in,$(VENV)-newest,--upgrade --upgrade-strategy eager -e '$(EXTRAS)')
 
 lint: $(VENV)/dev.stamp ## ruff: style and formatting
 	$(BIN)/ruff check .
