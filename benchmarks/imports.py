@@ -5,13 +5,16 @@ python -m benchmarks.imports [--quick]
 
 from __future__ import annotations
 
+import compileall
 import json
 import os
 import statistics
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
+import fmkit
 from benchmarks._measure import BACKENDS, not_run, row
 
 # Both in one process: the difference of two processes of seconds would drown in noise.
@@ -27,6 +30,9 @@ print(middle - start, time.perf_counter() - start)
 
 def rows(quick: bool = False) -> list[dict[str, Any]]:
     """Return a row for each backend."""
+    # pip compiles what it installs, Keras too; a checkout may run without bytecode
+    # (PYTHONDONTWRITEBYTECODE), and would be compiled anew in every process.
+    compileall.compile_dir(Path(fmkit.__file__).parent, quiet=1)
     return [import_row(backend, 1 if quick else 5) for backend in BACKENDS]
 
 

@@ -151,13 +151,11 @@ class Lesson:
 
     def resume(self):
         """Go on from the middle, as a process that was killed there would."""
-        commits = sorted((self.folder / "commits").glob("commit-*"))[:3]
-        copy = self.folder / f"resumed {self.batches.shard[0]}"
-        if self.batches.shard[1] > 1:
-            copy = self.folder / "resumed"
-        copy.mkdir(exist_ok=True)
-        for commit in commits:
-            shutil.copy(commit, copy)
+        copy = self.folder / "resumed"
+        if self.batches.shard[0] == 0:  # the one that reads; the others wait for it
+            copy.mkdir(exist_ok=True)
+            for commit in sorted((self.folder / "commits").glob("commit-*"))[:3]:
+                shutil.copy(commit, copy)
         used = self.resumable(copy)
         history = self.fit(*used)
         pairs = zip(self.bits(), self.straight, strict=True)
