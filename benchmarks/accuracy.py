@@ -1,6 +1,7 @@
 """Time to accuracy: the tutorial's program against `examples/time_to_accuracy.py`.
 
-    python -m benchmarks.accuracy [--seeds 5] [--residual-seeds 1] [--tutorial-seeds 1]
+    python -m benchmarks.accuracy [--seeds 5] [--residual-seeds 2] [--tutorial-seeds 1]
+    python -m benchmarks.accuracy --only residual_8   # the other rows stay
 
 Every run is a fresh process, timed from its first line, compile time included; seeds
 take turns. The tutorial's program runs for real, 20 epochs. The recipes look at the
@@ -33,7 +34,9 @@ RECIPES = {
     "dense": ("dense", "tensorflow"),
     "two_strided": ("two_strided", "tensorflow"),
     "three_strided": ("three_strided", "tensorflow"),
-    "residual": ("residual", "tensorflow"),
+    "residual_8": ("residual_8", "tensorflow"),
+    "residual_16": ("residual_16", "tensorflow"),
+    "residual_36": ("residual_36", "tensorflow"),
 }
 TOLD = re.compile(r"accuracy ([0-9.]+) after ([0-9.]+) s")
 
@@ -72,13 +75,13 @@ def recipe(name: str, backend: str, seed: int) -> tuple[float, float]:
 
 def measure(seeds: dict[str, int], epochs: int) -> dict[str, Any]:
     """Run everything, seed by seed, in turn."""
-    results: dict[str, Any] = {"tutorial": [], **{name: [] for name in RECIPES}}
+    results: dict[str, Any] = {name: [] for name in seeds}
     for seed in range(max(seeds.values())):
-        if seed < seeds["tutorial"]:
+        if seed < seeds.get("tutorial", 0):
             results["tutorial"].append(tutorial(seed, epochs))
             print("tutorial", results["tutorial"][-1][-1], flush=True)
         for name, (of, backend) in RECIPES.items():
-            if seed < seeds[name]:
+            if seed < seeds.get(name, 0):
                 results[name].append(recipe(of, backend, seed))
                 print(name, seed, results[name][-1], flush=True)
     return results
@@ -147,17 +150,24 @@ def main() -> None:
     """Measure and write the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--residual-seeds", type=int, default=1)
+    parser.add_argument("--residual-seeds", type=int, default=2)
     parser.add_argument("--tutorial-seeds", type=int, default=1)
     parser.add_argument("--tutorial-epochs", type=int, default=20)
+    parser.add_argument("--only", nargs="+", choices=["tutorial", *RECIPES])
     given = parser.parse_args()
-    seeds = dict.fromkeys(RECIPES, given.seeds)
-    seeds |= {"residual": given.residual_seeds, "tutorial": given.tutorial_seeds}
-    results = measure(seeds, given.tutorial_epochs)
+    seeds = {"tutorial": given.tutorial_seeds} | {
+        name: given.residual_seeds if name.startswith("residual") else given.seeds
+        for name in RECIPES
+    }
+    record = PAGE.with_name("time_to_accuracy.json")
+    results = {}
+    if given.only:
+        results = json.loads(record.read_text(encoding="utf-8"))
+        seeds = {name: seeds[name] for name in given.only}
+    results |= measure(seeds, given.tutorial_epochs)
     command = "python -m benchmarks.accuracy " + " ".join(sys.argv[1:])
     text = table(results, command.strip())
     put_between(PAGE, BEGIN, END, text)
-    record = PAGE.with_name("time_to_accuracy.json")
     record.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(text)
 
