@@ -55,7 +55,7 @@ forget-coverage:
 # What a version of Keras or NumPy could change, and not what it could not.
 CORE := $(addprefix tests/test_, keras_private.py batches.py optimizers.py commits.py \
   exact_resume.py losses.py metrics.py schedules.py threshold_stopping_fit.py \
-  models.py public_api.py)
+  models.py public_api.py fused_model.py)
 
 define test_in # a virtual environment, and what pip is to install in it
 	$(PYTHON) -m venv $(1)

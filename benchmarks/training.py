@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks._measure import Cost, cost, on_each_backend, print_rows, row
 from fmkit.data import Batches
-from fmkit.performance import fit_settings
+from fmkit.performance import FusedModel, fit_settings
 
 BATCH, EPOCHS, RATE = 128, 20, 1e-3
 UNITS = (256, 128, 64, 32)
@@ -63,6 +63,11 @@ def by_fmkit(model: keras.Model, x: np.ndarray, y: np.ndarray) -> Epoch:
         return model.fit(**settings.fit, verbose=0).history["loss"][0]
 
     return epoch
+
+
+def by_fused(model: keras.Model, x: np.ndarray, y: np.ndarray) -> Epoch:
+    """The same, with the steps of an execution in one program."""
+    return by_fmkit(FusedModel(model.inputs, model.outputs), x, y)
 
 
 def by_fit(
@@ -287,6 +292,7 @@ BY_HAND = {
     "torch": by_hand_torch,
 }
 BY_STEPS = "one XLA program a step"
+FUSED = "FusedModel"
 HAND_NAMES = {
     "tensorflow": "one XLA loop by hand",
     "jax": "one lax.scan by hand",
@@ -300,6 +306,8 @@ def backend_rows(quick: bool) -> list[dict[str, Any]]:
     x, y = images(12_800 if quick else 60_000)
     hand = HAND_NAMES[backend]
     makers = {"fmkit": by_fmkit, "fit(x, y)": by_fit, hand: BY_HAND[backend]}
+    if backend != "torch":  # there it is a model like any other
+        makers[FUSED] = by_fused
     if backend == "tensorflow":
         makers[BY_STEPS] = by_steps_tensorflow
     first: dict[str, list[Cost]] = {name: [] for name in makers}
@@ -319,7 +327,7 @@ def backend_rows(quick: bool) -> list[dict[str, Any]]:
             later[name].append(cost(lambda name=name, n=round_: epochs[name](n + 1)))
     found = _rows(f"epoch of {len(x):,} on {backend}", first, later, hand)
     if backend == "tensorflow":
-        found[:0] = tutorial_rows(epochs["fmkit"], x, y, quick)
+        found[:0] = tutorial_rows(epochs["fmkit"], epochs[FUSED], x, y, quick)
     return found
 
 
@@ -337,6 +345,14 @@ def _rows(
         row(f"{what}, wall, the limit", walls, "fmkit", hand, target="at most 1.18"),
         row(f"{what}, CPU, the limit", cpus, "fmkit", hand),
     ]
+    if FUSED in walls:
+        for unit, costs in (("wall", walls), ("CPU", cpus)):
+            name = f"{what}, {unit}, {FUSED}"
+            found.append(row(name, costs, FUSED, "fit(x, y)", target=target))
+        name = f"{what}, wall, {FUSED}, the limit"
+        found.append(row(name, walls, FUSED, hand, target="at most 1.18"))
+        name = f"first {what}, wall, {FUSED}"
+        found.append(row(name, firsts, FUSED, "fit(x, y)"))
     if BY_STEPS in walls:
         name = f"{what}, wall, {BY_STEPS}, nothing else"
         found.append(row(name, walls, BY_STEPS, hand))
@@ -345,23 +361,34 @@ def _rows(
 
 
 def tutorial_rows(
-    ours: Epoch, x: np.ndarray, y: np.ndarray, quick: bool
+    ours: Epoch, fused: Epoch, x: np.ndarray, y: np.ndarray, quick: bool
 ) -> list[dict[str, Any]]:
-    """Pair our epoch with the tutorial's loop, run for real and in full."""
-    names = ("fmkit", "the tutorial's loop")
+    """Pair our epochs with the tutorial's loop, run for real and in full."""
+    tutorial = "the tutorial's loop"
+    names = ("fmkit", FUSED, tutorial)
     by_tutorial(network(), x[: 2 * BATCH], y[: 2 * BATCH])(0)
     theirs = by_tutorial(network(), x, y)
     costs: dict[str, list[Cost]] = {name: [] for name in names}
     for number in range(1 if quick else 3):
-        for name, epoch in zip(names, (ours, theirs), strict=True):
+        for name, epoch in zip(names, (ours, fused, theirs), strict=True):
             costs[name].append(cost(lambda e=epoch, n=number: e(n)))
     what = f"epoch of {len(x):,} on tensorflow"
     walls = {name: [one.wall for one in of_one] for name, of_one in costs.items()}
     cpus = {name: [one.cpu for one in of_one] for name, of_one in costs.items()}
-    return [
-        row(f"{what}, wall, the tutorial", walls, *names, target="at most 0.05"),
-        row(f"{what}, CPU, the tutorial", cpus, *names),
-    ]
+    found = []
+    for name in (FUSED, "fmkit"):
+        about = f", {FUSED}" if name == FUSED else ""
+        found += [
+            row(
+                f"{what}, wall, the tutorial{about}",
+                walls,
+                name,
+                tutorial,
+                target="at most 0.05",
+            ),
+            row(f"{what}, CPU, the tutorial{about}", cpus, name, tutorial),
+        ]
+    return found
 
 
 def rows(quick: bool = False) -> list[dict[str, Any]]:

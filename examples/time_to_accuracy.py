@@ -19,7 +19,7 @@ from dataclasses import dataclass  # noqa: E402
 import keras  # noqa: E402
 from keras import layers  # noqa: E402
 
-from fmkit import data, datasets, losses, models  # noqa: E402
+from fmkit import data, datasets, losses, models, performance  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,8 @@ def main(
     else:
         optimizer = keras.optimizers.Adam(rate, beta_2=0.98)
     model = build(name, seed)
+    if recipe.compiled:
+        model = performance.FusedModel(model.inputs, model.outputs)
     model.compile(
         optimizer,
         losses.CrossentropyFromLogits(label_smoothing=recipe.smoothing),

@@ -38,6 +38,7 @@ def test_every_contestant_computes_the_same_epoch():
     order = Batches(x, y, training.BATCH).order(0)
     ours = trained(training.by_fmkit, x, y)
     assert_same(ours, trained(training.BY_HAND[BACKEND], x, y))
+    assert_same(ours, trained(training.by_fused, x, y))
     # The same order by hand, for those who shuffle by themselves.
     straight = [training.by_fit]
     if BACKEND == "tensorflow":

@@ -82,6 +82,7 @@ class Request:
     """What a call of `fit`, `evaluate` or `predict` asks of its data.
 
     Attributes:
+        model: Whose call it is; `None` outside of them.
         epoch_iterator: Keras's `EpochIterator` for this call.
         method: `"fit"`, `"evaluate"`, `"predict"`, or `None` outside of them.
         training: Whether these are the batches that weights are trained on.
@@ -90,6 +91,7 @@ class Request:
             `batch_size`, `steps_per_epoch`, `class_weight`.
     """
 
+    model: Any
     epoch_iterator: Any
     method: str | None
     training: bool
@@ -137,6 +139,7 @@ def _request(making: dict[str, Any], trainer: FrameType | None) -> Request:
     values = trainer.f_locals if trainer else {}
     names = ("y", "sample_weight", "batch_size", "steps_per_epoch", "class_weight")
     return Request(
+        model=values.get("self"),
         epoch_iterator=making["self"],
         method=method,
         # `fit` makes the iterator of the training data first, and that of the

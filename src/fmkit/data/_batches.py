@@ -12,7 +12,7 @@ from fmkit import _keras_private as private
 from fmkit._checks import check_int
 from fmkit.data import _pipeline
 from fmkit.data._order import Indices, Order
-from fmkit.data._source import Source
+from fmkit.data._source import Block, Source
 from fmkit.preprocessing import preprocess
 
 __all__ = ["Batches"]
@@ -232,13 +232,25 @@ class Batches(private.DataAdapter):
         """Yield batches `first` to `end - 1` of an epoch as tuples of arrays."""
         size = self._batch_size
         stride = self._source.rows_per_block(size) // size
+        for block, count in self._rows(epoch, first, end, weights, order, stride):
+            for row in range(0, count, size):
+                rows = slice(row, row + size)
+                yield keras.tree.map_structure(lambda leaf, r=rows: leaf[r], block)
+
+    def _rows(
+        self,
+        epoch: int,
+        first: int,
+        end: int,
+        weights: dict[int, float] | None,
+        order: Order | None,
+        stride: int,
+    ) -> Iterator[tuple[tuple[Any, ...], int]]:
+        """Yield the rows of `stride` batches at a time, and how many they are."""
         for start in range(first, end, stride):
             places = self._places(start, min(start + stride, end))
             indices = (order or self._order).take(epoch, places)
-            block = self._source.block(indices, weights)
-            for row in range(0, len(indices), size):
-                rows = slice(row, row + size)
-                yield keras.tree.map_structure(lambda leaf, r=rows: leaf[r], block)
+            yield self._source.block(indices, weights), len(indices)
 
     def _places(self, first: int, end: int) -> Indices:
         """Return the places, in the order of all samples, of batches `first..end-1`."""
@@ -308,6 +320,12 @@ class _Feed(private.DataAdapter):
         self._steps = _steps_of_call(batches, request)
         self._epoch = (0, 0, self._steps)
         self._before: tuple[int, int] | None = None
+        # A `performance.FusedModel` takes the batches of one execution in one piece.
+        steps = getattr(request.model, "steps_in_one_program", 1)
+        self._block_steps = steps if request.training and steps > 1 else 0
+        if self._block_steps:
+            # Keras would look at a batch for that, and find a block.
+            private.build_variables(request.model, batches.peek())
         start = request.initial_epoch
         if request.training and start and batches.position[0] != start:
             batches.seek(start)
@@ -331,8 +349,24 @@ class _Feed(private.DataAdapter):
             self.batches._position = self._before
 
     def get_numpy_iterator(self) -> Iterator[Any]:
+        if self._block_steps:
+            return self._blocks()
         epoch, first, end = self._epoch
         return self.batches._numpy(epoch, first, end, self.weights, self._order)
+
+    def _blocks(self) -> Iterator[Block]:
+        span, size = (*self._epoch, self.weights, self._order), self.batch_size
+        for rows, count in self.batches._rows(*span, self._block_steps):
+            cut = count // size * size
+
+            def whole(leaf: Any, cut: int = cut) -> Any:
+                return leaf[:cut].reshape(-1, size, *leaf.shape[1:])
+
+            def tail(leaf: Any, cut: int = cut) -> Any:
+                return leaf[cut:]
+
+            parts = (keras.tree.map_structure(part, rows) for part in (whole, tail))
+            yield Block(*parts)
 
     get_jax_iterator = get_numpy_iterator
 
@@ -343,7 +377,11 @@ class _Feed(private.DataAdapter):
 
     def get_tf_dataset(self) -> Any:
         return _pipeline.dataset(
-            self.batches, lambda: self._epoch, self.weights, self._order
+            self.batches,
+            lambda: self._epoch,
+            self.weights,
+            self._order,
+            self._block_steps,
         )
 
     @property

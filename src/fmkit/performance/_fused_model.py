@@ -1,0 +1,185 @@
+"""`FusedModel`: all steps of one execution in one XLA program.
+
+With `steps_per_execution=50` Keras calls Python once in 50 steps. Between the steps
+TensorFlow still fetches a batch, starts XLA's program for one step, hands it every
+weight and takes every weight back; JAX returns to Python. For a small network that
+takes as long as the step. Here the 50 batches come in one piece, and the loop over
+them is inside the program.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+
+from fmkit.data._source import Block
+
+__all__ = ["FusedModel"]
+
+Tensor = Any
+
+
+@keras.saving.register_keras_serializable("fmkit")
+class FusedModel(keras.Model):
+    r"""A model whose `fit` runs many steps as one XLA program.
+
+    Made from a network's inputs and outputs, as any `keras.Model`, or subclassed.
+    Nothing else changes: `compile`, `fit`, callbacks, metrics, saving.
+
+        network = models.mlp((256, 128))
+        model = FusedModel(network.inputs, network.outputs)
+        model.compile("adam", loss, steps_per_execution=50, jit_compile=True)
+        model.fit(Batches(x, y, 128), epochs=20)
+
+    The weights after each step are those of the same model in Keras's own loop, up to
+    the rounding of another arrangement of the same sums; from run to run they are the
+    same bits. Callbacks act between executions, as Keras has it for any
+    `steps_per_execution`.
+
+    It pays where a step is short: dense networks with batches of some hundred
+    samples. `steps_per_execution` batches are held in memory at a time, three times
+    over. On a CPU, XLA is slow with convolutions and pooling: see `fit_settings`.
+
+    Where steps can't be fused, the model trains as any other: data that are not
+    `fmkit.data.Batches`, `jit_compile=False`, `run_eagerly=True`, PyTorch, a
+    `tf.distribute` strategy or `keras.distribution`. `steps_in_one_program` tells.
+
+    Args:
+        inputs: As in `keras.Model`.
+        outputs: As in `keras.Model`.
+        name: As in `keras.Model`.
+
+    Attributes:
+        steps_in_one_program: How many steps one program makes in `fit` on `Batches`;
+            1 where they can't be fused.
+
+    Examples:
+        >>> import keras, numpy as np
+        >>> from fmkit.data import Batches
+        >>> from fmkit.performance import FusedModel
+        >>> inputs = keras.Input((4,))
+        >>> model = FusedModel(inputs, keras.layers.Dense(1)(inputs))
+        >>> fast = keras.backend.backend() != "torch"
+        >>> steps = 5 if fast else 1
+        >>> model.compile(
+        ...     "sgd", "mse", jit_compile=fast, steps_per_execution=steps)
+        >>> model.steps_in_one_program == steps
+        True
+        >>> x = np.ones((20, 4), "float32")
+        >>> history = model.fit(Batches(x, x[:, 0], 2), epochs=2, verbose=0)
+        >>> history.history["loss"][1] < history.history["loss"][0]
+        True
+    """
+
+    train_function: Any
+
+    @property
+    def steps_in_one_program(self) -> int:
+        """How many steps one program makes in `fit` on `Batches`."""
+        if not self.compiled or self.run_eagerly or not self.jit_compile:
+            return 1
+        if keras.distribution.distribution() is not None:
+            return 1
+        if keras.backend.backend() == "tensorflow":
+            replicas = self.distribute_strategy.num_replicas_in_sync
+            return 1 if replicas > 1 else int(self.steps_per_execution)
+        if keras.backend.backend() == "jax":
+            return int(self.steps_per_execution)
+        return 1
+
+    def make_train_function(self, force: bool = False) -> Any:
+        """Make what `fit` calls for each execution."""
+        if self.train_function is None or force:
+            super().make_train_function(force)
+            if self.steps_in_one_program > 1:
+                fuse = {"tensorflow": _by_tensorflow, "jax": _by_jax}
+                made = fuse[keras.backend.backend()](self, self.train_function)
+                self.train_function = made
+        return self.train_function
+
+
+def _by_tensorflow(model: FusedModel, ordinary: Callable[..., Any]) -> Any:
+    import tensorflow as tf
+
+    single = tf.function(
+        model.train_step, autograph=False, jit_compile=True, reduce_retracing=True
+    )
+
+    @tf.function(autograph=False, jit_compile=True)
+    def many(whole: Any, steps: Tensor) -> Any:
+        def step(place: Tensor, logs: Any) -> tuple[Tensor, Any]:
+            del logs
+            return place + 1, model.train_step(_at(whole, place))
+
+        # What a step returns is known when it is traced: the loop needs a start.
+        told = single.get_concrete_function(_at(whole, 0)).structured_outputs
+        start = keras.tree.map_structure(lambda t: tf.zeros(t.shape, t.dtype), told)
+        return tf.while_loop(
+            lambda place, logs: place < steps, step, (tf.constant(0), start)
+        )[1]
+
+    def train_function(iterator: Iterator[Any]) -> Any:
+        if not isinstance(getattr(iterator, "element_spec", None), Block):
+            return ordinary(iterator)
+        whole, tail = next(iterator)
+        steps = len(keras.tree.flatten(whole)[0])
+        logs = None
+        if steps:
+            missing = model.steps_in_one_program - steps
+            logs = many(_padded(whole, missing), tf.constant(steps))
+        if len(keras.tree.flatten(tail)[0]):
+            logs = single(tail)
+        return logs
+
+    return train_function
+
+
+def _by_jax(model: FusedModel, ordinary: Callable[..., Any]) -> Any:
+    import jax
+
+    single = jax.jit(model.train_step, donate_argnums=0)
+
+    def many_steps(state: Any, whole: Any, steps: Tensor) -> Any:
+        def step(place: Tensor, carried: Any) -> Any:
+            return model.train_step(carried[1], _at(whole, place))
+
+        told, _ = jax.eval_shape(model.train_step, state, _at(whole, 0))
+        start = jax.tree.map(lambda t: jax.numpy.zeros(t.shape, t.dtype), told)
+        return jax.lax.fori_loop(0, steps, step, (start, state))
+
+    many = jax.jit(many_steps, donate_argnums=0)
+
+    def train_function(state: Any, iterator: Iterator[Any]) -> Any:
+        block = next(iterator)
+        if not isinstance(block, Block):
+            return ordinary(state, itertools.chain([block], iterator))
+        whole, tail = block
+        steps = len(keras.tree.flatten(whole)[0])
+        logs = None
+        if steps:
+            missing = model.steps_in_one_program - steps
+            logs, state = many(state, _padded(whole, missing), steps)
+        if len(keras.tree.flatten(tail)[0]):
+            logs, state = single(state, tail)
+        return logs, state
+
+    return train_function
+
+
+def _at(whole: Any, place: Any) -> Any:
+    """Return one batch of the stacked ones."""
+    return keras.tree.map_structure(lambda leaf: leaf[place], whole)
+
+
+def _padded(whole: Any, missing: int) -> Any:
+    """Fill up the last block of an epoch, so that it needs no program of its own."""
+    if not missing:
+        return whole
+
+    def fill(leaf: Tensor) -> Tensor:
+        return keras.ops.pad(leaf, [(0, missing)] + [(0, 0)] * (len(leaf.shape) - 1))
+
+    return keras.tree.map_structure(fill, whole)

@@ -1,0 +1,272 @@
+"""Many steps in one program: the same training as in Keras's own loop."""
+
+import keras
+import numpy as np
+import pytest
+
+from fmkit import callbacks, losses, optimizers, schedules
+from fmkit.data import Batches
+from fmkit.performance import FusedModel, fit_settings
+
+BACKEND = keras.backend.backend()
+K = keras.layers
+FUSES = BACKEND != "torch"
+only_where_it_fuses = pytest.mark.backend("tensorflow", "jax")
+
+
+def data(count=46, size=4, **options):
+    """Eleven whole batches and a last one of two samples, of noise with a reason."""
+    rng = np.random.RandomState(0)
+    x = rng.randint(0, 256, (count, 3, 2), dtype="uint8")
+    return Batches(x, x[:, :, 0].argmax(1).astype("uint8"), size, seed=1, **options)
+
+
+def network(*layers):
+    inputs = keras.Input((3, 2))
+    x = K.Flatten()(inputs)
+    for layer in layers or [K.Dense(8, "relu")]:
+        x = layer(x)
+    return inputs, K.Dense(3)(x)
+
+
+def compiled(kind=FusedModel, layers=(), optimizer=None, steps=5, **options):
+    """The same network with the same start, whatever `kind` of model it becomes."""
+    keras.utils.set_random_seed(3)
+    model = kind(*network(*[make() for make in layers]))
+    settings = {"jit_compile": FUSES, "steps_per_execution": steps if FUSES else 1}
+    settings |= {"metrics": ["accuracy"], **options}
+    optimizer = optimizer() if optimizer else keras.optimizers.Adam(0.01)
+    model.compile(optimizer, losses.CrossentropyFromLogits(), **settings)
+    return model
+
+
+def ends(model):
+    arrays = [*model.variables, *model.optimizer.variables]
+    return [np.array(keras.ops.convert_to_numpy(v)) for v in arrays]
+
+
+def assert_close(found, expected, rtol=1e-4):
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=rtol, atol=1e-5)
+
+
+class Steps(keras.callbacks.Callback):
+    """Notes the numbers of the steps that Keras tells callbacks of."""
+
+    def __init__(self):
+        super().__init__()
+        self.begun, self.ended = [], []
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.begun.append(batch)
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.ended.append((batch, sorted(logs)))
+
+
+def average():
+    rate = schedules.ExponentialDecay(0.1, 5, 0.9, staircase=True)
+    return optimizers.ExponentialMovingAverage(keras.optimizers.SGD(rate, 0.9), 0.95)
+
+
+def scaled():
+    return keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.01))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"optimizer": average},
+        {"optimizer": scaled},
+        {"layers": [K.BatchNormalization, lambda: K.Dropout(0.5, seed=4)]},
+    ],
+    ids=["Adam", "average", "loss scale", "BatchNorm and Dropout"],
+)
+def test_it_trains_as_keras_does(options):
+    trained = []
+    for kind in (FusedModel, keras.Model):
+        model = compiled(kind, **options)
+        history = model.fit(
+            data(), epochs=3, verbose=0, class_weight={0: 1.0, 1: 2.0, 2: 0.5}
+        )
+        assert int(model.optimizer.iterations) == 3 * 12
+        trained.append((history.history, ends(model)))
+    (found, weights), (expected, others) = trained
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-4)
+    assert_close(weights, others)
+    # Negative control: one epoch more is something else.
+    model.fit(data(), epochs=4, initial_epoch=3, verbose=0)
+    with pytest.raises(AssertionError):
+        assert_close(ends(model), weights)
+
+
+@only_where_it_fuses
+def test_one_call_makes_many_steps(monkeypatch):
+    """Python is in no step: the step's code runs while it is traced, and then never."""
+    traced = []
+
+    class Counting(FusedModel):
+        def train_step(self, *arguments):
+            traced.append(1)
+            return super().train_step(*arguments)
+
+    model, steps = compiled(Counting), Steps()
+    assert model.steps_in_one_program == 5
+    model.fit(data(), epochs=1, verbose=0, callbacks=[steps])
+    assert steps.begun == [0, 5, 10]
+    assert [batch for batch, _ in steps.ended] == [4, 9, 11]
+    assert all(logs == ["accuracy", "loss"] for _, logs in steps.ended)
+    before = len(traced)
+    # Other lengths of an execution too: two steps, then one and the smaller batch.
+    batches = data()
+    batches.seek(0, 3)
+    model.fit(batches, verbose=0)
+    model.fit(data(), epochs=2, verbose=0, steps_per_epoch=7)
+    assert len(traced) == before
+    assert int(model.optimizer.iterations) == 12 + 9 + 2 * 7
+
+
+@pytest.mark.parametrize("count", [3, 21])
+def test_epochs_shorter_than_an_execution_or_a_batch(count):
+    models = [compiled(kind, steps=9) for kind in (FusedModel, keras.Model)]
+    for model in models:
+        model.fit(data(count), epochs=2, verbose=0)
+    assert_close(*map(ends, models))
+    assert int(models[0].optimizer.iterations) == 2 * -(-count // 4)
+
+
+@pytest.mark.long
+def test_the_same_bits_from_run_to_run_and_after_a_resume(tmp_path):
+    def train(folder, epochs, **options):
+        model = compiled(layers=[lambda: K.Dense(8), lambda: K.Dropout(0.5, seed=4)])
+        resume = callbacks.ExactResume(tmp_path / folder, every=5, keep=9, verbose=0)
+        history = model.fit(
+            data(), epochs=epochs, verbose=0, callbacks=[resume], **options
+        )
+        bits = [array.tobytes() for array in ends(model)]
+        return resume.resumed_from, history.history, bits
+
+    _, history, bits = train("straight", 3)
+    assert train("again", 3)[1:] == (history, bits)
+    # As after a kill in the second epoch: the later commits are not there.
+    commits = sorted((tmp_path / "straight").glob("commit-*"))
+    for commit in commits[3:]:
+        commit.unlink()
+    resumed_from, *found = train("straight", 3)
+    assert resumed_from[0] == 1
+    assert resumed_from[1]
+    assert found == [history, bits]
+    # Negative control: a run of other length.
+    assert train("shorter", 2)[2] != bits
+
+
+@pytest.mark.long
+@only_where_it_fuses
+@pytest.mark.parametrize("way", ["arrays", "dataset", "eager", "no XLA"])
+def test_it_trains_as_any_other_model_where_steps_cannot_be_fused(way):
+    x, y = next(iter(data(46, 46)))
+    given = {}
+    if way == "arrays":
+        given = {"x": x, "y": y, "batch_size": 4, "shuffle": False}
+    elif way == "dataset":
+        given = {"x": data().as_dataset(), "shuffle": False}
+    options = {
+        "eager": {"run_eagerly": True, "jit_compile": False},
+        "no XLA": {"jit_compile": False},
+    }.get(way, {})
+    models = [compiled(kind, **options) for kind in (FusedModel, keras.Model)]
+    for model in models:
+        model.fit(**given or {"x": data()}, epochs=2, verbose=0)
+    # These get data in one piece nowhere; those would be fused if it were Batches.
+    assert models[0].steps_in_one_program == (5 if way in ("arrays", "dataset") else 1)
+    assert_close(*map(ends, models))
+    # And `Batches` after that, with the same model.
+    for model in models:
+        model.fit(data(), epochs=1, verbose=0)
+    assert_close(*map(ends, models))
+
+
+@pytest.mark.backend("torch")
+def test_on_pytorch_no_steps_are_fused():
+    assert compiled().steps_in_one_program == 1
+
+
+@only_where_it_fuses
+def test_a_step_of_ones_own_with_logs_of_its_own():
+    class Own(FusedModel):
+        def train_step(self, *arguments):
+            told = super().train_step(*arguments)
+            logs, state = told if BACKEND == "jax" else (told, None)
+            logs = {**logs, "twice": 2 * logs["loss"]}
+            return (logs, state) if BACKEND == "jax" else logs
+
+    logs = compiled(Own).fit(data(), epochs=2, verbose=0).history
+    assert logs["twice"] == pytest.approx([2 * loss for loss in logs["loss"]])
+
+
+@pytest.mark.long
+def test_stopping_validation_evaluation_and_prediction_are_kerass_own():
+    stop = callbacks.ThresholdStopping("loss", 1e9, mode="min", every=5)
+    models = [compiled(kind) for kind in (FusedModel, keras.Model)]
+    validated, evaluated, predicted, stopped = [], [], [], []
+    for model in models:
+        held_out = data(13, shuffle=False)
+        history = model.fit(data(), epochs=2, verbose=0, validation_data=held_out)
+        validated.append(history.history["val_loss"])
+        evaluated.append(model.evaluate(held_out, verbose=0))
+        predicted.append(model.predict(held_out, verbose=0))
+        model.fit(data(), epochs=1, verbose=0, callbacks=[stop])
+        stopped.append(int(model.optimizer.iterations))
+    for found in (validated, evaluated, predicted):
+        np.testing.assert_allclose(found[0], found[1], rtol=1e-4, atol=1e-5)
+    assert stopped == [29, 29]
+
+
+def test_structures_of_inputs_and_samples_with_weights():
+    rng = np.random.RandomState(0)
+    x = {"a": rng.rand(22, 2), "b": rng.rand(22, 1)}
+    y, weight = x["a"].sum(1, keepdims=True), rng.rand(22)
+    trained = []
+    for kind in (FusedModel, keras.Model):
+        keras.utils.set_random_seed(3)
+        inputs = {name: keras.Input((x[name].shape[1],), name=name) for name in x}
+        outputs = K.Dense(1)(K.Concatenate()([inputs["a"], inputs["b"]]))
+        model = kind(inputs, outputs)
+        model.compile(
+            "sgd", "mse", jit_compile=FUSES, steps_per_execution=3 if FUSES else 1
+        )
+        # float64 rows become what the model computes in, in either loop.
+        batches = Batches(x, y, 4, sample_weight=weight, map=None)
+        model.fit(batches, epochs=2, verbose=0)
+        trained.append(ends(model))
+    assert_close(*trained)
+
+
+def test_it_is_saved_cloned_and_made_from_a_sequential_model(tmp_path):
+    sequential = keras.Sequential([keras.Input((3, 2)), K.Flatten(), K.Dense(3)])
+    model = FusedModel(sequential.inputs, sequential.outputs)
+    model.compile("sgd", losses.CrossentropyFromLogits(), jit_compile=FUSES)
+    model.fit(data(), verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    x = np.ones((2, 3, 2), "float32")
+    for other in (loaded, sequential):
+        np.testing.assert_array_equal(
+            other.predict(x, verbose=0), model.predict(x, verbose=0)
+        )
+    assert isinstance(loaded, FusedModel)
+    assert isinstance(keras.models.clone_model(model), FusedModel)
+    loaded.fit(data(), verbose=0)
+
+
+def test_fit_settings_takes_it_by_rule_and_by_measurement():
+    model = compiled()
+    before = ends(model)
+    settings = fit_settings(model, data(), epochs=2, measure=True, seconds=0.01)
+    assert settings.measurements
+    assert all((a == b).all() for a, b in zip(before, ends(model), strict=True))
+    model.compile("sgd", losses.CrossentropyFromLogits(), **settings.compile)
+    model.fit(**settings.fit, verbose=0)
