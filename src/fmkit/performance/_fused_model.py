@@ -112,11 +112,13 @@ def _by_tensorflow(model: FusedModel, ordinary: Callable[..., Any]) -> Any:
     def many(whole: Any, steps: Tensor) -> Any:
         def step(place: Tensor, logs: Any) -> tuple[Tensor, Any]:
             del logs
-            return place + 1, model.train_step(_at(whole, place))
+            return place + 1, traced(_at(whole, place))
 
-        # What a step returns is known when it is traced: the loop needs a start.
-        told = single.get_concrete_function(_at(whole, 0)).structured_outputs
-        start = keras.tree.map_structure(lambda t: tf.zeros(t.shape, t.dtype), told)
+        # The loop needs logs to start with, and a traced step tells their shapes.
+        traced = single.get_concrete_function(_at(whole, 0))
+        start = keras.tree.map_structure(
+            lambda told: tf.zeros(told.shape, told.dtype), traced.structured_outputs
+        )
         return tf.while_loop(
             lambda place, logs: place < steps, step, (tf.constant(0), start)
         )[1]
@@ -141,12 +143,14 @@ def _by_jax(model: FusedModel, ordinary: Callable[..., Any]) -> Any:
     import jax
 
     single = jax.jit(model.train_step, donate_argnums=0)
+    traced = jax.jit(model.train_step, inline=True)  # in the loop, not called by it
 
     def many_steps(state: Any, whole: Any, steps: Tensor) -> Any:
         def step(place: Tensor, carried: Any) -> Any:
-            return model.train_step(carried[1], _at(whole, place))
+            return traced(carried[1], _at(whole, place))
 
-        told, _ = jax.eval_shape(model.train_step, state, _at(whole, 0))
+        # The loop needs logs to start with, and a traced step tells their shapes.
+        told, _ = jax.eval_shape(traced, state, _at(whole, 0))
         start = jax.tree.map(lambda t: jax.numpy.zeros(t.shape, t.dtype), told)
         return jax.lax.fori_loop(0, steps, step, (start, state))
 
