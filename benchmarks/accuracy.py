@@ -31,7 +31,7 @@ BEGIN, END = "<!-- accuracy: begin -->", "<!-- accuracy: end -->"
 # import TensorFlow; convolutions are faster on TensorFlow's CPU kernels.
 RECIPES = {
     "short, on JAX": ("short", "jax"),
-    "dense": ("dense", "tensorflow"),
+    "dense, on JAX": ("dense", "jax"),
     "two_strided": ("two_strided", "tensorflow"),
     "three_strided": ("three_strided", "tensorflow"),
     "residual_8": ("residual_8", "tensorflow"),

@@ -17,6 +17,7 @@ import argparse  # noqa: E402
 from dataclasses import dataclass  # noqa: E402
 
 import keras  # noqa: E402
+import numpy as np  # noqa: E402
 from keras import layers  # noqa: E402
 
 from fmkit import data, datasets, losses, models, performance  # noqa: E402
@@ -93,7 +94,19 @@ def build(name: str, seed: int) -> keras.Model:
     """Return the network of a recipe."""
     if name in ("short", "dense"):
         units = (384,) if name == "short" else (512,)
-        return models.mlp(units, input_shape=(28, 28, 1), batch_norm=True, seed=seed)
+        # Drawn by NumPy: JAX would compile a generator for each shape, over a second.
+        generator = np.random.default_rng(seed)
+
+        def he_normal(shape: tuple[int, ...], dtype: str) -> np.ndarray:
+            return generator.normal(0, (2 / shape[0]) ** 0.5, shape).astype(dtype)
+
+        return models.mlp(
+            units,
+            input_shape=(28, 28, 1),
+            batch_norm=True,
+            kernel_initializer=he_normal,
+            seed=seed,
+        )
     if name.startswith("residual"):
         return residual(seed)
     if name == "two_strided":
