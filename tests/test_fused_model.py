@@ -259,6 +259,8 @@ def test_it_is_saved_cloned_and_made_from_a_sequential_model(tmp_path):
         )
     assert isinstance(loaded, FusedModel)
     assert isinstance(keras.models.clone_model(model), FusedModel)
+    # What the evaluator beside a run makes the model from.
+    assert isinstance(keras.models.model_from_json(model.to_json()), FusedModel)
     loaded.fit(data(), verbose=0)
 
 
