@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks._measure import interleave, not_run, row, seconds
-from fmkit.data import Batches, _pipeline
+from fmkit.data import Batches
 from fmkit.data._order import Order, sorted_order
 
 BATCH = 128
@@ -80,39 +80,7 @@ def tensorflow_rows(x: np.ndarray, y: np.ndarray, rounds: int) -> list[dict[str,
         tutorial, ready_made = list(datasets)[1:]
         found.append(row(f"input {where}", times, "Batches", tutorial, target=target))
         found.append(row(f"input {where}, the limit", times, "Batches", ready_made))
-    found.append(pieces_row(datasets[tutorial], x, y, inside, rounds))
     return found
-
-
-def pieces_row(
-    tutorial: Any, x: np.ndarray, y: np.ndarray, inside: Any, rounds: int
-) -> dict[str, Any]:
-    """The pieces of 47 batches that a `FusedModel` asks for, cut inside its program."""
-    import tensorflow as tf
-
-    batches = Batches(x, y, BATCH)
-    span = (0, 0, len(batches))
-    pieces = _pipeline.dataset(batches, span, None, batches._order, block_steps=47)
-    count = -(-len(batches) // 47)
-
-    @tf.function
-    def drain(iterator: Any) -> Any:
-        total = tf.constant(0)
-        for _ in tf.range(count):
-            whole, tail = iterator.get_next()
-            total += BATCH * tf.shape(whole[0])[0] + tf.shape(tail[0])[0]
-        return total
-
-    assert int(drain(iter(pieces))) == len(x)
-    names = ("Batches in pieces", "the tutorial's map.shuffle.batch")
-    ways = (lambda: drain(iter(pieces)), lambda: inside(iter(tutorial)))
-    times = interleave(dict(zip(names, ways, strict=True)), rounds)
-    return row(
-        "input of a FusedModel, in one tf.function",
-        times,
-        *names,
-        target="at most 0.025",
-    )
 
 
 def numpy_row(x: np.ndarray, y: np.ndarray, rounds: int) -> dict[str, Any]:

@@ -264,6 +264,22 @@ def test_it_is_saved_cloned_and_made_from_a_sequential_model(tmp_path):
     loaded.fit(data(), verbose=0)
 
 
+@only_where_it_fuses
+def test_fit_settings_fuses_more_steps_but_bounds_their_memory():
+    def steps(kind, width):
+        x = np.zeros((400, width), "uint8")
+        inputs = keras.Input((width,))
+        model = kind(inputs, K.Dense(1)(inputs))
+        return fit_settings(model, Batches(x, x[:, 0], 2)).compile[
+            "steps_per_execution"
+        ]
+
+    assert steps(keras.Model, 4) == 50
+    assert steps(FusedModel, 4) == 100
+    # 2 MB a batch: 64 MB are 31, or the nearest that divide the epoch evenly.
+    assert steps(FusedModel, 2**18) == 34
+
+
 def test_fit_settings_takes_it_by_rule_and_by_measurement():
     model = compiled()
     before = ends(model)

@@ -151,17 +151,22 @@ def _request(making: dict[str, Any], trainer: FrameType | None) -> Request:
 
 
 def enumerate_steps_with(
-    epoch_iterator: Any, start_epoch: Callable[[], tuple[int, int]]
+    epoch_iterator: Any,
+    start_epoch: Callable[[], tuple[int, int]],
+    iterate: Callable[[], Iterator[Any]] | None = None,
 ) -> None:
     """Let `start_epoch() -> (first step, end)` number the steps of each epoch.
 
-    Keras's own enumeration starts at 0, and makes one more iterator at the end
-    of every epoch that it throws away unused.
+    `iterate()` is what the train function gets to read from, in place of the
+    backend's own iterator.
+
+    Keras's own enumeration starts at 0, and makes one more iterator at the end of
+    every epoch that it throws away unused.
     """
 
     def enumerate_steps() -> Iterator[tuple[int, int, Any]]:
         first, end = start_epoch()
-        iterator = iter(epoch_iterator._get_iterator())
+        iterator = iterate() if iterate else iter(epoch_iterator._get_iterator())
         stride = epoch_iterator.steps_per_execution
         for step in range(first, end, stride):
             yield step, min(step + stride, end) - 1, iterator

@@ -11,8 +11,9 @@ import numpy as np
 from fmkit import _keras_private as private
 from fmkit._checks import check_int
 from fmkit.data import _pipeline
+from fmkit.data._blocks import Block, Blocks, cut
 from fmkit.data._order import Indices, Order
-from fmkit.data._source import Block, Source
+from fmkit.data._source import Source
 from fmkit.preprocessing import preprocess
 
 __all__ = ["Batches"]
@@ -322,15 +323,19 @@ class _Feed(private.DataAdapter):
         self._before: tuple[int, int] | None = None
         # A `performance.FusedModel` takes the batches of one execution in one piece.
         steps = getattr(request.model, "steps_in_one_program", 1)
-        self._block_steps = steps if request.training and steps > 1 else 0
-        if self._block_steps:
+        self._block_steps = steps if request.training else 1
+        if self._block_steps > 1:
             # Keras would look at a batch for that, and find a block.
             private.build_variables(request.model, batches.peek())
         start = request.initial_epoch
         if request.training and start and batches.position[0] != start:
             batches.seek(start)
         request.epoch_iterator.data_adapter = self
-        private.enumerate_steps_with(request.epoch_iterator, self.start_epoch)
+        private.enumerate_steps_with(
+            request.epoch_iterator,
+            self.start_epoch,
+            self.blocks if self._block_steps > 1 else None,
+        )
 
     def start_epoch(self) -> tuple[int, int]:
         """Take the next epoch from the `Batches`; return its first step and end."""
@@ -349,24 +354,19 @@ class _Feed(private.DataAdapter):
             self.batches._position = self._before
 
     def get_numpy_iterator(self) -> Iterator[Any]:
-        if self._block_steps:
-            return self._blocks()
         epoch, first, end = self._epoch
         return self.batches._numpy(epoch, first, end, self.weights, self._order)
 
-    def _blocks(self) -> Iterator[Block]:
-        span, size = (*self._epoch, self.weights, self._order), self.batch_size
-        for rows, count in self.batches._rows(*span, self._block_steps):
-            cut = count // size * size
+    def blocks(self) -> Blocks:
+        """Return the epoch in pieces of as many batches as the model takes at once."""
+        return Blocks(self._make_blocks(*self._epoch))
 
-            def whole(leaf: Any, cut: int = cut) -> Any:
-                return leaf[:cut].reshape(-1, size, *leaf.shape[1:])
-
-            def tail(leaf: Any, cut: int = cut) -> Any:
-                return leaf[cut:]
-
-            parts = (keras.tree.map_structure(part, rows) for part in (whole, tail))
-            yield Block(*parts)
+    def _make_blocks(self, epoch: int, first: int, end: int) -> Iterator[Block]:
+        made = self.batches._rows(
+            epoch, first, end, self.weights, self._order, self._block_steps
+        )
+        for rows, count in made:
+            yield cut(rows, count, self.batch_size)
 
     get_jax_iterator = get_numpy_iterator
 
@@ -376,12 +376,11 @@ class _Feed(private.DataAdapter):
         return (_to_tensors(batch) for batch in self.get_numpy_iterator())
 
     def get_tf_dataset(self) -> Any:
+        if self._block_steps > 1:
+            # Keras asks for one in any case; what is read are the blocks.
+            return _pipeline.nothing()
         return _pipeline.dataset(
-            self.batches,
-            lambda: self._epoch,
-            self.weights,
-            self._order,
-            self._block_steps,
+            self.batches, lambda: self._epoch, self.weights, self._order
         )
 
     @property

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fmkit.data._order import Order
-from fmkit.data._source import Block, class_weights
+from fmkit.data._source import class_weights
 
 if TYPE_CHECKING:
     from fmkit.data._batches import Batches
 
-__all__ = ["assert_cardinality", "dataset"]
+__all__ = ["assert_cardinality", "dataset", "nothing"]
 
 
 Span = tuple[int, int, int]
@@ -24,11 +24,8 @@ def dataset(
     span: Span | Callable[[], Span],
     weights: dict[int, float] | None,
     order: Order,
-    block_steps: int = 0,
 ) -> Any:
     """Build the dataset of batches `first..end-1` of an epoch.
-
-    With `block_steps` the elements are a `Block` of so many batches each.
 
     `span` is `(epoch, first, end)`. Given as a function it is asked each time an
     iterator starts, so that one dataset, traced once, serves every epoch. NumPy
@@ -37,8 +34,7 @@ def dataset(
     """
     import tensorflow as tf
 
-    size = batches.batch_size
-    stride = block_steps or batches._source.rows_per_block(size) // size
+    stride = batches._source.rows_per_block(batches.batch_size) // batches.batch_size
 
     # The blocks come as one table: a `map` that made them one by one would cost
     # half a millisecond a block, more than gathering its rows.
@@ -63,28 +59,11 @@ def dataset(
         options.experimental_distribute.auto_shard_policy = (
             tf.data.experimental.AutoShardPolicy.OFF
         )
-    read = _reader(batches, weights, order)
-    if block_steps:
-        rows = blocks.map(lambda block: _stacked(read(block), size), 2)
-    else:
-        rows = blocks.map(read, num_parallel_calls=2).rebatch(
-            size, drop_remainder=batches.partial_batch_size is None
-        )
-    return rows.with_options(options)
-
-
-def _stacked(rows: Any, size: int) -> Block:
-    """Cut rows into a `Block`. Neither part is copied: the rows lie side by side."""
-    import tensorflow as tf
-
-    def whole(leaf: Any) -> Any:
-        count = tf.shape(leaf)[0] // size
-        return tf.reshape(leaf[: count * size], [count, size, *leaf.shape[1:]])
-
-    def tail(leaf: Any) -> Any:
-        return leaf[tf.shape(leaf)[0] // size * size :]
-
-    return Block(*(tf.nest.map_structure(part, rows) for part in (whole, tail)))
+    return (
+        blocks.map(_reader(batches, weights, order), num_parallel_calls=2)
+        .rebatch(batches.batch_size, drop_remainder=batches.partial_batch_size is None)
+        .with_options(options)
+    )
 
 
 def _blocks(epoch: int, first: int, end: int, stride: int) -> np.ndarray[Any, Any]:
@@ -124,6 +103,13 @@ def _reader(
         return (x, y) if weight is None else (x, y, weight)
 
     return read
+
+
+def nothing() -> Any:
+    """Return a dataset without elements."""
+    import tensorflow as tf
+
+    return tf.data.Dataset.range(0)
 
 
 def assert_cardinality(count: int) -> Any:

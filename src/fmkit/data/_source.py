@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
@@ -13,24 +13,12 @@ from fmkit.data._buffers import Buffers
 from fmkit.data._order import Indices
 from fmkit.preprocessing._map import halves
 
-__all__ = ["Block", "Source", "class_weights"]
+__all__ = ["Source", "class_weights"]
 
 # A block is gathered and mapped in one go, then cut into batches. 2,048 images
 # of 28 x 28 are 6 MB as float32; larger rows make smaller blocks.
 BLOCK_ROWS = 2048
 BLOCK_BYTES = 8 * 2**20
-
-
-class Block(NamedTuple):
-    """Several batches in one piece, for a model that trains on them in one program.
-
-    Attributes:
-        whole: The full batches, stacked: `(batches, batch_size, ...)` in each array.
-        tail: The samples of a last, smaller batch, `(samples, ...)`; often none.
-    """
-
-    whole: Any
-    tail: Any
 
 
 class Source:

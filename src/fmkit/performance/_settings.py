@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
+import numpy as np
 
 from fmkit._checks import check_int, check_number, check_one_of
 from fmkit.data import Batches
+from fmkit.performance._fused_model import FusedModel
 from fmkit.performance._measure import Candidate, Measurement, measure_candidates
 
 __all__ = ["FitSettings", "fit_settings"]
@@ -17,6 +19,9 @@ __all__ = ["FitSettings", "fit_settings"]
 # Executions shorter than this many steps spend their time on the way into the
 # graph; longer ones gain little more, and callbacks act between executions only.
 STEPS_PER_EXECUTION = 50
+# A `FusedModel` pays some milliseconds for each start of its program, whose batches
+# are in memory three times.
+FUSED_STEPS, FUSED_BYTES = 100, 2**26
 # Steps after which XLA on the CPU has paid for its compilation: it takes 1 to 3 s
 # more to start and saves about half a millisecond a step (784-256-128-64-32-10).
 XLA_PAYS_AFTER = 4000
@@ -147,8 +152,9 @@ def fit_settings(
     if device is None:
         device = _device()
     check_one_of("device", device, ["cpu", "gpu", "tpu"])
+    most = _most_steps(model, batches)
     by_rule = Choice(
-        *_execution(model, len(batches), device), *_jit(model, steps, device)
+        *_execution(model, len(batches), device, most), *_jit(model, steps, device)
     )
     if not measure:
         return by_rule.settings(batches)
@@ -189,7 +195,17 @@ class Choice:
         )
 
 
-def _execution(model: keras.Model, epoch: int, device: str) -> tuple[int, str]:
+def _most_steps(model: keras.Model, batches: Batches) -> int:
+    """Return how many steps an execution should have at most."""
+    if not isinstance(model, FusedModel):
+        return STEPS_PER_EXECUTION
+    size = sum(leaf.nbytes for leaf in keras.tree.flatten(batches.peek()))
+    return int(np.clip(FUSED_BYTES // max(size, 1), 1, FUSED_STEPS))
+
+
+def _execution(
+    model: keras.Model, epoch: int, device: str, most: int
+) -> tuple[int, str]:
     """Choose `steps_per_execution` for epochs of so many steps, and say why."""
     backend = keras.backend.backend()
     if backend == "torch":
@@ -198,7 +214,7 @@ def _execution(model: keras.Model, epoch: int, device: str) -> tuple[int, str]:
     if getattr(strategy, "num_replicas_in_sync", 1) > 1 and device == "cpu":
         return 1, "TensorFlow fails with more than 1 on several CPU devices."
     # Even executions: no short one at the end of the epoch.
-    executions = max(1, round(epoch / STEPS_PER_EXECUTION))
+    executions = max(1, round(epoch / most))
     steps = -(-epoch // executions)
     return steps, (
         f"An epoch of {epoch} steps is {executions} call{'s' * (executions > 1)} "
