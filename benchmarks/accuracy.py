@@ -111,7 +111,7 @@ def table(results: dict[str, Any], command: str) -> str:
         f"| {final:.4f} ({everyone}) | {took:.0f} | 1 |"
     )
     for name in RECIPES:
-        runs = results[name]
+        runs = results.get(name)
         if not runs:
             continue
         accuracies = [accuracy for accuracy, _ in runs]
@@ -162,7 +162,10 @@ def main() -> None:
     record = PAGE.with_name("time_to_accuracy.json")
     results = {}
     if given.only:
-        results = json.loads(record.read_text(encoding="utf-8"))
+        saved = json.loads(record.read_text(encoding="utf-8"))
+        results = {
+            name: saved[name] for name in ("tutorial", *RECIPES) if name in saved
+        }
         seeds = {name: seeds[name] for name in given.only}
     results |= measure(seeds, given.tutorial_epochs)
     command = "python -m benchmarks.accuracy " + " ".join(sys.argv[1:])
