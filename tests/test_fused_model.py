@@ -1,5 +1,9 @@
 """Many steps in one program: the same training as in Keras's own loop."""
 
+import gc
+import threading
+import time
+
 import keras
 import numpy as np
 import pytest
@@ -205,6 +209,29 @@ def test_a_step_of_ones_own_with_logs_of_its_own():
 
     logs = compiled(Own).fit(data(), epochs=2, verbose=0).history
     assert logs["twice"] == pytest.approx([2 * loss for loss in logs["loss"]])
+
+
+@only_where_it_fuses
+def test_an_error_in_the_map_reaches_the_user_and_no_thread_is_left():
+    def broken(x, y):
+        calls.append(1)
+        if len(calls) == 3:
+            raise RuntimeError("the disk is gone")
+        return x.astype("float32"), y
+
+    calls = []
+    x = np.zeros((40, 3, 2), "uint8")
+    # The first is a look at a batch, the second the block that trains meanwhile.
+    with pytest.raises(RuntimeError, match="the disk is gone"):
+        compiled(steps=2).fit(Batches(x, x[:, 0, 0], 4, map=broken), verbose=0)
+    # Nor where `fit` leaves an epoch early.
+    stop = callbacks.ThresholdStopping("loss", 1e9, mode="min", every=2)
+    compiled(steps=2).fit(data(), verbose=0, callbacks=[stop])
+    gc.collect()
+    deadline = time.monotonic() + 10
+    while [t for t in threading.enumerate() if t.name.startswith("fmkit blocks")]:
+        assert time.monotonic() < deadline, threading.enumerate()
+        time.sleep(0.01)
 
 
 @pytest.mark.long
