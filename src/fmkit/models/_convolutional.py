@@ -113,7 +113,8 @@ def small_resnet(
     block goes to one dense layer.
 
     Halving is by stride, so that there is no pooling to compute, and an image of
-    any size works.
+    any size works. `examples/time_to_accuracy.py residual_36` trains it to 0.936 on
+    the test images of Fashion-MNIST.
 
     Args:
         filters: Number of filters of each block, first to last.
