@@ -124,8 +124,9 @@ def _by_tensorflow(model: FusedModel, ordinary: Callable[..., Any]) -> Any:
 
     def tensor(leaf: Any) -> Tensor:
         # `tf.constant` copies. What starts where XLA wants it can be shared.
-        shared = leaf.dtype.kind in "fiu" and leaf.ctypes.data % 64 == 0
-        if shared and leaf.size and leaf.flags.writeable:
+        plain = leaf.dtype.kind in "fiu" and leaf.dtype.isnative
+        aligned = leaf.ctypes.data % 64 == 0
+        if plain and aligned and leaf.size and leaf.flags.writeable:
             return tf.experimental.dlpack.from_dlpack(leaf.__dlpack__())
         return tf.constant(leaf)
 
