@@ -71,7 +71,7 @@ def backend_rows(quick: bool) -> list[dict[str, Any]]:
         costs: dict[str, Any] = {name: [] for name in ways}
         for train in ways.values():
             train()
-        for round_ in range(2 if quick else 9):
+        for round_ in range(2 if quick else 6):
             for way in list(ways)[:: 1 if round_ % 2 == 0 else -1]:
                 costs[way].append(cost(ways[way]))
     return [
