@@ -80,8 +80,14 @@ def in_backend(module: str, backend: str, quick: bool) -> list[dict[str, Any]]:
 
 
 def on_each_backend(module: str, quick: bool) -> list[dict[str, Any]]:
-    """Measure a module on every backend, each in its own process."""
-    return [row for backend in BACKENDS for row in in_backend(module, backend, quick)]
+    """Measure a module on each backend, or with `quick` on this one, in a process."""
+    wanted = backends(quick)
+    return [row for backend in wanted for row in in_backend(module, backend, quick)]
+
+
+def backends(quick: bool) -> list[str]:
+    """Return what to measure on: with `quick` the backend of this process only."""
+    return [keras.backend.backend()] if quick else list(BACKENDS)
 
 
 def print_rows(module: str, here: Callable[[bool], list[dict[str, Any]]]) -> None:

@@ -116,7 +116,7 @@ def floor(shapes: list[Any], reads_weights: bool) -> Callable[[], Any]:
 
 def small_rows(quick: bool) -> list[dict[str, Any]]:
     """The tutorials' network: with each average over without."""
-    rounds, steps = (40, 10) if quick else (300, 10)
+    rounds, steps = (15, 10) if quick else (300, 10)
     hidden = (256, 128, 64, 32)
     contestants = {
         name: training(network(kind, hidden, steps), BATCH, steps)
@@ -155,7 +155,7 @@ def small_rows(quick: bool) -> list[dict[str, Any]]:
 
 def large_rows(quick: bool) -> list[dict[str, Any]]:
     """Ten million weights: what the average adds over the floors."""
-    rounds, steps = (10, 1) if quick else (60, 2)
+    rounds, steps = (4, 1) if quick else (60, 2)
     model = network("fmkit", LARGE, steps)
     shapes = [v.shape for v in model.trainable_variables]
     contestants = {

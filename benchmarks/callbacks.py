@@ -40,7 +40,7 @@ def _ten(every: str | int) -> list[ThresholdStopping]:
 
 def rows(quick: bool = False) -> list[dict[str, Any]]:
     """Measure one epoch of `fit` with and without ten callbacks."""
-    steps, rounds = (200, 7) if quick else (300, 15)
+    steps, rounds = (100, 3) if quick else (300, 15)
     rng = np.random.default_rng(0)
     x = rng.random((steps * BATCH, 784), dtype="float32")
     y = rng.integers(0, 10, steps * BATCH).astype("int32")

@@ -61,7 +61,7 @@ def result_row(quick: bool) -> dict[str, Any]:
             ).run()
 
         contestants = {"commit to result": sidecar, "evaluate": evaluate}
-        times = interleave(contestants, 5 if quick else 15, warm_up=2)
+        times = interleave(contestants, 3 if quick else 15, warm_up=1)
     return row(
         "evaluator: from a commit to its line of results",
         times,
@@ -91,7 +91,7 @@ def polling_row(quick: bool) -> dict[str, Any]:
 
         evaluator.send_signal(signal.SIGSTOP)
         contestants = {"beside an evaluator that polls": beside, "alone": fit}
-        times = interleave(contestants, 5 if quick else 15)
+        times = interleave(contestants, 3 if quick else 15)
         evaluator.kill()
         evaluator.wait()
     return row(

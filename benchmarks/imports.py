@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import fmkit
-from benchmarks._measure import BACKENDS, not_run, row
+from benchmarks._measure import backends, not_run, row
 
 # Both in one process: the difference of two processes of seconds would drown in noise.
 PROGRAM = """
@@ -33,7 +33,7 @@ def rows(quick: bool = False) -> list[dict[str, Any]]:
     # pip compiles what it installs, Keras too; a checkout may run without bytecode
     # (PYTHONDONTWRITEBYTECODE), and would be compiled anew in every process.
     compileall.compile_dir(Path(fmkit.__file__).parent, quiet=1)
-    return [import_row(backend, 1 if quick else 3) for backend in BACKENDS]
+    return [import_row(backend, 1 if quick else 3) for backend in backends(quick)]
 
 
 def import_row(backend: str, rounds: int) -> dict[str, Any]:
