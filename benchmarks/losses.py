@@ -191,10 +191,10 @@ def rows(quick: bool) -> list[dict[str, Any]]:
             "fmkit": epoch(ours, target, False, steps),
             "keras": epoch(theirs, target, softmax, steps),
         }
-        times = interleave(pair, rounds, warm_up=2)
+        times = interleave(pair, rounds, warm_up=1 if quick else 2)
         table.append(row(name, times, "fmkit", "keras", target=TARGET))
     pair = {k: value_and_gradient(v) for k, v in over_many_classes().items()}
-    times = interleave(pair, rounds, warm_up=2)
+    times = interleave(pair, rounds, warm_up=1 if quick else 2)
     name = f"CrossentropyFromLogits, {MANY} classes: the loss alone"
     table.append(row(name, times, "fmkit", "keras"))
     if os.path.exists("/proc/self/status"):
