@@ -159,6 +159,7 @@ def main(
     else:
         optimizer = keras.optimizers.Adam(rate, beta_2=0.98)
     model = build(name, seed)
+    eager = keras.backend.backend() == "torch"
     if recipe.compiled and keras.backend.backend() == "tensorflow":
         # On JAX its program takes longer to compile than so few epochs give back.
         model = performance.FusedModel(model.inputs, model.outputs)
@@ -166,8 +167,8 @@ def main(
         optimizer,
         losses.CrossentropyFromLogits(label_smoothing=recipe.smoothing),
         metrics=["accuracy"],
-        jit_compile=recipe.compiled,
-        steps_per_execution=1 if keras.backend.backend() == "torch" else 20,
+        jit_compile=recipe.compiled and not eager,
+        steps_per_execution=1 if eager else 20,
     )
     model.fit(train, epochs=epochs, verbose=0)
     if name.startswith("residual"):  # it has learned from mirror images too

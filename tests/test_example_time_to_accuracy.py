@@ -1,0 +1,57 @@
+"""`examples/time_to_accuracy.py`, on the images that come with fmkit."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def lesson(example):
+    return example("time_to_accuracy")
+
+
+def test_a_recipe_learns_and_judges_what_it_was_not_trained_on(lesson):
+    accuracy, seconds = lesson.main("short", epochs=12)
+    assert accuracy > 0.7
+    assert seconds > 0
+    # Negative control: hardly trained, it is hardly right.
+    assert lesson.main("short", epochs=1)[0] < accuracy
+
+
+def test_every_recipe_has_the_network_it_names(lesson):
+    counts = {
+        name: lesson.build(name, seed=0).count_params()
+        for name in lesson.RECIPES
+        if name != "dense"
+    }
+    assert counts["three_strided"] == 66_698
+    assert counts["residual_36"] == 78_426
+    assert counts["residual_8"] == counts["residual_16"] == counts["residual_36"]
+
+
+def test_the_residual_network_judges_both_sides_of_an_image(lesson):
+    images = np.random.RandomState(0).rand(3, 28, 28, 1).astype("float32")
+    mirrored = np.ascontiguousarray(images[:, :, ::-1])
+    model = lesson.residual(seed=0)
+    judge = lesson.both_sides(model)
+
+    def logits(of, x):
+        return keras.ops.convert_to_numpy(of(x, training=False))
+
+    np.testing.assert_allclose(
+        logits(judge, images), logits(judge, mirrored), rtol=1e-4, atol=1e-5
+    )
+    # Negative control: the network itself sees a difference.
+    assert np.abs(logits(model, images) - logits(model, mirrored)).max() > 1e-3
+
+
+@pytest.mark.long
+@pytest.mark.backend("tensorflow")
+def test_the_residual_recipe_runs_to_its_end(lesson, monkeypatch):
+    # Smaller batches: few images come with fmkit, and BatchNorm needs its steps.
+    recipe = lesson.RECIPES["residual_8"]
+    small = dataclasses.replace(recipe, batch_size=32, rate=0.05)
+    monkeypatch.setitem(lesson.RECIPES, "residual_8", small)
+    assert lesson.main("residual_8", epochs=3)[0] > 0.7
