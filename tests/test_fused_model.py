@@ -10,6 +10,7 @@ import pytest
 
 from fmkit import callbacks, losses, optimizers, schedules
 from fmkit.data import Batches
+from fmkit.data._blocks import Blocks, cut
 from fmkit.performance import FusedModel, fit_settings
 
 BACKEND = keras.backend.backend()
@@ -193,6 +194,23 @@ def test_it_trains_as_any_other_model_where_steps_cannot_be_fused(way):
     assert_close(*map(ends, models))
 
 
+@pytest.mark.backend("jax")
+def test_under_a_distribution_it_trains_as_any_other_model():
+    devices = keras.distribution.list_devices()[:1]
+    keras.distribution.set_distribution(
+        keras.distribution.DataParallel(devices=devices)
+    )
+    try:
+        models = [compiled(kind) for kind in (FusedModel, keras.Model)]
+        for model in models:
+            model.fit(data(), verbose=0)
+        assert models[0].steps_in_one_program == 1
+        assert_close(*map(ends, models))
+    finally:
+        keras.distribution.set_distribution(None)
+    assert compiled().steps_in_one_program == 5
+
+
 @pytest.mark.backend("torch")
 def test_on_pytorch_no_steps_are_fused():
     assert compiled().steps_in_one_program == 1
@@ -315,3 +333,13 @@ def test_fit_settings_takes_it_by_rule_and_by_measurement():
     assert all((a == b).all() for a, b in zip(before, ends(model), strict=True))
     model.compile("sgd", losses.CrossentropyFromLogits(), **settings.compile)
     model.fit(**settings.fit, verbose=0)
+
+
+def test_blocks_come_in_order_and_end():
+    made = (cut((np.arange(start, start + 5),), 5, 2) for start in (0, 5))
+    found = list(Blocks(made))
+    assert [block.whole[0].tolist() for block in found] == [
+        [[0, 1], [2, 3]],
+        [[5, 6], [7, 8]],
+    ]
+    assert [block.tail[0].tolist() for block in found] == [[4], [9]]

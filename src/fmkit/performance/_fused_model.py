@@ -78,16 +78,13 @@ class FusedModel(keras.Model):
     @property
     def steps_in_one_program(self) -> int:
         """How many steps one program makes in `fit` on `Batches`."""
-        if not self.compiled or self.run_eagerly or not self.jit_compile:
-            return 1
-        if keras.distribution.distribution() is not None:
-            return 1
-        if keras.backend.backend() == "tensorflow":
-            replicas = self.distribute_strategy.num_replicas_in_sync
-            return 1 if replicas > 1 else int(self.steps_per_execution)
-        if keras.backend.backend() == "jax":
-            return int(self.steps_per_execution)
-        return 1
+        backend = keras.backend.backend()
+        alone = keras.distribution.distribution() is None
+        if backend == "tensorflow":
+            alone = self.distribute_strategy.num_replicas_in_sync == 1
+        able = backend != "torch" and self.compiled and alone
+        fuses = able and self.jit_compile and not self.run_eagerly
+        return int(self.steps_per_execution) if fuses else 1
 
     def make_train_function(self, force: bool = False) -> Any:
         """Make what `fit` calls for each execution."""
