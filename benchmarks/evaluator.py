@@ -61,7 +61,7 @@ def result_row(quick: bool) -> dict[str, Any]:
             ).run()
 
         contestants = {"commit to result": sidecar, "evaluate": evaluate}
-        times = interleave(contestants, 3 if quick else 15, warm_up=1)
+        times = interleave(contestants, 3 if quick else 15, warm_up=1 if quick else 2)
     return row(
         "evaluator: from a commit to its line of results",
         times,
