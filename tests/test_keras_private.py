@@ -249,3 +249,9 @@ def test_an_optimizer_tells_the_weights_it_was_built_for():
     assert len(found) == 2
     for weight, expected in zip(found, model.trainable_variables, strict=True):
         assert weight is expected, "Keras moved the list of an optimizer's weights."
+
+
+def test_keras_tells_that_variables_must_not_change_in_place():
+    assert not private.in_stateless_scope()
+    with keras.StatelessScope():
+        assert private.in_stateless_scope(), "Keras moved its stateless scope."

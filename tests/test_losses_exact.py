@@ -494,3 +494,27 @@ def test_float64_logits_are_computed_in_float64():
         z * 0.5, z, target="logits", direction="jensen_shannon"
     )
     assert keras.backend.standardize_dtype(js.dtype) == "float64"
+
+
+@pytest.mark.backend("torch")
+@pytest.mark.parametrize("classes", [2, 10, 5000])
+def test_pytorchs_own_functions_give_the_bits_of_keras_ops(classes):
+    from fmkit import _math
+
+    z = np.concatenate([rows(classes), rows(classes) - np.float32(1e30)])
+    z[3, 0], z[4, 1:], z[5, 0] = -INF, -INF, INF
+    labels = ops.convert_to_tensor(np.arange(len(z)) % classes)
+    assert _math.namespace(labels) is not ops
+
+    def cost(z, xp):
+        picked = _math.one_hot_mask(labels, classes, 1, xp)
+        first, second = _math.surprisal(*_math.split(z, picked, 1, xp), xp)
+        return first + second + _math.surprisals(z, 1, xp)
+
+    for theirs, ours in zip(
+        value_and_gradient(lambda z: cost(z, ops), z),
+        value_and_gradient(lambda z: cost(z, _math.namespace(z)), z),
+        strict=True,
+    ):
+        assert theirs.tobytes() == ours.tobytes()
+        assert np.isfinite(theirs).any()

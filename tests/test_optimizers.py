@@ -346,6 +346,24 @@ def test_micro_steps_of_gradient_accumulation_do_not_count():
     np.testing.assert_allclose(seen, [0, 0, first, first, first, second], rtol=1e-6)
 
 
+@pytest.mark.backend("torch")
+def test_within_a_stateless_scope_pytorchs_variables_stay_as_they_are():
+    variable = keras.Variable([0.0])
+    optimizer = ExponentialMovingAverage(Follow(), decay=0.5)
+    optimizer.build([variable])
+    optimizer.apply([ops.ones((1,))], [variable])
+    held = [v.value.detach().clone() for v in optimizer.variables]
+    scoped = [v + 0 for v in held]
+    with keras.StatelessScope([*zip(optimizer.variables, scoped, strict=True)]) as s:
+        optimizer.apply([ops.ones((1,)) * 3.0], [variable])
+        (pair,) = optimizer.averages
+        inside = array(s.get_current_value(pair[1]))
+    assert bits(optimizer.variables) == bits(scoped) == bits(held)
+    optimizer.apply([ops.ones((1,)) * 3.0], [variable])
+    assert array(optimizer.averages[0][1]) == inside
+    assert bits(optimizer.variables) != bits(held)
+
+
 def test_a_step_skipped_by_the_loss_scale_leaves_the_averages_alone():
     model = tiny_model()
     optimizer = ExponentialMovingAverage(Follow())

@@ -21,6 +21,7 @@ used, and why nothing public does:
 - `optimizer._trainable_variables`: the weights an optimizer was built for, in order;
   the public `variables` are its own.
 - `model._flatten_layers`: `model.layers` leaves out layers inside layers of one's own.
+- `in_stateless_scope`: within one, a variable may not be changed in place.
 - The global seed generator, which feeds every unseeded `keras.random` call.
 - `GridSearchOracle._ordered_ids`, `._populate_next`, `._compare` of Keras Tuner 1.4.8:
   its place on the grid, which its `get_state` leaves out.
@@ -38,6 +39,7 @@ from typing import Any
 
 import keras
 from keras.src.backend.common import global_state
+from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.random.seed_generator import (
     GLOBAL_SEED_GENERATOR,
     global_seed_generator,
@@ -59,6 +61,7 @@ __all__ = [
     "enumerate_steps_with",
     "forget_global_seed",
     "global_seed_variable",
+    "in_stateless_scope",
     "is_in_fit",
     "is_running",
     "print_msg",

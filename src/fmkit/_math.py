@@ -14,8 +14,10 @@ class is always kept out of the sum, so that what is added to 1 stays visible to
 Divergences are sums of terms `b - a - a * log(b / a)`, none of which is negative;
 near `a = b` they are summed as a power series, so that nothing has to cancel.
 
-Every function takes the namespace it computes with: `keras.ops` for tensors, or
-`numpy_ops` for arrays in float64.
+Every function takes the namespace it computes with: `keras.ops` for tensors,
+`numpy_ops` for arrays in float64, or what `namespace` finds for a tensor: on PyTorch
+its own functions, since an operation of `keras.ops` takes longer there in Python than
+in arithmetic.
 """
 
 from __future__ import annotations
@@ -42,6 +44,37 @@ numpy_ops = SimpleNamespace(
 )
 
 
+def namespace(x: Tensor) -> Any:
+    """Return the namespace for `x`: PyTorch's own for its tensors, else `keras.ops`."""
+    if keras.backend.backend() == "torch" and not isinstance(x, keras.KerasTensor):
+        return _torch_ops()
+    return ops
+
+
+@functools.cache
+def _torch_ops() -> SimpleNamespace:
+    import torch
+
+    same = (
+        "abs exp expm1 isfinite log log1p logical_and logical_not ones_like "
+        "relu reshape where zeros_like"
+    )
+    return SimpleNamespace(
+        **{name: getattr(torch, name) for name in same.split()},
+        all=lambda x, axis, keepdims=False: torch.all(x, axis, keepdims),
+        arange=ops.arange,  # on the device that Keras has chosen
+        equal=torch.eq,
+        expand_dims=torch.unsqueeze,
+        maximum=lambda least, x: torch.clamp(x, min=least),
+        max=lambda x, axis, keepdims=False: torch.amax(x, axis, keepdims),
+        min=lambda x, axis, keepdims=False: torch.amin(x, axis, keepdims),
+        softplus=torch.nn.functional.softplus,
+        squeeze=torch.squeeze,
+        stop_gradient=torch.Tensor.detach,
+        sum=lambda x, axis, keepdims=False: torch.sum(x, axis, keepdims),
+    )
+
+
 def positions(size: int, rank: int, axis: int, dtype: str, xp: Any = ops) -> Tensor:
     """Return 0 ... size - 1 along `axis`, of length 1 along the other axes."""
     shape = [1] * rank
@@ -49,15 +82,15 @@ def positions(size: int, rank: int, axis: int, dtype: str, xp: Any = ops) -> Ten
     return xp.reshape(xp.arange(size, dtype=dtype), shape)
 
 
-def one_hot_mask(index: Tensor, size: int, axis: int) -> Tensor:
+def one_hot_mask(index: Tensor, size: int, axis: int, xp: Any = ops) -> Tensor:
     """Return booleans, true where the position along `axis` equals `index`.
 
     An `index` that no position equals (out of range, not a whole number, NaN)
     marks nothing. `index` has no class axis; the result has.
     """
     dtype = keras.backend.standardize_dtype(index.dtype)
-    where = positions(size, len(index.shape) + 1, axis, dtype)
-    return ops.equal(ops.expand_dims(index, axis), where)
+    where = positions(size, len(index.shape) + 1, axis, dtype, xp)
+    return xp.equal(xp.expand_dims(index, axis), where)
 
 
 def split(
@@ -83,7 +116,7 @@ def sum_of_positive(x: Tensor, axis: int, xp: Any = ops) -> Tensor:
     value changes nothing; it keeps XLA from folding both stages into one.
     """
     size = x.shape[axis]
-    block = _block(size) if xp is ops else 1
+    block = 1 if xp is numpy_ops else _block(size)
     if block > 1:
         shape = list(ops.shape(x))
         parts = ops.reshape(
@@ -121,17 +154,18 @@ def exp_of_difference(a: Tensor, b: Tensor, xp: Any = ops) -> Tensor:
     return xp.exp(difference) * (1.0 + lost)
 
 
-def surprisal(chosen: Tensor, top: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
+def surprisal(
+    chosen: Tensor, top: Tensor, mass: Tensor, xp: Any = ops
+) -> tuple[Tensor, Tensor]:
     """Return `-log p` of the picked class, and the log-partition, from `split`."""
     behind = top > chosen
     # With one operand of each `where` a constant, the gradient of a confident row
     # comes from `ratio` alone; nothing is added to it that would have to cancel.
-    gap = ops.where(behind, top - chosen, 0.0)
-    ratio = mass * ops.where(
-        behind, 1.0, exp_of_difference(top, ops.where(behind, top, chosen))
-    )
-    inner = ops.log1p(ratio + (ops.exp(-gap) - 1.0))
-    return gap + inner, ops.where(behind, top, chosen) + inner
+    gap = xp.where(behind, top - chosen, 0.0)
+    ahead = xp.where(behind, top, chosen)
+    ratio = mass * xp.where(behind, 1.0, exp_of_difference(top, ahead, xp))
+    inner = xp.log1p(ratio + (xp.exp(-gap) - 1.0))
+    return gap + inner, ahead + inner
 
 
 def _dominance(z: Tensor, axis: int, xp: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -127,11 +127,11 @@ def known_values(x: Any) -> np.ndarray | None:
     return x.detach().float().numpy()
 
 
-def check_labels(y_true: Any, size: int, ignore_class: int | None = None) -> None:
-    """Refuse labels outside 0 ... size - 1, where their values are known."""
+def check_labels(y_true: Any, size: int, ignore_class: int | None = None) -> bool:
+    """Refuse labels outside 0 ... size - 1; return whether their values are known."""
     values = known_values(y_true)
     if values is None:
-        return
+        return False
     bad = (values < 0) | (values >= size) | (values != np.floor(values))
     if ignore_class is not None:
         bad &= values != ignore_class
@@ -142,6 +142,7 @@ def check_labels(y_true: Any, size: int, ignore_class: int | None = None) -> Non
             "values). Shift the labels to start at 0, widen the last layer, or pass "
             "`ignore_class` for a label that marks padding."
         )
+    return True
 
 
 def check_probabilities(y_true: Any, axis: int, tolerance: float | None) -> None:

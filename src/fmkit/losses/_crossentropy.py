@@ -10,7 +10,14 @@ import numpy as np
 from keras import ops
 
 from fmkit._checks import check_int, check_number
-from fmkit._math import Tensor, one_hot_mask, split, surprisal, surprisals
+from fmkit._math import (
+    Tensor,
+    namespace,
+    one_hot_mask,
+    split,
+    surprisal,
+    surprisals,
+)
 from fmkit._targets import (
     check_labels,
     check_probabilities,
@@ -92,14 +99,41 @@ def crossentropy_from_logits(
     label_smoothing, temperature, focal_gamma, z_loss = _check_options(
         label_smoothing, temperature, focal_gamma, z_loss, sum_tolerance
     )
+    return _crossentropy(
+        y_true,
+        y_pred,
+        label_smoothing,
+        class_weights,
+        ignore_class,
+        temperature,
+        focal_gamma,
+        z_loss,
+        sum_tolerance,
+        axis,
+    )
+
+
+def _crossentropy(
+    y_true: Any,
+    y_pred: Any,
+    label_smoothing: float,
+    class_weights: Sequence[float] | None,
+    ignore_class: int | None,
+    temperature: float,
+    focal_gamma: float,
+    z_loss: float,
+    sum_tolerance: float | None,
+    axis: int,
+) -> Tensor:
+    """Compute the cost, with options that have been checked."""
     logits, axis = read_logits(y_pred, axis)
     targets, integer = read_targets(y_true, logits, axis)
     weights = _weights(class_weights, logits, axis)
     z = logits if temperature == 1.0 else logits / temperature
     options = (axis, weights, label_smoothing, focal_gamma, z_loss)
     if integer:
-        check_labels(y_true, logits.shape[axis], ignore_class)
-        return _of_labels(targets, z, ignore_class, *options)
+        checked = check_labels(y_true, logits.shape[axis], ignore_class)
+        return _of_labels(targets, z, ignore_class, checked, *options)
     if ignore_class is not None:
         raise ValueError(
             f"`ignore_class` goes with integer labels, got ignore_class="
@@ -114,28 +148,32 @@ def _of_labels(
     labels: Tensor,
     z: Tensor,
     ignore_class: int | None,
+    checked: bool,
     axis: int,
     weights: Tensor | None,
     label_smoothing: float,
     focal_gamma: float,
     z_loss: float,
 ) -> Tensor:
-    """Cost of integer labels: NaN for one out of range, 0 for the ignored one."""
+    """Cost of integer labels: NaN for one out of range, 0 for the ignored one.
+
+    Labels that were `checked` are all in range.
+    """
     size = z.shape[axis]
-    valid = valid_labels(labels, size)
+    valid = None if checked else valid_labels(labels, size)
     ignored = None if ignore_class is None else ops.equal(labels, ignore_class)
     if ignored is not None:
         # Logits of ignored positions may be anything, NaN too.
         labels = ops.where(ignored, 0, labels)
         z = ops.where(ops.expand_dims(ignored, axis), 0.0, z)
-        valid = ops.logical_or(valid, ignored)
-    picked = one_hot_mask(labels, size, axis)
+        valid = None if valid is None else ops.logical_or(valid, ignored)
+    picked = one_hot_mask(labels, size, axis, namespace(z))
     if label_smoothing:
         q = ops.cast(picked, z.dtype)
         loss = _dense(q, z, axis, weights, label_smoothing, focal_gamma, z_loss)
     else:
         loss = _hard(picked, z, axis, weights, focal_gamma, z_loss)
-    loss = nan_unless(valid, loss)
+    loss = loss if valid is None else nan_unless(valid, loss)
     return loss if ignored is None else ops.where(ignored, 0.0, loss)
 
 
@@ -148,14 +186,15 @@ def _hard(
     z_loss: float,
 ) -> Tensor:
     """Cost of one picked class a row."""
-    loss, partition = surprisal(*split(z, picked, axis))
+    xp = namespace(z)
+    loss, partition = surprisal(*split(z, picked, axis, xp), xp)
     loss = _focus(loss, focal_gamma)
     if weights is not None:
         weight = ops.where(picked, weights, 0.0)
         loss = loss * ops.sum(weight, axis=axis, keepdims=True)
     if z_loss:
         loss = loss + z_loss * ops.square(partition)
-    return ops.squeeze(loss, axis=axis)
+    return xp.squeeze(loss, axis)
 
 
 def _dense(
@@ -173,7 +212,7 @@ def _dense(
     if weights is not None:
         q = q * weights
     # 0 log 0 = 0, also for a class that a logit of -inf takes out.
-    terms = ops.where(q == 0.0, 0.0, surprisals(z, axis))
+    terms = ops.where(q == 0.0, 0.0, surprisals(z, axis, namespace(z)))
     loss = ops.sum(q * _focus(terms, focal_gamma), axis=axis)
     if z_loss:
         loss = loss + z_loss * ops.square(ops.logsumexp(z, axis=axis))
@@ -311,7 +350,7 @@ class CrossentropyFromLogits(ExactLoss):
 
     def call(self, y_true: Any, y_pred: Any) -> Tensor:
         """Return the cost of each position; see `crossentropy_from_logits`."""
-        loss = crossentropy_from_logits(y_true, y_pred, **self.options)
+        loss = _crossentropy(y_true, y_pred, **self.options)
         if self._mask is None:
             return loss
         ignored = ops.equal(y_true, self.options["ignore_class"])

@@ -12,6 +12,7 @@ from keras import ops
 
 from fmkit import _keras_private as private
 from fmkit._checks import check_int, check_number, did_you_mean
+from fmkit._math import namespace
 from fmkit.optimizers._swap import Swap, swapped, walk
 
 _HALF_TYPES = ("float16", "bfloat16")
@@ -221,6 +222,9 @@ class ExponentialMovingAverage(keras.optimizers.Optimizer):
         if self.zero_debias:
             step_size, first = self._normalise(step_size, due, copy)
             copy = first if copy is None else ops.logical_or(copy, first)
+        if due is None and copy is None and _in_place():
+            _move(self.averages, step_size)
+            return
         for index, average in zip(self._averaged_indices, self._averages, strict=True):
             weight = ops.cast(private.trainable_variables(self)[index], average.dtype)
             size = ops.cast(step_size, average.dtype)
@@ -239,12 +243,13 @@ class ExponentialMovingAverage(keras.optimizers.Optimizer):
         """
         if self.num_updates is None:
             return 1.0 - self.decay
+        xp = namespace(count)
         count = ops.cast(count, "float32")
         if self.num_updates == "before":
             count = count - 1.0
         # Before the start step the size is not used, but must be finite.
-        count = ops.relu(count)
-        return ops.maximum(1.0 - self.decay, 1.0 - (1.0 + count) / (10.0 + count))
+        count = xp.relu(count)
+        return xp.maximum(1.0 - self.decay, 1.0 - (1.0 + count) / (10.0 + count))
 
     def decay_at(self, update: int) -> float:
         """Return the decay that the given update of the weights applies.
@@ -516,6 +521,24 @@ def _outside_of_functions() -> contextlib.AbstractContextManager[Any]:
 
 def _both(first: Any, second: Any) -> Any:
     return second if first is None else ops.logical_and(first, second)
+
+
+def _in_place() -> bool:
+    """Whether variables may be changed in place, which PyTorch does fastest."""
+    return keras.backend.backend() == "torch" and not private.in_stateless_scope()
+
+
+def _move(pairs: list[tuple[Any, Any]], step_size: Any) -> None:
+    """Move each average in place by `step_size` of its way to its weight."""
+    import torch
+
+    with torch.no_grad():
+        for weight, average in pairs:
+            held = average.value
+            way = weight.value.to(held.dtype) - held
+            if isinstance(step_size, torch.Tensor):
+                step_size = step_size.to(held.dtype)
+            held.add_(way.mul_(step_size))
 
 
 def _no_rate() -> float:
