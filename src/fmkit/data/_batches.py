@@ -34,7 +34,7 @@ class Batches(private.DataAdapter):
     position does not move. A `for` loop goes through one epoch:
 
     - on TensorFlow, `fit` reads a `tf.data.Dataset` that gathers and maps about
-      2,048 rows at a time; on JAX and PyTorch, NumPy does the same;
+      4,096 rows at a time; on JAX and PyTorch, NumPy does the same with 2,048;
     - the arrays are never copied as a whole, so `numpy.load(..., mmap_mode="r")`
       may be larger than memory;
     - beyond 4,194,304 samples the permutation is computed place by place (a
