@@ -211,11 +211,12 @@ def test_the_rate_of_the_last_step_is_read():
 def test_variables_are_built_without_a_step():
     model = keras.Sequential([keras.layers.Dense(1)])
     model.compile("adam", "mse", metrics=["mae"])
-    private.build_variables(model, (X, Y))
+    private.build_variables(model, lambda: (X, Y))
     assert model.built
     assert model.optimizer.built
     assert len(model.metrics_variables) == 4
     assert int(keras.ops.convert_to_numpy(model.optimizer.iterations)) == 0
+    private.build_variables(model, lambda: pytest.fail("all is built"))
 
 
 def test_the_global_seed_generator_decides_unseeded_draws():

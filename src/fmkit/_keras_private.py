@@ -218,9 +218,16 @@ def set_initial_epoch(model: Any, epoch: int | None) -> None:
     model._initial_epoch = epoch
 
 
-def build_variables(model: Any, batch: Any) -> None:
-    """Make every variable of model, metrics and optimizer, without a step."""
-    model._symbolic_build(data_batch=batch)
+def build_variables(model: Any, peek: Callable[[], Any]) -> None:
+    """Make every variable of model, metrics and optimizer, without a step.
+
+    `peek` returns a batch; it is asked only if something needs its shapes.
+    """
+
+    def steps() -> Iterator[tuple[int, int, list[Any]]]:
+        yield 0, 0, [peek()]
+
+    model._symbolic_build(iterator=steps())
 
 
 def around_steps(

@@ -308,7 +308,7 @@ class _Keeper(keras.callbacks.Callback):
         model = self._model
         if self.batches is not None:
             if keras.backend.backend() == "tensorflow":
-                private.build_variables(model, self.batches.peek())
+                private.build_variables(model, self.batches.peek)
         elif not model.built:
             raise ValueError(
                 "ExactResume needs a built model when the data are not "

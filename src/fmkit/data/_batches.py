@@ -326,7 +326,7 @@ class _Feed(private.DataAdapter):
         self._block_steps = steps if request.training else 1
         if self._block_steps > 1:
             # Keras would look at a batch for that, and find a block.
-            private.build_variables(request.model, batches.peek())
+            private.build_variables(request.model, batches.peek)
         start = request.initial_epoch
         if request.training and start and batches.position[0] != start:
             batches.seek(start)
