@@ -52,11 +52,11 @@ def test_every_contestant_computes_the_same_epoch():
 
 
 @pytest.mark.long
-@pytest.mark.backend("tensorflow")
+@pytest.mark.backend("tensorflow", "torch")
 def test_the_ceiling_of_fit_trains_like_fit_on_one_batch_again_and_again():
     x, y = training.images(300)
     again = np.tile(x[:128], (3, 1, 1)), np.tile(y[:128], 3)
-    ceiling = trained(training.by_steps_tensorflow, x, y)
+    ceiling = trained(training.BY_STEPS[BACKEND][1], x, y)
     assert_same(ceiling, trained(training.by_fit, *again, shuffle=False))
 
 
