@@ -13,6 +13,7 @@ table goes between the marks of `docs/benchmarks.md`.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import re
@@ -126,6 +127,8 @@ def table(results: dict[str, Any], command: str) -> str:
         told = f"{median:.4f} ({_all(accuracies)})"
         lines.append(f"| {name} | {len(runs)} | {told} | {seconds:.1f} | {sooner} |")
     about = ", ".join(f"{key} {value}" for key, value in machine().items())
+    if not importlib.util.find_spec("sklearn"):
+        about += ", without scikit-learn, which `import keras` would import too"
     told = (
         "The last column: how much sooner than the tutorial's program first reached "
         "the median accuracy of the row, or ended, where no run of it did."

@@ -184,7 +184,7 @@ def memory_row() -> dict[str, Any]:
 
 def rows(quick: bool) -> list[dict[str, Any]]:
     """Measure everything; see the top of the file."""
-    steps, rounds = (10, 3) if quick else (100, 31)
+    steps, rounds = (10, 3) if quick else (100, 25)
     table = []
     for name, (ours, theirs, target, softmax) in contestants().items():
         pair = {

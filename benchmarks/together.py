@@ -90,7 +90,8 @@ def backend_rows(quick: bool) -> list[dict[str, Any]]:
         costs: dict[str, Any] = {name: [] for name in ways}
         for train in ways.values():
             train()
-        for round_ in range(2 if quick else 5):
+        slow = keras.backend.backend() == "torch"
+        for round_ in range(2 if quick else 4 if slow else 9):
             for way in list(ways)[:: 1 if round_ % 2 == 0 else -1]:
                 costs[way].append(cost(ways[way]))
     found = []
