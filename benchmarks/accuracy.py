@@ -75,16 +75,19 @@ def recipe(name: str, backend: str, seed: int) -> tuple[float, float]:
 
 
 def measure(seeds: dict[str, int], epochs: int) -> dict[str, Any]:
-    """Run everything, seed by seed, in turn."""
+    """Run everything, seed by seed, in turn; every second seed backwards."""
     results: dict[str, Any] = {name: [] for name in seeds}
+    names = ["tutorial", *RECIPES]
     for seed in range(max(seeds.values())):
-        if seed < seeds.get("tutorial", 0):
-            results["tutorial"].append(tutorial(seed, epochs))
-            print("tutorial", results["tutorial"][-1][-1], flush=True)
-        for name, (of, backend) in RECIPES.items():
-            if seed < seeds.get(name, 0):
-                results[name].append(recipe(of, backend, seed))
-                print(name, seed, results[name][-1], flush=True)
+        for name in names if seed % 2 == 0 else names[::-1]:
+            if seed >= seeds.get(name, 0):
+                continue
+            if name == "tutorial":
+                results[name].append(tutorial(seed, epochs))
+            else:
+                results[name].append(recipe(*RECIPES[name], seed))
+            told = results[name][-1]
+            print(name, seed, told[-1] if name == "tutorial" else told, flush=True)
     return results
 
 

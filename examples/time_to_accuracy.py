@@ -36,7 +36,7 @@ class Recipe:
 
 
 RECIPES = {
-    "short": Recipe(epochs=5, batch_size=256, rate=0.015, compiled=True),
+    "short": Recipe(epochs=4, batch_size=256, rate=0.015, compiled=True),
     "dense": Recipe(epochs=6, batch_size=256, rate=0.01, compiled=True),
     "two_strided": Recipe(epochs=3, batch_size=256, rate=0.01),
     "three_strided": Recipe(epochs=5, batch_size=256, rate=0.01),
