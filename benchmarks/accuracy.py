@@ -121,12 +121,14 @@ def table(results: dict[str, Any], command: str) -> str:
         accuracies = [accuracy for accuracy, _ in runs]
         median = statistics.median(accuracies)
         seconds = statistics.median(seconds for _, seconds in runs)
-        times = [_first(epochs, median) for epochs in results["tutorial"]]
-        reached = [t for t in times if t is not None]
-        # What the tutorial never reaches is compared with the end of its run.
-        times_sooner = (statistics.median(reached) if reached else took) / seconds
+        firsts = [_first(epochs, median) for epochs in results["tutorial"]]
+        # A run that never got there needs at least as long as it ran.
+        pairs = zip(firsts, ends, strict=True)
+        times = [end["seconds"] if t is None else t for t, end in pairs]
+        times_sooner = statistics.median(times) / seconds
         sooner = f"{times_sooner:.{0 if times_sooner >= 1 else 2}f} ×"
-        sooner += "" if reached else ", and more accurate"
+        never = firsts.count(None)
+        sooner += f"; {never} of {len(ends)} never" if never else ""
         told = f"{median:.4f} ({_all(accuracies)})"
         lines.append(f"| {name} | {len(runs)} | {told} | {seconds:.1f} | {sooner} |")
     about = ", ".join(f"{key} {value}" for key, value in machine().items())
@@ -134,7 +136,8 @@ def table(results: dict[str, Any], command: str) -> str:
         about += ", without scikit-learn, which `import keras` would import too"
     told = (
         "The last column: how much sooner than the tutorial's program first reached "
-        "the median accuracy of the row, or ended, where no run of it did."
+        "the median accuracy of the row (median of its runs; one that never did "
+        "counts with its whole length), and how many of its runs never did."
     )
     return "\n".join([*lines, "", told, "", f"Measured with `{command}` on {about}."])
 

@@ -36,7 +36,7 @@ class Recipe:
 
 
 RECIPES = {
-    "short": Recipe(epochs=4, batch_size=256, rate=0.015, compiled=True),
+    "short": Recipe(epochs=6, batch_size=256, rate=0.02, compiled=True),
     "dense": Recipe(epochs=6, batch_size=256, rate=0.01, compiled=True),
     "two_strided": Recipe(epochs=3, batch_size=256, rate=0.01),
     "three_strided": Recipe(epochs=5, batch_size=256, rate=0.01),
@@ -93,7 +93,7 @@ def both_sides(model: keras.Model) -> keras.Model:
 def build(name: str, seed: int) -> keras.Model:
     """Return the network of a recipe."""
     if name in ("short", "dense"):
-        units = (256,) if name == "short" else (512,)
+        units = (128,) if name == "short" else (512,)
         # Drawn by NumPy: JAX would compile a generator for each shape, over a second.
         generator = np.random.default_rng(seed)
 
