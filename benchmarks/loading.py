@@ -20,6 +20,7 @@ import numpy as np
 from benchmarks._measure import interleave, row
 from fmkit.datasets import fashion_mnist
 from fmkit.datasets._idx import idx_bytes
+from fmkit.datasets._splits import NPZ_NAMES
 
 NAMES = (
     "train-images-idx3",
@@ -63,8 +64,7 @@ def rows(quick: bool) -> list[dict[str, Any]]:
             return [np.load(path, mmap_mode="r") for path in copies]
 
         fmkit_copy(folder)
-        names = ("x_train", "y_train", "x_test", "y_test")
-        copies = [next(cache.glob(f"*-{name}.npy")) for name in names]
+        copies = [next(cache.glob(f"*-{name}.npy")) for name in NPZ_NAMES]
         contestants = {
             "fmkit, gzip": fmkit_gzip,
             "one-shot zlib": one_shot,

@@ -30,15 +30,13 @@ KERAS = "Keras's own"
 
 def extras(folder: Path) -> list[keras.callbacks.Callback]:
     """The callbacks of a careful run; a directory of its own for each run."""
-    found = [
+    return [
         callbacks.ThresholdStopping("loss", -1.0),
         callbacks.ExactResume(
             folder / str(time.perf_counter_ns()), every="epoch", verbose=0
         ),
+        callbacks.LearningRateLogger(),
     ]
-    if hasattr(callbacks, "LearningRateLogger"):
-        found.append(callbacks.LearningRateLogger())
-    return found
 
 
 def keras_extras(folder: Path) -> list[keras.callbacks.Callback]:
