@@ -640,3 +640,39 @@ def test_arrays_whose_rows_are_scattered_in_memory_are_read_as_they_are():
     for array in (x, x[:, ::2], np.zeros((300, 2), "uint8")[:, 0]):
         batches = Batches(array, batch_size=100, shuffle=False, map=None)
         np.testing.assert_array_equal(np.concatenate(list(batches)), array)
+
+
+class Scaled(keras.layers.Layer):
+    """Divides what it gets, and keeps its dtype."""
+
+    def __init__(self, divisor):
+        super().__init__(autocast=False)
+        self.divisor, self.seen = divisor, set()
+
+    def call(self, x):
+        self.seen.add(keras.backend.standardize_dtype(x.dtype))
+        return keras.ops.cast(x, "float32") / self.divisor
+
+
+def test_bytes_go_to_the_device_and_the_graph_casts_them():
+    rng = np.random.RandomState(0)
+    x = rng.randint(0, 256, (300, 12), dtype=np.uint8)
+    y = rng.randint(0, 10, 300)
+
+    def trained(divisor, dtype, **arguments):
+        keras.utils.set_random_seed(3)
+        scaled, image = Scaled(divisor), keras.Input((12,), dtype=dtype)
+        model = keras.Model(image, keras.layers.Dense(10)(scaled(image)))
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile("adam", loss)
+        model.fit(Batches(x, y, 64, seed=1, **arguments), epochs=2, verbose=0)
+        weights = [keras.ops.convert_to_numpy(w) for w in model.weights]
+        return scaled.seen, np.concatenate([w.ravel() for w in weights])
+
+    seen, in_graph = trained(255, "uint8", map=None)
+    assert seen == {"uint8"}
+    floats, mapped = trained(1, "float32")
+    assert floats == {"float32"}
+    np.testing.assert_allclose(in_graph, mapped, atol=2e-6)
+    # Negative control: undivided pixels train to other weights.
+    assert np.abs(trained(1, "uint8", map=None)[1] - mapped).max() > 1e-4
