@@ -1,0 +1,113 @@
+"""Opening a file as a regular file, whatever stands in its place."""
+
+import contextlib
+import os
+import socket
+
+import pytest
+
+from fmkit._files import open_regular
+
+pytestmark = pytest.mark.backend("tensorflow")
+
+
+def make_fifo(path):
+    os.mkfifo(path)
+
+
+def make_folder(path):
+    path.mkdir()
+
+
+def make_link(path):
+    target = path.with_name("target")
+    target.write_bytes(b"precious")
+    path.symlink_to(target)
+
+
+def make_dangling_link(path):
+    path.symlink_to(path.with_name("nowhere"))
+
+
+def make_socket(path):
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as listening:
+        listening.bind(str(path))
+
+
+ODD = {
+    "FIFO": make_fifo,
+    "folder": make_folder,
+    "link": make_link,
+    "symbolic link": make_dangling_link,
+    "socket": make_socket,
+}
+
+FLAGS = {
+    "read": os.O_RDONLY,
+    "append": os.O_WRONLY | os.O_CREAT | os.O_APPEND,
+    "truncate": os.O_RDWR | os.O_CREAT | os.O_TRUNC,
+}
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS)
+@pytest.mark.parametrize(("word", "make"), ODD.items(), ids=ODD)
+def test_refuses_what_is_no_regular_file_at_once_and_names_it(
+    tmp_path, monkeypatch, word, make, flags
+):
+    monkeypatch.chdir(tmp_path)  # the path of a socket may not be long
+    path = tmp_path / "odd"
+    make(path.relative_to(tmp_path))
+    with pytest.raises(OSError, match=f"odd must be a regular file, but.*{word}"):
+        open_regular(path, flags)
+
+
+def test_a_link_leaves_its_target_as_it_is(tmp_path):
+    make_link(tmp_path / "odd")
+    with pytest.raises(OSError, match="symbolic link"):
+        open_regular(tmp_path / "odd", os.O_WRONLY | os.O_TRUNC)
+    assert (tmp_path / "target").read_bytes() == b"precious"
+    # Negative control: `open` goes through the link.
+    with open(tmp_path / "odd", "wb"):
+        pass
+    assert (tmp_path / "target").read_bytes() == b""
+
+
+def test_a_device_is_refused():
+    with pytest.raises(OSError, match="a character device was found"):
+        open_regular(os.devnull, os.O_WRONLY)
+
+
+def test_a_link_put_there_between_the_two_looks_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "odd"
+    path.write_bytes(b"")
+    regular = os.lstat(path)
+    path.unlink()
+    make_link(path)
+    monkeypatch.setattr(os, "lstat", lambda _: regular)
+    with pytest.raises(OSError, match="symbolic links"):
+        open_regular(path, os.O_WRONLY | os.O_TRUNC)
+    monkeypatch.undo()
+    assert (tmp_path / "target").read_bytes() == b"precious"
+
+
+def test_opens_and_makes_regular_files(tmp_path):
+    path = tmp_path / "file"
+    with os.fdopen(open_regular(path, os.O_WRONLY | os.O_CREAT), "wb") as file:
+        file.write(b"1")
+    with os.fdopen(open_regular(path, os.O_RDONLY), "rb") as file:
+        assert file.read() == b"1"
+
+
+def test_says_what_os_open_says_of_a_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        open_regular(tmp_path / "missing", os.O_RDONLY)
+
+
+def test_a_folder_above_may_be_a_link(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "file").write_bytes(b"1")
+    (tmp_path / "linked").symlink_to(tmp_path / "real")
+    descriptor = open_regular(tmp_path / "linked" / "file", os.O_RDONLY)
+    assert os.read(descriptor, 2) == b"1"
+    os.close(descriptor)
