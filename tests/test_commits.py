@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from fmkit import _files
 from fmkit.callbacks import _commits
 from fmkit.callbacks._callback_state import decode, encode
 from fmkit.callbacks._commits import (
@@ -164,9 +165,9 @@ def test_a_full_disk_is_one_clear_error_and_loses_nothing(tmp_path, monkeypatch,
 
     with monkeypatch.context() as patch:
         if call == "open":
-            patch.setattr(_commits, "open", full, raising=False)
+            patch.setattr(_files, "open", full, raising=False)
         else:
-            patch.setattr(_commits.os, call, full)
+            patch.setattr(_files.os, call, full)
         with pytest.raises(OSError, match=r"could not be written.*No space left"):
             directory.write({"epoch": 1}, ARRAYS)
     assert sorted(os.listdir(tmp_path)) == before

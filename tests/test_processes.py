@@ -83,8 +83,10 @@ def test_the_first_process_keeps_what_differs_in_the_others(tmp_path):
     def work(job):
         meta = {
             "callbacks": {"wait": job.index},
+            "held": {},
             "random": {},
             "program": {},
+            "machine": {},
             "epoch": 3,
         }
         arrays = {

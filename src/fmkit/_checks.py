@@ -10,7 +10,9 @@ from __future__ import annotations
 import difflib
 import math
 import numbers
+import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 
@@ -70,6 +72,21 @@ def check_one_of(name: str, value: Any, options: Iterable[str]) -> str:
             f"{did_you_mean(value, options)}"
         )
     return str(value)
+
+
+def check_path(name: str, value: Any) -> Path:
+    """Return a path as an absolute one, so that `os.chdir` does not change it."""
+    if not isinstance(value, (str, os.PathLike)) or isinstance(value, bytes):
+        raise TypeError(
+            f"`{name}` must be a path, as a text or pathlib.Path, got {name}={value!r} "
+            f"({type(value).__name__})."
+        )
+    if not os.fspath(value):
+        raise ValueError(
+            f"`{name}` must be the path of a folder, got an empty text. Write '.' for "
+            "the working directory."
+        )
+    return Path(os.path.abspath(value))
 
 
 def did_you_mean(value: Any, options: Iterable[str]) -> str:

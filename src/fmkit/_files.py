@@ -1,12 +1,24 @@
-"""Files opened as what they are: regular files, never links, pipes or devices."""
+"""Files of a run: regular ones only, written whole, and a lock for one process."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import stat
+import struct
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
 
-__all__ = ["open_regular"]
+__all__ = [
+    "InUseError",
+    "Lock",
+    "open_regular",
+    "read_regular",
+    "sync_directory",
+    "write_whole",
+]
 
 _KINDS = [
     (stat.S_ISLNK, "a symbolic link"),
@@ -56,3 +68,166 @@ def _check_regular(path: str | os.PathLike[str], mode: int) -> None:
         f"{os.fspath(path)} must be a regular file, but {found} was found there. Move "
         "it away, or give another folder."
     )
+
+
+def read_regular(path: str | os.PathLike[str]) -> bytes:
+    """Return the content of a regular file; refuse anything else, as `open_regular`."""
+    with open(open_regular(path, os.O_RDONLY), "rb") as file:
+        return file.read()
+
+
+def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Let `write` fill a file that appears at `path` once it is whole and durable.
+
+    It has the permissions of the file that it replaces.
+
+    Raises:
+        OSError: If it cannot be written. What was at `path` before is still there.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # "x" makes the file, and neither opens nor follows what is there already.
+    with open(temporary, "xb") as file:
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                replaced = os.lstat(path).st_mode
+                if stat.S_ISREG(replaced):
+                    os.chmod(temporary, stat.S_IMODE(replaced))
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()  # Windows does not rename an open file
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                file.close()
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+    sync_directory(path.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in `directory` durable, where the system can."""
+    if os.name != "posix":  # elsewhere a directory cannot be opened
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class InUseError(OSError):
+    """Another live process, or this one, holds the lock."""
+
+
+class Lock:
+    """A file that at most one live process holds; death of any kind lets go of it.
+
+    Args:
+        path: The file; it is made, and holds the number of the process.
+        kind: The method that holds it, for the message to another one.
+        is_live: Returns whether the work that the lock is held for still runs. If it
+            ended without `release` (an exception that a notebook keeps), the next in
+            this process takes over.
+        finish: Called before the next takes over: waits for what this one is still
+            writing.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        kind: str,
+        is_live: Callable[[], bool] = lambda: True,
+        finish: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.path = path
+        self.kind = kind
+        self.is_live = is_live
+        self.finish = finish
+        self._descriptor: int | None = None
+
+    def acquire(self) -> None:
+        """Hold the lock until `release` or the end of the process.
+
+        Raises:
+            InUseError: If it is held already; the message says by whom.
+            OSError: If the file cannot be used.
+        """
+        if self._descriptor is not None:
+            return
+        key = os.path.realpath(self.path)
+        holder = _held.get(key)
+        if holder is not None:
+            if holder.is_live():
+                raise InUseError(f"another `{self.kind}` of this very process")
+            holder.finish()
+            self._descriptor, holder._descriptor = holder._descriptor, None
+        else:
+            self._descriptor = _open_locked(self.path)
+        _held[key] = self
+
+    def release(self) -> None:
+        """Let another process hold the lock."""
+        if self._descriptor is not None:
+            _held.pop(os.path.realpath(self.path), None)
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+# Locks held by this process, so that one of its runs can take over another's.
+_held: dict[str, Lock] = {}
+
+
+def _let_go_in_child() -> None:
+    # A forked child shares the open files, and with them the locks; it may outlive
+    # the run. To close its copies leaves them with the parent.
+    for lock in _held.values():
+        if lock._descriptor is not None:
+            os.close(lock._descriptor)
+            lock._descriptor = None
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go_in_child)
+
+
+def _open_locked(path: Path) -> int:
+    descriptor = open_regular(path, os.O_RDWR | os.O_CREAT)
+    try:
+        _lock(descriptor)
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+    except (BlockingIOError, PermissionError):
+        holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+        os.close(descriptor)
+        raise InUseError(f"process {holder}") from None
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _lock(descriptor: int) -> None:
+    """Lock an open file, for as long as it is open.
+
+    Not a POSIX record lock: the process would lose it as soon as any part of it opens
+    and closes the file, as a callback does that copies the folder of the run.
+    """
+    if os.name == "nt":  # pragma: no cover
+        import msvcrt
+
+        # Far beyond the text, which others must be able to read.
+        os.lseek(descriptor, 2**20, os.SEEK_SET)
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        return
+    import fcntl
+
+    if sys.platform == "linux":
+        # Over NFS too, where flock would become a record lock.
+        request = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, request)
+    else:  # pragma: no cover
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -21,6 +21,8 @@ used, and why nothing public does:
 - `optimizer._trainable_variables`: the weights an optimizer was built for, in order;
   the public `variables` are its own.
 - `model._flatten_layers`: `model.layers` leaves out layers inside layers of one's own.
+- `model._compile_config`: the arguments of `compile` as they were given; the public
+  `get_compile_config` names a function, and says nothing of what it does.
 - `in_stateless_scope`: within one, a variable may not be changed in place.
 - The global seed generator, which feeds every unseeded `keras.random` call.
 - `GridSearchOracle._ordered_ids`, `._populate_next`, `._compare` of Keras Tuner 1.4.8:
@@ -58,6 +60,7 @@ __all__ = [
     "around_steps",
     "build_variables",
     "calling_request",
+    "compile_arguments",
     "enumerate_steps_with",
     "forget_global_seed",
     "global_seed_variable",
@@ -104,12 +107,37 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class FitCall:
-    """The `fit` that runs now: its iterator, its callbacks, its epochs."""
+    """The `fit` that runs now.
+
+    Attributes:
+        epoch_iterator: Keras's `EpochIterator` of the training data.
+        callback_list: Its callbacks.
+        initial_epoch: The argument.
+        epochs: The argument.
+        arguments: Other arguments, by name. What `validation_split` cuts off stands
+            under `validation_data`, and is no more in `x` and `y`.
+    """
 
     epoch_iterator: Any
     callback_list: Any
     initial_epoch: int
     epochs: int
+    arguments: dict[str, Any]
+
+
+_ARGUMENTS = (
+    "x",
+    "y",
+    "sample_weight",
+    "batch_size",
+    "shuffle",
+    "class_weight",
+    "validation_data",
+    "validation_split",
+    "validation_steps",
+    "validation_batch_size",
+    "validation_freq",
+)
 
 
 def _frames() -> Iterator[FrameType]:
@@ -191,6 +219,7 @@ def running_fit(model: Any) -> FitCall | None:
                 callback_list=values["callbacks"],
                 initial_epoch=int(values["initial_epoch"]),
                 epochs=int(values["epochs"]),
+                arguments={name: values.get(name) for name in _ARGUMENTS},
             )
     return None
 
@@ -289,6 +318,12 @@ def rate_of_last_step(optimizer: Any) -> float:
     else:
         rate = optimizer.learning_rate
     return float(keras.ops.convert_to_numpy(rate))
+
+
+def compile_arguments(model: Any) -> dict[str, Any]:
+    """Return the arguments that `compile` was given; none if it is a user's own."""
+    config = getattr(model, "_compile_config", None)
+    return dict(config.config) if config is not None else {}
 
 
 def all_layers(model: Any) -> list[Any]:

@@ -13,7 +13,8 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from fmkit.callbacks import EvaluateWithAverages, ExactResume, _commits
+from fmkit import _files
+from fmkit.callbacks import EvaluateWithAverages, ExactResume
 from fmkit.data import Batches
 from fmkit.optimizers import ExponentialMovingAverage
 
@@ -323,8 +324,8 @@ class Faults:
                     return self.wrap(value)
                 return value
 
-        _commits.os = Calls()
-        _commits.open = self.open
+        _files.os = Calls()
+        _files.open = self.open
 
 
 class HalfWriter:

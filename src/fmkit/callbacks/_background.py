@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 import weakref
@@ -67,6 +68,7 @@ class Signals:
         self._previous: dict[int, Any] = {}
 
     def install(self) -> None:
+        _installed.add(self)
         # Python lets only the main thread do this.
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -80,6 +82,12 @@ class Signals:
                 signal.signal(number, handler)
         self._previous = {}
 
+    def give_back_in_child(self) -> None:
+        """Let a forked child die of a signal, as before; its parent notes its own."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         in_fit = private.is_in_fit(frame, self._callback_list())
         if self.received is None and in_fit:
@@ -87,3 +95,16 @@ class Signals:
             return
         self.give_back()
         signal.raise_signal(number)
+
+
+# Those whose handlers a forked child would inherit.
+_installed: weakref.WeakSet[Signals] = weakref.WeakSet()
+
+
+def _give_back_in_child() -> None:
+    for signals in list(_installed):
+        signals.give_back_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_give_back_in_child)

@@ -10,7 +10,9 @@ Keras's own callbacks have neither; the table below knows what each carries.
 
 from __future__ import annotations
 
+import logging
 import os
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,7 +21,21 @@ from typing import Any
 import keras
 import numpy as np
 
-__all__ = ["decode", "encode", "get_states", "set_states", "without_state"]
+from fmkit._files import write_whole
+
+__all__ = [
+    "check_states",
+    "continued_files",
+    "decode",
+    "encode",
+    "get_states",
+    "is_storable",
+    "note_files",
+    "set_states",
+    "without_state",
+]
+
+_logger = logging.getLogger("fmkit.callbacks")
 
 Array = np.ndarray[Any, Any]
 State = dict[str, Any]
@@ -27,57 +43,137 @@ State = dict[str, Any]
 
 # JSON with arrays in it
 
+_DEPTH = 100
+_ALLOWED = (
+    "`get_state` may return dicts, lists and tuples, nested at most 100 deep, of "
+    "None, booleans, numbers, strings, bytes, and NumPy arrays of numbers, strings, "
+    "dates or records."
+)
+# NumPy's kinds of dtypes that consist of their bytes alone: no object, no StringDType.
+_KINDS = "biufcmMSUV"
 
-def encode(value: Any, arrays: dict[str, Array], where: str) -> Any:
+
+def encode(
+    value: Any, arrays: dict[str, Array], where: str, place: str = "", depth: int = 0
+) -> Any:
     """Turn `value` into JSON values, with its arrays put into `arrays`.
 
     Args:
         value: Nested dicts, lists and tuples of numbers, strings, bytes, arrays.
         arrays: Receives each array, under a name that begins with `where`.
         where: What the value belongs to, for names and error messages.
+        place: Keys that lead to `value`, for error messages.
+        depth: How many keys those are.
 
     Raises:
         TypeError: If there is anything else in it.
+        ValueError: If it is nested too deeply.
     """
+    if depth > _DEPTH:
+        raise ValueError(
+            f"The state of {where} is nested more than {_DEPTH} deep at "
+            f"{place[:60]}... {_ALLOWED}"
+        )
+
+    def inner(item: Any, key: Any) -> Any:
+        return encode(item, arrays, where, f"{place}[{key!r}]", depth + 1)
+
+    if isinstance(value, (np.ndarray, np.generic)):
+        return _encode_array(value, arrays, where, place)
+    if isinstance(value, int) and abs(value).bit_length() > 64:
+        # Python refuses to write the decimals of very large integers.
+        return {"__int__": hex(value)}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, bytes):
-        value = np.frombuffer(value, np.uint8)
-        return {"__bytes__": encode(value, arrays, where)["__array__"]}
-    if isinstance(value, (np.ndarray, np.generic)):
-        name = f"{where}/{len(arrays)}"
-        arrays[name] = np.array(value)
-        return {"__array__": name, "scalar": isinstance(value, np.generic)}
-    if isinstance(value, (list, tuple)):
-        return [encode(item, arrays, where) for item in value]
+        return {"__bytes__": _store(np.frombuffer(value, np.uint8), arrays, where)}
+    if isinstance(value, list):
+        return [inner(item, key) for key, item in enumerate(value)]
+    if isinstance(value, tuple):
+        return {"__tuple__": [inner(item, key) for key, item in enumerate(value)]}
     if isinstance(value, dict):
-        if all(isinstance(k, str) and not k.startswith("__") for k in value):
-            return {k: encode(item, arrays, where) for k, item in value.items()}
-        pairs = [[k, v] for k, v in value.items()]
-        return {"__dict__": encode(pairs, arrays, where)}
+        if all(type(key) is str and not key.startswith("__") for key in value):
+            return {key: inner(item, key) for key, item in value.items()}
+        pairs = [[inner(key, "key"), inner(value[key], key)] for key in value]
+        return {"__dict__": pairs}
     if keras.ops.is_tensor(value) or isinstance(value, keras.Variable):
-        return encode(keras.ops.convert_to_numpy(value), arrays, where)
-    raise TypeError(
-        f"The state of {where} holds a {type(value).__name__}: {value!r}. "
-        "`get_state` must return JSON values and NumPy arrays."
-    )
+        return inner(keras.ops.convert_to_numpy(value), "tensor")
+    raise _not_allowed(value, where, place)
+
+
+def is_storable(value: Any) -> bool:
+    """Whether an array or NumPy scalar consists of its bytes, and can come back."""
+    kinds = (np.ndarray, np.memmap, np.ma.MaskedArray)
+    plain = type(value) in kinds or isinstance(value, np.generic)
+    dtype = value.dtype
+    extended = dtype.isbuiltin == 2  # bfloat16 and its like
+    return plain and (extended or (dtype.kind in _KINDS and not dtype.hasobject))
+
+
+def _encode_array(
+    value: Any, arrays: dict[str, Array], where: str, place: str
+) -> dict[str, Any]:
+    plain = type(value) in (np.ndarray, np.memmap) or isinstance(value, np.generic)
+    masked = isinstance(value, np.ma.MaskedArray)
+    dtype = value.dtype
+    extended = dtype.isbuiltin == 2  # bfloat16 and its like
+    if (
+        dtype.hasobject
+        or not (plain or masked)
+        or not (dtype.kind in _KINDS or extended)
+    ):
+        raise _not_allowed(value, where, place)
+    if masked:
+        return {
+            "__masked__": _store(np.asarray(value.data), arrays, where),
+            "mask": _store(np.ma.getmaskarray(value), arrays, where),
+            "fill": _store(np.asarray(value.fill_value, dtype), arrays, where),
+        }
+    scalar = isinstance(value, np.generic)
+    return {"__array__": _store(np.array(value), arrays, where), "scalar": scalar}
+
+
+def _store(array: Array, arrays: dict[str, Array], where: str) -> str:
+    name = f"{where}/{len(arrays)}"
+    arrays[name] = np.array(array)
+    return name
+
+
+def _not_allowed(value: Any, where: str, place: str) -> TypeError:
+    kind = type(value).__name__
+    if isinstance(value, (np.ndarray, np.generic)):
+        kind += f" of dtype {value.dtype}"
+    at = f" at {place}" if place else ""
+    shown = repr(value)
+    shown = shown if len(shown) < 80 else shown[:77] + "..."
+    return TypeError(f"The state of {where} holds a {kind}{at}: {shown}. {_ALLOWED}")
 
 
 def decode(value: Any, arrays: dict[str, Array]) -> Any:
-    """Undo `encode` (tuples come back as lists)."""
+    """Undo `encode`."""
     if isinstance(value, list):
         return [decode(item, arrays) for item in value]
     if not isinstance(value, dict):
         return value
+    if "__int__" in value:
+        return int(value["__int__"], 16)
+    if "__tuple__" in value:
+        return tuple(decode(value["__tuple__"], arrays))
     if "__bytes__" in value:
         return arrays[value["__bytes__"]].tobytes()
+    if "__masked__" in value:
+        data, mask, fill = (arrays[value[k]] for k in ("__masked__", "mask", "fill"))
+        masked: Any = np.ma.array(data.copy(), mask=mask.copy())
+        masked.fill_value = fill[()]
+        return masked
     if "__array__" in value:
         # A copy: what is read from a commit is not writable.
         array = arrays[value["__array__"]].copy()
         return array[()] if value["scalar"] else array
     if "__dict__" in value:
-        return {k: decode(item, arrays) for k, item in value["__dict__"]}
-    return {k: decode(item, arrays) for k, item in value.items()}
+        pairs = value["__dict__"]
+        return {decode(key, arrays): decode(item, arrays) for key, item in pairs}
+    return {key: decode(item, arrays) for key, item in value.items()}
 
 
 # Keras's own callbacks
@@ -94,25 +190,44 @@ def _attributes(*names: str) -> tuple[Callable[..., State], Callable[..., None]]
     return get, put
 
 
+# Where the files of loggers are, whatever `os.chdir` a callback does meanwhile.
+_paths: weakref.WeakKeyDictionary[Any, Path] = weakref.WeakKeyDictionary()
+
+
+def note_files(callbacks: Iterable[Any]) -> None:
+    """Remember where the files of `callbacks` are, as training begins."""
+    for callback in callbacks:
+        if isinstance(callback, keras.callbacks.CSVLogger):
+            # Of a link, the file that it leads to: the link stays.
+            _paths[callback] = Path(os.path.realpath(callback.filename))
+
+
+def continued_files(callbacks: Iterable[Any]) -> bool:
+    """Return whether a callback appends to what was in its file before the run."""
+    loggers = [c for c in callbacks if isinstance(c, keras.callbacks.CSVLogger)]
+    return any(logger.append for logger in loggers)
+
+
 def _get_csv(logger: Any) -> State:
-    path = Path(logger.filename)
-    return {
-        "keys": logger.keys,
-        "content": path.read_bytes() if path.exists() else b"",
-    }
+    path = _paths[logger]
+    # What is written to a pipe or device can't be taken back.
+    regular = not path.exists() or path.is_file()
+    content = path.read_bytes() if regular and path.exists() else b""
+    return {"keys": logger.keys, "content": content if regular else None}
 
 
 def _put_csv(logger: Any, state: State) -> None:
-    """Make the file what it was, and go on at its end."""
+    """Make the file what it was, and continue at its end."""
+    content = state["content"]
+    logger.keys = state["keys"]
+    if content is None:
+        return
     if logger.csv_file and not logger.csv_file.closed:
         logger.csv_file.close()
-    path = Path(logger.filename)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(state["content"])
-    os.replace(temporary, path)
+    path = _paths[logger]
+    write_whole(path, lambda file: file.write(content))
     logger.csv_file = open(path, "a")  # noqa: SIM115 - the logger closes it
-    logger.keys = state["keys"]
-    logger.append_header = not state["content"]
+    logger.append_header = not content
     logger.writer = None  # made again, on the new file, at the next epoch's end
 
 
@@ -125,6 +240,13 @@ _TABLE: dict[type, tuple[Callable[..., State], Callable[..., None]]] = {
     keras.callbacks.ModelCheckpoint: _attributes(
         "best", "_batches_seen_since_last_saving", "_last_batch_seen"
     ),
+    keras.callbacks.OrbaxCheckpoint: _attributes(
+        "best",
+        "_batches_seen_since_last_saving",
+        "_last_batch_seen",
+        "_total_batches_seen",
+    ),
+    keras.callbacks.SwapEMAWeights: _attributes("_ema_weights_in_model"),
     keras.callbacks.CSVLogger: (_get_csv, _put_csv),
     keras.callbacks.History: _attributes("history", "epoch"),
     keras.callbacks.TensorBoard: _attributes(
@@ -138,7 +260,6 @@ _STATELESS = (
     keras.callbacks.LearningRateScheduler,
     keras.callbacks.ProgbarLogger,
     keras.callbacks.RemoteMonitor,
-    keras.callbacks.SwapEMAWeights,
     keras.callbacks.TerminateOnNaN,
 )
 
@@ -195,12 +316,39 @@ def set_states(callbacks: Iterable[Any], states: dict[str, State]) -> list[str]:
 
 def without_state(callbacks: Iterable[Any]) -> list[str]:
     """Name the callbacks whose attributes, if they change, are lost in a kill."""
-    plain = set(vars(keras.callbacks.Callback()))
     return [
         name
         for name, callback in _named(callbacks)
-        if not _by_convention(callback)
-        and _keras_type(callback) is None
-        and not isinstance(callback, _STATELESS)
-        and set(vars(callback)) - plain
+        if not _by_convention(callback) and _own_attributes(callback)
     ]
+
+
+def _own_attributes(callback: Any) -> set[str]:
+    """Names of the attributes that are not those of Keras's class."""
+    names = set(vars(keras.callbacks.Callback()))
+    for kind in type(callback).__mro__:
+        if kind in _TABLE or kind in _STATELESS:
+            # What its methods name, of which the attributes are a part.
+            for base in kind.__mro__:
+                for method in vars(base).values():
+                    code = getattr(method, "__code__", None)
+                    names.update(code.co_names if code else ())
+            if type(callback) is kind:
+                return set()
+    return set(vars(callback)) - names
+
+
+def check_states(callbacks: Iterable[Any]) -> None:
+    """Refuse, before training, states that no commit could hold.
+
+    Raises:
+        TypeError: If `get_state` of a callback returns what is not allowed.
+        ValueError: If it is nested too deeply.
+    """
+    for name, callback in _named(callbacks):
+        try:
+            state = callback.get_state() if _by_convention(callback) else {}
+        except Exception as error:  # noqa: BLE001 - not every callback has one yet
+            _logger.debug("%s has no state before training: %s", name, error)
+            continue
+        encode(state, {}, name)

@@ -10,6 +10,7 @@ disk, and renamed: the rename is the commit. `numpy.load` opens it as well.
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -22,6 +23,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+
+from fmkit._files import InUseError, Lock, open_regular, read_regular, write_whole
 
 __all__ = [
     "Commit",
@@ -96,23 +99,7 @@ def write_commit(
         OSError: If the disk is full, the directory cannot be written, and so on.
             What stood at `path` before still stands there.
     """
-    _write_whole(Path(path), lambda file: _write_archive(file, meta, arrays))
-
-
-def _write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Let `write` fill a file that stands at `path` once it is whole and durable."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-    _sync_directory(path.parent)
+    write_whole(Path(path), lambda file: _write_archive(file, meta, arrays))
 
 
 def pack(meta: Mapping[str, Any], arrays: Mapping[str, Array]) -> bytes:
@@ -126,15 +113,23 @@ def _write_archive(
     file: IO[bytes], meta: Mapping[str, Any], arrays: Mapping[str, Array]
 ) -> None:
     listed = {
-        name: {"dtype": array.dtype.name, "shape": list(array.shape)}
+        name: {"dtype": _dtype_name(array.dtype), "shape": list(array.shape)}
         for name, array in arrays.items()
     }
     header = {**meta, "format": FORMAT, "version": VERSION, "arrays": listed}
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, array in arrays.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+            info = _info(f"{name}.npy")
+            with archive.open(info, "w", force_zip64=True) as member:
                 _write_array(member, array)
-        archive.writestr(_META, json.dumps(header))
+        archive.writestr(_info(_META), json.dumps(header))
+
+
+def _info(name: str) -> zipfile.ZipInfo:
+    # Always of one date: zip files know none before 1980, where a clock may stand.
+    info = zipfile.ZipInfo(name)
+    info.external_attr = 0o600 << 16
+    return info
 
 
 def _write_array(member: IO[bytes], array: Array) -> None:
@@ -147,19 +142,16 @@ def _write_array(member: IO[bytes], array: Array) -> None:
 
 def _plain(array: Array) -> Array:
     """View bfloat16 and its like, which .npy has no name for, as their bits."""
-    if array.dtype.isbuiltin == 1:
-        return array
-    return array.view(f"uint{8 * array.dtype.itemsize}")
+    if array.dtype.isbuiltin == 2:  # made outside of NumPy
+        return array.view(f"uint{8 * array.dtype.itemsize}")
+    return array
 
 
-def _sync_directory(directory: Path) -> None:
-    if os.name != "posix":  # elsewhere a directory cannot be opened
-        return
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _dtype_name(dtype: np.dtype[Any]) -> Any:
+    """Name a dtype as JSON can: "float32", ">f8", or a list of the fields."""
+    if dtype.isnative and dtype.kind in "biufcV" and dtype.fields is None:
+        return dtype.name
+    return np.lib.format.dtype_to_descr(dtype)
 
 
 # Reading
@@ -170,6 +162,7 @@ def read_commit(path: str | os.PathLike[str]) -> Commit:
 
     Raises:
         DamagedCommitError: If the file is not exactly what was written.
+        OSError: If it cannot be read, or is no regular file.
     """
     with _archive(path) as archive:
         return Commit(Path(path), *_read_all(archive))
@@ -191,6 +184,7 @@ def read_meta(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         DamagedCommitError: If the file is not a commit.
+        OSError: If it cannot be read, or is no regular file.
     """
     with _archive(path) as archive:
         return _read_meta(archive)
@@ -201,13 +195,16 @@ def _archive(
     path: str | os.PathLike[str], file: IO[bytes] | None = None
 ) -> Iterator[zipfile.ZipFile]:
     """Open `file`, or the one at `path`; whatever fails then is told of `path`."""
+    if file is None:
+        file = open(open_regular(path, os.O_RDONLY), "rb")  # noqa: SIM115
     try:
-        with zipfile.ZipFile(path if file is None else file) as archive:
+        with file, zipfile.ZipFile(file) as archive:
             yield archive
-    except FileNotFoundError:
-        raise
     except Exception as error:
-        # Arbitrary bytes make zipfile, json and numpy raise nearly anything.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise  # the disk's fault, and no word on what is in the file
+        # Arbitrary bytes make zipfile, json and numpy raise nearly anything; EINVAL
+        # comes of offsets before the start of the file.
         reason = str(error) or type(error).__name__
         raise DamagedCommitError(f"{os.fspath(path)}: {reason}") from error
 
@@ -255,7 +252,10 @@ def _read_array(archive: zipfile.ZipFile, name: str, spec: dict[str, Any]) -> Ar
     return array.view(wanted).reshape(shape)
 
 
-def _dtype(name: str) -> np.dtype[Any]:
+def _dtype(name: Any) -> np.dtype[Any]:
+    """Undo `_dtype_name`."""
+    if isinstance(name, list):
+        return np.lib.format.descr_to_dtype(_fields(name))
     try:
         return np.dtype(name)
     except TypeError:
@@ -263,6 +263,20 @@ def _dtype(name: str) -> np.dtype[Any]:
         import ml_dtypes
 
         return np.dtype(getattr(ml_dtypes, name))
+
+
+def _fields(descr: Any) -> Any:
+    """Give a description of fields the tuples that JSON has made lists of."""
+    if isinstance(descr, str):
+        return descr
+    return [
+        (
+            tuple(name) if isinstance(name, list) else name,
+            _fields(kind),
+            *(tuple(shape) for shape in rest),
+        )
+        for name, kind, *rest in descr
+    ]
 
 
 # A directory of commits
@@ -284,7 +298,7 @@ class CommitDirectory:
         self.path = Path(path)
         self.keep = keep
         self.keep_best = keep_best
-        self._lock: _Lock | None = None
+        self._lock: Lock | None = None
         self._scores: dict[Path, float | None] = {}
         self._next = 1
 
@@ -308,9 +322,10 @@ class CommitDirectory:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if self._lock is None:
-                self._lock = _Lock(self.path / "lock", is_live, finish)
+                self._lock = Lock(self.path / "lock", "fit", is_live, finish)
             self._lock.acquire()
-        except _InUseError as error:
+            self._remove_temporaries()
+        except InUseError as error:
             raise OSError(
                 f"Directory {self.path} is in use by another live run ({error}). "
                 "Wait for it to end, stop it, or use another directory."
@@ -320,7 +335,6 @@ class CommitDirectory:
                 f"Directory {self.path} cannot be used for commits: {error}. Give a "
                 "directory that this process may write to."
             ) from error
-        self._forget_the_dead()
         existing = list_commits(self.path)
         self._next = _number(existing[-1]) + 1 if existing else 1
 
@@ -329,11 +343,11 @@ class CommitDirectory:
         if self._lock is not None:
             self._lock.release()
 
-    def _forget_the_dead(self) -> None:
+    def _remove_temporaries(self) -> None:
         """Remove what a killed run left half-written. The lock is held."""
         for name in os.listdir(self.path):
             if _TEMPORARY.fullmatch(name):
-                os.unlink(self.path / name)
+                os.unlink(self.path / name)  # of a link, the link
 
     def newest(self) -> Commit | None:
         """Return the newest commit that is sound, or `None` if there never was one.
@@ -343,6 +357,8 @@ class CommitDirectory:
 
         Raises:
             DamagedCommitError: If there are files and none is sound.
+            OSError: If one cannot be read: that is no damage, so none before it is
+                taken in its place.
         """
         paths = list_commits(self.path)
         for path in reversed(paths):
@@ -354,6 +370,12 @@ class CommitDirectory:
                     "before it.",
                     stacklevel=2,
                 )
+            except OSError as error:
+                raise OSError(
+                    f"Commit {path} cannot be read, though it may be sound: {error}. "
+                    "Nothing was changed. Start again when the disk answers, or move "
+                    "the file away to go on from the commit before it."
+                ) from error
             else:
                 self._index(paths)
                 return commit
@@ -390,7 +412,8 @@ class CommitDirectory:
     def _index(self, paths: list[Path]) -> None:
         """Learn which of the older files count for `keep` and `keep_best`."""
         for path in paths:
-            with contextlib.suppress(DamagedCommitError):
+            # One that can't be read now is left where it is.
+            with contextlib.suppress(DamagedCommitError, OSError):
                 self._scores[path] = read_meta(path).get("score")
 
     def describe(self, model: str) -> None:
@@ -401,8 +424,8 @@ class CommitDirectory:
         """
         path = self.path / "model.json"
         data = model.encode()
-        if not path.exists() or path.read_bytes() != data:
-            _write_whole(path, lambda file: file.write(data))
+        if not os.path.lexists(path) or read_regular(path) != data:
+            write_whole(path, lambda file: file.write(data))
 
     def write(self, meta: Mapping[str, Any], arrays: Mapping[str, Array]) -> Path:
         """Write the next commit; when it is durable, delete what need not stay.
@@ -417,8 +440,7 @@ class CommitDirectory:
             size = sum(array.nbytes for array in arrays.values())
             raise OSError(
                 f"A commit of {size / 1e6:.1f} MB could not be written to "
-                f"{self.path}: {error}. The commits before it are still there: make "
-                "room, and start the same program again."
+                f"{self.path}: {error}. {self._what_is_left()}"
             ) from error
         self._next += 1
         self._scores[path] = meta.get("score")
@@ -430,91 +452,25 @@ class CommitDirectory:
                 del self._scores[old]
         return path
 
+    def _what_is_left(self) -> str:
+        """Say after a failed write what the next start will find."""
+        if not self.path.is_dir():
+            return (
+                "The directory was removed during the run, and its commits with it: "
+                "the same program starts from the beginning, or from a copy of the "
+                "directory put back in its place."
+            )
+        paths = list_commits(self.path)
+        if not paths:
+            return "There is no commit before it: make room, and start again."
+        return (
+            f"The commits before it are still there, the newest is {paths[-1].name}: "
+            "make room, and start the same program again."
+        )
+
     def _superfluous(self) -> list[Path]:
         newest_last = sorted(self._scores, key=_number)
         scored = [(s, -_number(p), p) for p, s in self._scores.items() if s is not None]
         stay = set(newest_last[-self.keep :])
         stay |= {path for *_, path in sorted(scored)[: self.keep_best]}
         return [path for path in newest_last if path not in stay]
-
-
-class _InUseError(OSError):
-    """Another live process holds the lock."""
-
-
-class _Lock:
-    """A file that at most one live process holds; death of any kind lets go of it."""
-
-    def __init__(
-        self, path: Path, is_live: Callable[[], bool], finish: Callable[[], None]
-    ) -> None:
-        self.path = path
-        self.is_live = is_live
-        self.finish = finish
-        self._file: IO[str] | None = None
-        self._process = 0
-
-    @property
-    def held(self) -> bool:
-        # A forked child has a copy of this object but not the lock.
-        return self._file is not None and self._process == os.getpid()
-
-    def acquire(self) -> None:
-        if self.held:
-            return
-        key = os.path.realpath(self.path)
-        holder = _held.get(key)
-        if holder is not None and holder.held:
-            if holder.is_live():
-                raise _InUseError("another `fit` of this very process")
-            holder.finish()
-            # Handed over, not opened again: closing any handle would unlock it.
-            self._file, holder._file = holder._file, None
-        else:
-            self._file = _open_locked(self.path)
-        self._process = os.getpid()
-        _held[key] = self
-
-    def release(self) -> None:
-        if self._file is not None and self.held:
-            self._file.close()
-            _held.pop(os.path.realpath(self.path), None)
-        self._file = None
-
-
-# Locks held by this process: the system's locks exclude other processes only.
-_held: dict[str, _Lock] = {}
-
-
-def _open_locked(path: Path) -> IO[str]:
-    file = open(path, "a+")  # noqa: SIM115 - stays open while it is held
-    try:
-        _lock_file(file)
-    except (BlockingIOError, PermissionError):
-        file.seek(0)
-        holder = file.read().strip() or "unknown"
-        file.close()
-        raise _InUseError(f"process {holder}") from None
-    except OSError:
-        file.close()
-        raise
-    file.seek(0)
-    file.truncate()
-    file.write(f"{os.getpid()}\n")
-    file.flush()
-    return file
-
-
-def _lock_file(file: IO[str]) -> None:
-    if os.name == "nt":  # pragma: no cover
-        import msvcrt
-
-        # Far beyond the text, which others must be able to read.
-        file.seek(2**20)
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-    else:
-        import fcntl
-
-        # A record lock: unlike flock's, it is not inherited by forked children,
-        # which may outlive the run.
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

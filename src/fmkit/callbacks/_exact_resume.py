@@ -9,18 +9,20 @@ import os
 import re
 import signal
 import time
+import warnings
 import weakref
+from collections.abc import Iterable
 from typing import Any
 
 import keras
 import numpy as np
 
-import fmkit
 from fmkit import _keras_private as private
-from fmkit._checks import check_int, check_number, check_one_of
-from fmkit.callbacks import _callback_state, _processes, _training_state
+from fmkit._checks import check_int, check_number, check_one_of, check_path
+from fmkit.callbacks import _callback_state, _processes, _program, _training_state
 from fmkit.callbacks._background import Signals, Writer
 from fmkit.callbacks._commits import Commit, CommitDirectory, with_part
+from fmkit.callbacks._held import Held
 from fmkit.data import Batches
 from fmkit.optimizers._swap import raw_weights
 
@@ -74,6 +76,11 @@ class ExactResume(keras.callbacks.Callback):
             signal ends it at once.
         background: Write to the disk beside the training. At most one commit is
             on its way; a kill meanwhile leaves the one before it.
+        allow_changes: Names of settings of the program that may be others than in
+            the commit, as the error message lists them: `["metrics"]` stands for all
+            that begins so, `["optimizer.learning_rate"]` makes the new rate count.
+        strict: Refuse a commit that was written with other versions of Python, Keras,
+            its backend, NumPy or fmkit, or on another processor; else warn of it.
         verbose: 0 is silent, 1 says where the training starts.
 
     Attributes:
@@ -81,9 +88,11 @@ class ExactResume(keras.callbacks.Callback):
         finished: Whether the last `fit` found a finished run, or ended as one.
 
     Raises:
-        ValueError: If the commits were made by another program: another model,
-            optimizer, backend, data, batch size or seed.
-        OSError: If the directory is in use by another live run, or cannot be
+        ValueError: If the commits were made by another program: other layers, losses,
+            metrics, arguments of `compile` and `fit`, optimizer, backend or data.
+            Epochs, `verbose` and callbacks may change.
+        TypeError: If the state of a callback cannot be kept.
+        OSError: If the directory is in use by another live run, or cannot be read or
             written (disk full, read-only). Earlier commits stay as they are.
 
     Examples:
@@ -121,10 +130,12 @@ class ExactResume(keras.callbacks.Callback):
         mode: str = "min",
         stop_on_signal: bool = True,
         background: bool = True,
+        allow_changes: Iterable[str] = (),
+        strict: bool = False,
         verbose: int = 1,
     ) -> None:
         super().__init__()
-        self.directory = os.fspath(directory)
+        self.directory = str(check_path("directory", directory))
         self.unit, self.every = _parse_every(every)
         self.keep = check_int("keep", keep)
         self.keep_best = check_int("keep_best", keep_best, minimum=0)
@@ -132,9 +143,12 @@ class ExactResume(keras.callbacks.Callback):
         self.mode = check_one_of("mode", mode, ["min", "max"])
         self.stop_on_signal = bool(stop_on_signal)
         self.background = bool(background)
+        self.allow_changes = _names("allow_changes", allow_changes)
+        self.strict = bool(strict)
         self.verbose = verbose
         self.resumed_from: tuple[int, int] | None = None
         self.finished = False
+        self._has_trained = self._trained_before = False
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Hold the directory, and put the keeper behind all other callbacks."""
@@ -145,6 +159,7 @@ class ExactResume(keras.callbacks.Callback):
                 "fit(..., callbacks=[ExactResume(directory)])."
             )
         _refuse_rivals(fit.callback_list.callbacks)
+        self._trained_before = self.finished and self._has_trained
         self.resumed_from, self.finished = None, False
         # Appended while Keras goes through this list, so its turn comes last: in
         # this event and in every other, all callbacks have seen it before.
@@ -159,6 +174,7 @@ class _Keeper(keras.callbacks.Callback):
         self._model = settings._model
         self.settings = settings
         self.epochs = fit.epochs
+        self.arguments = fit.arguments
         self.batches = _batches_of(fit)
         self.steps = fit.epoch_iterator.num_batches
         self.callback_list = weakref.ref(fit.callback_list)
@@ -176,7 +192,9 @@ class _Keeper(keras.callbacks.Callback):
         )
         self.restoring: Commit | None = None
         self.restored: Commit | None = None
-        self.epoch = 0
+        self.changes: list[_program.Difference] = []
+        self.saved: tuple[int, int] | None = None
+        self.epoch = fit.initial_epoch
         self.data_epoch = 0
         self.steps_before = 0
         self.committed_steps = 0
@@ -206,6 +224,7 @@ class _Keeper(keras.callbacks.Callback):
             commit = self.job.together(lambda: self._of_this_process(commit, number))
         if commit is None:
             self._say(f"no commit in {settings.directory}: starting from the beginning")
+            self._commit_the_start()
         else:
             self._go_to(commit)
         self._say_what_is_not_exact()
@@ -221,13 +240,25 @@ class _Keeper(keras.callbacks.Callback):
             )
             commit = self.directory.newest()
         self._build()
-        self.program = self._describe()
+        _callback_state.note_files(self._others())
+        _callback_state.check_states(self._others())
+        held = _training_state.held_by(self._model)
+        self.unreadable = held.unreadable
+        self.values_at_start = _training_state.values_of(held)
+        self.program, self.machine = self._describe(held), _program.machine()
         if commit is not None and self.job.index == 0:
-            saved = commit.meta["program"]
-            _training_state.check_program(saved, self.program, self.settings.directory)
+            self._check(commit)
         if self.job.index == 0:
             self._describe_model()
         return commit
+
+    def _check(self, commit: Commit) -> None:
+        """Refuse a commit of another program; warn of another machine."""
+        settings, meta = self.settings, commit.meta
+        self.changes = _program.check_program(
+            meta["program"], self.program, settings.directory, settings.allow_changes
+        )
+        _program.check_machine(meta["machine"], self.machine, strict=settings.strict)
 
     def _of_this_process(
         self, commit: Commit | None, number: int | None
@@ -239,9 +270,18 @@ class _Keeper(keras.callbacks.Callback):
         if commit is None:
             return None
         commit = with_part(commit, commit.arrays[f"process/{self.job.index}"])
-        saved = commit.meta["program"]
-        _training_state.check_program(saved, self.program, self.settings.directory)
+        self._check(commit)
         return commit
+
+    def _commit_the_start(self) -> None:
+        """Commit what the run starts from, if a later start could not know it."""
+        continued = _callback_state.continued_files(self._others())
+        if any(self.job.exchange(continued)):
+            # Rows of a run that was killed before its first commit look like those
+            # that were in the file before it.
+            position = None if self.batches is None else self.batches.position
+            where = {"epoch": self.epoch, "step": 0, "data": position}
+            self._commit(where, at_epoch_end=True)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Note where in the data the epoch starts."""
@@ -266,7 +306,7 @@ class _Keeper(keras.callbacks.Callback):
         elif self.batches is not None and (self._is_signalled() or self._is_due(batch)):
             position = (self.data_epoch, batch)
             self._commit({"epoch": self.epoch, "step": batch, "data": position})
-        self._stop_on_signal()
+        self._stop_on_signal(batch)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Commit the end of the epoch, after all callbacks have had theirs."""
@@ -285,11 +325,12 @@ class _Keeper(keras.callbacks.Callback):
                     "stopped": stopped,
                     "score": self._score(logs or {}),
                     "logs": _numbers(logs or {}),
-                }
+                },
+                at_epoch_end=True,
             )
-        self.settings.finished = last
+        self.settings.finished = self.settings._has_trained = last
         if not last:
-            self._stop_on_signal()
+            self._stop_on_signal(0)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Wait for the last commit; give back signals, lock and list."""
@@ -318,17 +359,19 @@ class _Keeper(keras.callbacks.Callback):
         if model.optimizer is not None and not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
 
-    def _describe(self) -> dict[str, Any]:
-        """Tell all that must be the same for the same bits to come out."""
-        model = self._model
-        data = {} if self.batches is None else self.batches.describe()
+    def _describe(self, held: Held) -> dict[str, Any]:
+        """Describe all that must be the same for the same bits to come out."""
+        data = (
+            self.batches.describe()
+            if self.batches is not None
+            else _program.describe_training_data(self.arguments)
+        )
         return {
+            **_program.describe_model(self._model, held),
             "backend": keras.backend.backend(),
-            "model": _training_state.describe_model(model),
-            "optimizer": _training_state.describe_optimizer(model.optimizer),
             "data": {**data, "steps_per_epoch": self.steps},
+            "fit": _program.describe_fit(self.arguments),
             "processes": self.job.count,
-            "steps_per_execution": getattr(model, "steps_per_execution", 1),
         }
 
     def _describe_model(self) -> None:
@@ -344,7 +387,7 @@ class _Keeper(keras.callbacks.Callback):
     def _go_to(self, commit: Commit) -> None:
         meta = commit.meta
         epoch, step = meta["epoch"], meta["step"]
-        self.settings.resumed_from = (epoch, step)
+        self.settings.resumed_from = self.saved = (epoch, step)
         self.steps_before = meta["steps_before"]
         self.committed_steps = self.steps_before + step
         self.committed_epoch = epoch
@@ -353,10 +396,7 @@ class _Keeper(keras.callbacks.Callback):
         self._restore(commit)
         where = f"(from {commit.path.name})"
         if meta["stopped"] or epoch >= self.epochs:
-            self.settings.finished = True
-            how = "was stopped" if meta["stopped"] else "is finished"
-            self._say(f"this run {how} after {epoch} epochs {where}")
-            private.set_initial_epoch(self._model, self.epochs)
+            self._end_at_once(epoch, where, stopped=meta["stopped"])
             return
         of = f" of {self.steps}" if self.steps else ""
         self._say(f"going on in epoch {epoch + 1}, at step {step}{of} {where}")
@@ -366,11 +406,35 @@ class _Keeper(keras.callbacks.Callback):
             # had done before the commit: restore once more, at the same point.
             self.restoring = commit
 
+    def _end_at_once(self, epoch: int, where: str, *, stopped: bool) -> None:
+        """Let `fit` end before its first step: all of the run is done."""
+        settings = self.settings
+        settings.finished = True
+        how = "was stopped" if stopped else "is finished"
+        self._say(f"this run {how} after {epoch} epochs {where}: nothing is trained")
+        private.set_initial_epoch(self._model, self.epochs)
+        if stopped:
+            self._model.stop_training = True  # as it was at the end of the run
+        if settings._trained_before:
+            warnings.warn(
+                f"This `fit` trains nothing: the run in {settings.directory} {how} "
+                f"after {epoch} epochs, by an earlier `fit` of this program. In a "
+                "loop, write fit(..., initial_epoch=i, epochs=i + 1, callbacks="
+                "[resume]) for i = 0, 1, 2, ...; else give more `epochs`, or "
+                "another directory.",
+                stacklevel=2,
+            )
+
     def _restore(self, commit: Commit) -> None:
         meta, arrays = commit.meta, commit.arrays
-        in_epoch = meta["moment"] == "step"
+        held = _training_state.restore_held(self.model, meta["held"], arrays)
         _training_state.restore_variables(
-            self.model, meta["variables"], arrays, metrics=in_epoch
+            self.model,
+            meta["variables"],
+            arrays,
+            metrics=meta["moment"] == "step" and not self._has_changed("metrics"),
+            held=held,
+            keep=self._kept_variables(),
         )
         states = _callback_state.decode(meta["callbacks"], arrays)
         new = _callback_state.set_states(self._others(), states)
@@ -380,7 +444,25 @@ class _Keeper(keras.callbacks.Callback):
         random_state = _callback_state.decode(meta["random"], arrays)
         _training_state.restore_random_state(random_state)
 
+    def _has_changed(self, *names: str) -> bool:
+        return any(each.is_named_in(names) for each in self.changes)
+
+    def _kept_variables(self) -> list[Any]:
+        """Return the variables that keep the value which this program gives them."""
+        if not self._has_changed("optimizer.learning_rate"):
+            return []
+        rate = self._model.optimizer.learning_rate
+        return [rate] if isinstance(rate, keras.Variable) else []
+
     def _say_what_is_not_exact(self) -> None:
+        if self.changes and self.settings.resumed_from is not None:
+            self._say(f"with changes: {'; '.join(map(str, self.changes))}")
+        if self.unreadable:
+            held = [f"{place} ({kind})" for place, kind in self.unreadable.items()]
+            self._say(
+                f"not restored, if training changes it: {', '.join(held)} (give it "
+                "get_state and set_state)"
+            )
         lost = _callback_state.without_state(self._others())
         if lost:
             self._say(
@@ -421,14 +503,15 @@ class _Keeper(keras.callbacks.Callback):
             return step == 0 and self.epoch - self.committed_epoch >= every
         return time.monotonic() - self.committed_time >= every
 
-    def _commit(self, where: dict[str, Any]) -> None:
+    def _commit(self, where: dict[str, Any], *, at_epoch_end: bool = False) -> None:
         """Copy the state now; write it beside the training if that is allowed."""
         self.writer.wait()
-        at_epoch_end = "finished" in where
+        model = self.model  # on JAX this synchronises
+        held = _training_state.held_by(model)
         # At the end of an epoch metrics are about to be reset.
-        with raw_weights(self.model):  # whatever another callback shows at present
+        with raw_weights(model):  # whatever another callback shows at present
             listed, arrays = _training_state.snapshot(
-                self.model, metrics=not at_epoch_end
+                model, metrics=not at_epoch_end, held=held
             )
         encode = _callback_state.encode
         states = _callback_state.get_states(self._others())
@@ -442,10 +525,13 @@ class _Keeper(keras.callbacks.Callback):
             "steps_before": self.steps_before,
             "epochs": self.epochs,
             "variables": listed,
+            "held": _training_state.held_state(
+                model, held, self.values_at_start, arrays
+            ),
             "callbacks": {k: encode(v, arrays, k) for k, v in states.items()},
             "random": encode(_training_state.random_state(), arrays, "random"),
             "program": self.program,
-            "versions": {"fmkit": fmkit.__version__, "keras": keras.__version__},
+            "machine": self.machine,
             "time": time.time(),
         }
         if self.job.count > 1:
@@ -453,6 +539,7 @@ class _Keeper(keras.callbacks.Callback):
             self.signal = _processes.gather_parts(self.job, meta, arrays, received)
         self.committed_steps = self.steps_before + where["step"]
         self.committed_epoch = where["epoch"]
+        self.saved = (where["epoch"], where["step"])
         self.committed_time = time.monotonic()
         if self.job.index == 0:
             self.writer.start(lambda: self.directory.write(meta, arrays))
@@ -476,17 +563,29 @@ class _Keeper(keras.callbacks.Callback):
         # the same step: one that committed by itself would wait for the others.
         return self.job.count == 1 and self.signals.received is not None
 
-    def _stop_on_signal(self) -> None:
+    def _stop_on_signal(self, step: int) -> None:
         number = self.signals.received if self.job.count == 1 else self.signal
         if number is None:
             return
         self.writer.wait()
-        self._say(f"{signal.Signals(number).name} received: state saved, stopping")
+        name = signal.Signals(number).name
+        self._say(f"{name} received: {self._what_is_saved(step)}, stopping")
         private.set_initial_epoch(self._model, None)
         self.close()
         if number == signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + number)
+
+    def _what_is_saved(self, step: int) -> str:
+        if self.saved == (self.epoch, step):
+            return "state saved"
+        if self.saved is None:
+            return "nothing is saved yet, the next start begins anew"
+        epoch, step = self.saved
+        return (
+            f"the next start goes on from epoch {epoch + 1}, step {step}, and trains "
+            "again what came after it"
+        )
 
 
 def _close(signals: Signals, writer: Writer, directory: CommitDirectory) -> None:
@@ -513,6 +612,18 @@ def _parse_every(every: int | str | datetime.timedelta) -> tuple[str, float]:
     unit = match[2]  # type: ignore[index]
     kind = unit if unit in ("step", "epoch") else "second"
     return kind, amount * _UNITS[unit]
+
+
+def _names(argument: str, names: Iterable[str]) -> tuple[str, ...]:
+    """Return names as a tuple; one text would be taken letter by letter."""
+    names = [names] if isinstance(names, str) else list(names)
+    for name in names:
+        if not isinstance(name, str) or not name:
+            raise TypeError(
+                f"`{argument}` must be a list of names such as 'metrics' or "
+                f"'optimizer.learning_rate', got {name!r} in it."
+            )
+    return tuple(names)
 
 
 def _batches_of(fit: private.FitCall) -> Batches | None:

@@ -25,6 +25,9 @@ __all__ = ["Job", "check_agreement", "current_job", "gather_parts"]
 Array = np.ndarray[Any, Any]
 T = TypeVar("T")
 
+# What of a commit's meta each process has for itself.
+_OWN = ("callbacks", "held", "random", "program", "machine")
+
 # Fewer shapes are fewer programs for XLA to compile.
 _SMALLEST = 2**12
 
@@ -127,7 +130,7 @@ def gather_parts(
         for name, array in arrays.items()
         if name not in hashes or hashes[name] != common[name]
     }
-    mine = {name: meta[name] for name in ("callbacks", "random", "program")}
+    mine = {name: meta[name] for name in _OWN}
     parts = job.exchange_bytes(pack(mine, own) if job.index else b"")
     for index, part in enumerate(parts[1:], 1):
         arrays[f"process/{index}"] = np.frombuffer(part, np.uint8)

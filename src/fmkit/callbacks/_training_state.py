@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
-import re
+from collections.abc import Iterable
 from typing import Any
 
 import keras
 import numpy as np
 
 from fmkit import _keras_private as private
+from fmkit.callbacks import _callback_state
+from fmkit.callbacks._held import Held, find
+from fmkit.optimizers._swap import walk
 
 __all__ = [
-    "ANYTHING",
-    "check_program",
-    "describe_model",
-    "describe_optimizer",
+    "held_by",
+    "held_state",
     "model_as_json",
     "random_state",
+    "restore_held",
     "restore_random_state",
     "restore_variables",
     "snapshot",
+    "values_of",
 ]
-
-# A setting that two programs need not have in common.
-ANYTHING = "anything"
 
 Array = np.ndarray[Any, Any]
 
@@ -43,6 +44,11 @@ def _variables(model: Any, metrics: bool) -> list[Any]:
     return list((kept | of_metrics if metrics else kept).values())
 
 
+def held_by(model: Any) -> Held:
+    """Return what `model` holds beside the variables that Keras lists of it."""
+    return find(model, _variables(model, metrics=True))
+
+
 def _parts(variable: Any, model: Any) -> list[Any]:
     """The copies of a variable: one, or one for each replica of a strategy.
 
@@ -53,23 +59,40 @@ def _parts(variable: Any, model: Any) -> list[Any]:
     strategy = model.distribute_strategy
     if strategy.num_replicas_in_sync == 1:
         return [variable]
-    return list(strategy.experimental_local_results(variable.value))
+    keras_variable = isinstance(variable, keras.Variable)
+    value = variable.value if keras_variable else variable
+    return list(strategy.experimental_local_results(value))
 
 
 def snapshot(
-    model: Any, *, metrics: bool
+    model: Any, *, metrics: bool, held: Held | None = None
 ) -> tuple[list[dict[str, Any]], dict[str, Array]]:
-    """Copy every variable: a list that tells them, and the arrays by name."""
+    """Copy every variable: a list that names them, and the arrays by name."""
     listed, arrays = [], {}
-    for number, variable in enumerate(_variables(model, metrics)):
+    of_metrics = {id(variable) for variable in model.metrics_variables}
+    placed = _placed(model, held or held_by(model), metrics)
+    for number, (place, variable) in enumerate(placed):
         parts = _parts(variable, model)
-        names = [f"variable/{number}/{place}" for place in range(len(parts))]
+        names = [f"variable/{number}/{i}" for i in range(len(parts))]
         for name, part in zip(names, parts, strict=True):
             # A copy: on every backend this may be a view of what training
-            # goes on to overwrite.
+            # overwrites later.
             arrays[name] = np.array(_read(part), copy=True)
-        listed.append({"path": variable.path, "arrays": names})
+        listed.append(
+            {
+                "path": variable.path if place is None else place,
+                "held": place,
+                "metric": id(variable) in of_metrics,
+                "arrays": names,
+            }
+        )
     return listed, arrays
+
+
+def _placed(model: Any, held: Held, metrics: bool) -> list[tuple[str | None, Any]]:
+    """Return all variables, those that the model merely holds with their places."""
+    listed = [(None, variable) for variable in _variables(model, metrics)]
+    return [*listed, *sorted(held.variables.items(), key=lambda pair: pair[0])]
 
 
 def _read(part: Any) -> Any:
@@ -90,98 +113,188 @@ def restore_variables(
     arrays: dict[str, Array],
     *,
     metrics: bool,
+    held: Held | None = None,
+    keep: Iterable[Any] = (),
 ) -> None:
-    """Put the values of a snapshot back, bit for bit.
+    """Put the values of a snapshot back, bit for bit, but for the variables in `keep`.
 
     Raises:
         ValueError: If the model has other variables than the snapshot.
     """
-    variables = _variables(model, metrics)
-    if len(variables) != len(listed):
-        raise ValueError(
-            f"The commit holds {len(listed)} variables of model, optimizer and "
-            f"metrics; this program has {len(variables)}. Compile the model as "
-            "before, or use another directory."
-        )
-    for variable, entry in zip(variables, listed, strict=True):
+    variables = _placed(model, held or held_by(model), metrics)
+    if not metrics:
+        listed = [entry for entry in listed if not entry["metric"]]
+    kept = {id(variable) for variable in keep}
+    places = [place for place, _ in variables]
+    saved_places = [entry["held"] for entry in listed]
+    if places != saved_places:
+        raise ValueError(_other_variables(saved_places, places))
+    for (_, variable), entry in zip(variables, listed, strict=True):
         parts = _parts(variable, model)
         saved = [arrays[name] for name in entry["arrays"]]
         if len(parts) != len(saved) or tuple(variable.shape) != saved[0].shape:
             raise ValueError(
-                f"Variable {variable.path!r} has {len(parts)} copies of shape "
+                f"Variable {entry['path']!r} has {len(parts)} copies of shape "
                 f"{tuple(variable.shape)}; the commit has {len(saved)} of shape "
-                f"{saved[0].shape} (as {entry['path']!r})."
+                f"{saved[0].shape}."
             )
+        if id(variable) in kept:
+            continue
         for part, value in zip(parts, saved, strict=True):
             # Copied once more: a backend may keep the array it is given.
             part.assign(value.copy())
 
 
-def describe_model(model: Any) -> list[str]:
-    """Tell every weight by path, shape and dtype, as far as programs fix them."""
-    # Keras counts layers of a kind through a whole process: dense_1, dense_2.
-    return [
-        f"{re.sub(r'_[0-9]+(?=/|$)', '', weight.path)} "
-        f"{weight.dtype}{list(weight.shape)}"
-        for weight in model.weights
+def _other_variables(saved: list[str | None], here: list[str | None]) -> str:
+    told = [
+        f"The commit holds {saved.count(None)} variables of model, optimizer and "
+        f"metrics; this program has {here.count(None)}."
     ]
+    old, new = set(saved) - {None}, set(here) - {None}
+    for names, where in ((old - new, "the commit"), (new - old, "this program")):
+        if names:
+            told.append(f"Only {where} has {sorted(map(str, names))[:5]}.")
+    return (
+        f"{' '.join(told)} Make and compile the model as before, or use another "
+        "directory."
+    )
 
 
-def describe_optimizer(optimizer: Any) -> dict[str, Any]:
-    """Tell the optimizer's class and settings in plain values."""
-    if optimizer is None:
-        return {}
-    described: dict[str, Any] = {"class": type(optimizer).__name__}
-    try:
-        config = optimizer.get_config()
-    except NotImplementedError:
-        return described
-    started = int(keras.ops.convert_to_numpy(optimizer.iterations)) > 0
-    flat = keras.tree.flatten_with_path(config)
-    for path, value in flat:
-        if path[-1] == "name":  # counted through a whole process: adam, adam_1
-            continue
-        if started and path[-1] == "learning_rate":
-            # A callback may have changed it since: not a setting any more.
-            value = ANYTHING
-        simple = isinstance(value, (bool, int, float, str))
-        described[".".join(map(str, path))] = value if simple else str(value)
-    return described
+# What a model holds beside them
 
 
-def check_program(
-    saved: dict[str, Any], program: dict[str, Any], directory: str
-) -> None:
-    """Refuse what another program saved, naming what differs.
+def values_of(held: Held) -> dict[str, Any]:
+    """Return what tells whether an attribute has changed since."""
+    return {place: _comparable(value) for place, value in held.values.items()}
+
+
+def _comparable(value: Any) -> Any:
+    if keras.ops.is_tensor(value):
+        return _Same(value)  # it can't be changed, only replaced
+    arrays: dict[str, Array] = {}
+    told = _callback_state.encode(value, arrays, "")
+    return told, [(array.dtype, array.tobytes()) for array in arrays.values()]
+
+
+class _Same:
+    """Equal only to what holds the very same object."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.value is self.value
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def held_state(
+    model: Any, held: Held, at_start: dict[str, Any], arrays: dict[str, Array]
+) -> dict[str, Any]:
+    """Return what a model holds that is no variable, as JSON with `arrays`.
+
+    Args:
+        model: The model.
+        held: What it holds.
+        at_start: What `values_of` returned before training: attributes that have not
+            changed since are left out, so that the program may set them otherwise.
+        arrays: Receives the arrays.
+    """
+    changed = {
+        place: value
+        for place, value in held.values.items()
+        if at_start.get(place) != _comparable(value)
+    }
+    states = {place: state.get() for place, state in held.states.items()}
+    return {
+        "optimizers": {
+            place: _trained_by(optimizer, place, model, held)
+            for place, optimizer in held.optimizers.items()
+            if optimizer.built
+        },
+        "values": _encode_each(changed, arrays),
+        "states": _encode_each(states, arrays),
+    }
+
+
+def _encode_each(values: dict[str, Any], arrays: dict[str, Array]) -> dict[str, Any]:
+    encode = _callback_state.encode
+    return {place: encode(value, arrays, place) for place, value in values.items()}
+
+
+def _trained_by(optimizer: Any, place: str, model: Any, held: Held) -> list[int | str]:
+    """Tell which variables an optimizer was built for, so that it can be again."""
+    known = _by_identity(model, held)
+    built_for = next(
+        found
+        for part in walk(optimizer)
+        if (found := private.trainable_variables(part))
+    )
+    unknown = [v for v in built_for if id(v) not in known]
+    if unknown:
+        raise ValueError(
+            f"{place} trains variables that are not the model's, so a commit can't "
+            f"hold them: {[getattr(v, 'path', v) for v in unknown][:3]}. Make them, or "
+            "the layers that have them, attributes of the model."
+        )
+    return [known[id(variable)] for variable in built_for]
+
+
+def _by_identity(model: Any, held: Held) -> dict[int, int | str]:
+    known: dict[int, int | str] = {}
+    named: list[tuple[Any, Any]] = [*enumerate(model.variables)]
+    for name, variable in [*named, *held.variables.items()]:
+        known[id(variable)] = name
+        if isinstance(variable, keras.Variable):
+            known[id(variable.value)] = name  # TensorFlow's own variable
+    return known
+
+
+def restore_held(model: Any, saved: dict[str, Any], arrays: dict[str, Array]) -> Held:
+    """Put back what `held_state` returned; return what the model holds then.
+
+    Optimizers that are built in the first step are built here, for their variables.
 
     Raises:
-        ValueError: If anything does.
+        ValueError: If the model does not hold what the commit does.
     """
-    differences: list[str] = []
-    _compare("", saved, program, differences)
-    if differences:
-        told = "\n".join(f"  {line}" for line in differences[:8])
-        more = len(differences) - 8
-        raise ValueError(
-            f"The commits in {directory} were made by another program, so this one "
-            f"cannot go on from them exactly:\n{told}\n"
-            + (f"  and {more} more\n" if more > 0 else "")
-            + "Set these as before, or give another directory."
-        )
+    held = held_by(model)
+    for place, names in saved["optimizers"].items():
+        optimizer = _find(held.optimizers, place)
+        if not optimizer.built:
+            variables = model.variables
+            with _scope_of(model):
+                optimizer.build(
+                    [
+                        variables[n] if isinstance(n, int) else held.variables[n]
+                        for n in names
+                    ]
+                )
+    decode = _callback_state.decode
+    for place, value in saved["values"].items():
+        owner, _, name = place.rpartition(".")
+        old, value = held.values.get(place), decode(value, arrays)
+        if old is not None and keras.ops.is_tensor(old):
+            value = keras.ops.convert_to_tensor(value)
+        setattr(_find(held.owners, owner), name, value)
+    for place, value in saved["states"].items():
+        _find(held.states, place).set(decode(value, arrays))
+    return held_by(model)
 
 
-def _compare(where: str, old: Any, new: Any, out: list[str]) -> None:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            inner = f"{where}.{key}" if where else str(key)
-            _compare(inner, old.get(key), new.get(key), out)
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        for place, (a, b) in enumerate(zip(old, new, strict=True)):
-            _compare(f"{where}[{place}]", a, b, out)
-    elif isinstance(old, list) and isinstance(new, list):
-        out.append(f"{where}: {len(old)} entries in the commit, {len(new)} here")
-    elif old != new and ANYTHING not in (old, new):
-        out.append(f"{where}: {old!r} in the commit, {new!r} here")
+def _find(found: dict[str, Any], place: str) -> Any:
+    if place in found:
+        return found[place]
+    raise ValueError(
+        f"The commit holds the state of {place}, and the model of this program has no "
+        "such thing. Make the model as before, or use another directory."
+    )
+
+
+def _scope_of(model: Any) -> contextlib.AbstractContextManager[Any]:
+    if keras.backend.backend() == "tensorflow":
+        return model.distribute_strategy.scope()  # type: ignore[no-any-return]
+    return contextlib.nullcontext()
 
 
 def model_as_json(model: Any) -> str | None:

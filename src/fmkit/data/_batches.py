@@ -10,6 +10,7 @@ import numpy as np
 
 from fmkit import _keras_private as private
 from fmkit._checks import check_int
+from fmkit._describe import describe, digest_of_arrays
 from fmkit.data import _pipeline
 from fmkit.data._blocks import Block, Blocks, cut
 from fmkit.data._order import Indices, Order
@@ -173,23 +174,25 @@ class Batches(private.DataAdapter):
     def describe(self) -> dict[str, Any]:
         """Return all that the content and order of the batches depend on.
 
-        Plain values. Two `Batches` over the same data with the same description
-        give the same batches (a `map` is told by its name only).
+        Plain values. Two `Batches` with the same description give the same batches.
+        `content` is a digest of the arrays: of all bytes up to 256 MiB, of 4,096 rows
+        of each array beyond. A `map` is described by its name and, if it is a function
+        of Python, a digest of its code.
         """
-        transform = self._source.transform
+        source = self._source
+        leaves = [leaf for leaf in source.leaves if leaf is not None]
+        weights = self.class_weight
         return {
             "samples": self.num_samples,
-            "arrays": [
-                f"{leaf.dtype}{list(leaf.shape[1:])}"
-                for leaf in self._source.leaves
-                if leaf is not None
-            ],
+            "arrays": [f"{leaf.dtype}{list(leaf.shape[1:])}" for leaf in leaves],
+            "content": digest_of_arrays(leaves),
             "batch_size": self._batch_size,
             "seed": self.seed,
             "shuffle": self.shuffle,
             "drop_remainder": self.drop_remainder,
             "shard": list(self.shard),
-            "map": None if transform is None else _name(transform),
+            "map": describe(source.transform),
+            "class_weight": weights and {str(k): v for k, v in weights.items()},
         }
 
     def peek(self) -> tuple[Any, ...]:
@@ -473,11 +476,3 @@ def _check_class_weight(
 
 def _to_tensors(batch: Any) -> Any:
     return keras.tree.map_structure(keras.ops.convert_to_tensor, batch)
-
-
-def _name(function: Callable[..., Any]) -> str:
-    if hasattr(function, "__qualname__"):
-        return f"{function.__module__}.{function.__qualname__}"
-    told = repr(function)
-    # The default repr holds an address, which differs from run to run.
-    return type(function).__qualname__ if " at 0x" in told else told

@@ -218,6 +218,11 @@ class CheckpointReader:
         except DamagedCommitError as error:
             # A commit appears whole, by a rename: it is not being written.
             raise NotReadableError(str(error), final=True) from error
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            # The disk may answer later; a folder or pipe will not become a commit.
+            raise NotReadableError(str(error), final=False) from error
         try:
             entries = [
                 (

@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from fmkit.callbacks._commits import _sync_directory
+from fmkit._files import sync_directory
 
 __all__ = ["ResultsFile", "TensorBoardWriter", "is_record"]
 
@@ -74,7 +74,7 @@ class ResultsFile:
             file.write(line.encode())
             os.fsync(file.fileno())
         if new:
-            _sync_directory(self.path.parent)
+            sync_directory(self.path.parent)
         self.records.append(record)
 
 

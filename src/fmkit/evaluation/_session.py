@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from fmkit._checks import did_you_mean
-from fmkit.callbacks._commits import _sync_directory
+from fmkit._files import sync_directory
 from fmkit.callbacks._conditions import keras_rises
 from fmkit.evaluation._checkpoints import (
     Checkpoint,
@@ -356,7 +356,7 @@ class Session:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
 
     def _tell(self, record: dict[str, Any]) -> None:
         where = [record["checkpoint"]]

@@ -12,8 +12,8 @@ from typing import Any
 import keras
 
 from fmkit import _keras_private as private
-from fmkit._checks import check_int, check_number, check_one_of
-from fmkit.callbacks._commits import _InUseError, _open_locked
+from fmkit._checks import check_int, check_number, check_one_of, check_path
+from fmkit._files import InUseError, Lock
 from fmkit.evaluation._session import Session
 
 __all__ = ["SidecarEvaluator"]
@@ -131,7 +131,7 @@ class SidecarEvaluator:
     ) -> None:
         self.model = _check_model(model)
         self.data = _check_data(data)
-        self.directory = Path(directory)
+        self.directory = check_path("directory", directory)
         self.output = _check_output(output, self.directory)
         self.checkpoints = check_one_of("checkpoints", checkpoints, ["every", "newest"])
         self.weights = check_one_of("weights", weights, ["both", "raw", "averaged"])
@@ -184,14 +184,17 @@ class SidecarEvaluator:
     def _held_output(self) -> Iterator[None]:
         self.output.mkdir(parents=True, exist_ok=True)
         try:
-            lock = _open_locked(self.output / "lock")
-        except _InUseError as error:
+            lock = Lock(self.output / "lock", "run")
+            lock.acquire()
+        except InUseError as error:
             raise OSError(
                 f"{self.output} is in use by another live evaluator ({error}). Stop "
                 "it, or give this one another `output`."
             ) from None
-        with lock:
+        try:
             yield
+        finally:
+            lock.release()
 
     def say(self, message: str) -> None:
         """Print a line, unless `verbose` is 0."""
@@ -207,7 +210,9 @@ def _or_none(check: Callable[..., Any], name: str, value: Any, **bounds: Any) ->
 
 
 def _check_output(output: str | os.PathLike[str] | None, directory: Path) -> Path:
-    path = directory / "evaluation" if output is None else Path(output)
+    if output is None:
+        return directory / "evaluation"
+    path = check_path("output", output)
     if path.resolve() == directory.resolve():
         raise ValueError(
             f"`output` must not be `directory` itself ({directory}): best.keras would "

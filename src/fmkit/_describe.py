@@ -1,0 +1,213 @@
+"""What a program is made of, in plain values that another process can compare.
+
+Functions are described by a digest of their code, arrays by one of their bytes, and
+objects of Keras by their configuration. Names that Keras counts through a process and
+addresses in memory are left out.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import math
+import types
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+__all__ = ["describe", "digest_of_arrays", "library_of"]
+
+Array = np.ndarray[Any, Any]
+
+# Larger data are described by rows.
+WHOLE_BYTES = 2**28
+ROWS = 4096
+
+_NAMES = ("name", "input_layers", "output_layers")
+_DEPTH = 8
+_LIBRARIES = ("keras", "fmkit", "tensorflow", "jax", "torch", "numpy", "builtins")
+
+
+def library_of(value: Any) -> str:
+    """Return the top package of the class of `value`."""
+    return type(value).__module__.partition(".")[0]
+
+
+def describe(value: Any, depth: int = 0) -> Any:
+    """Return plain values, equal for what does the same in another process.
+
+    Args:
+        value: Anything that a program passes to Keras.
+        depth: How deep `value` is in what is described; the rest is left out at 8.
+    """
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if depth > _DEPTH:
+        return type(value).__name__
+    inner = functools.partial(describe, depth=depth + 1)
+    if isinstance(value, Mapping):
+        return _of_mapping({str(key): inner(item) for key, item in value.items()})
+    if isinstance(value, (list, tuple)):
+        return [inner(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(str, map(inner, value)))
+    if isinstance(value, np.generic):
+        return inner(value.item())
+    if isinstance(value, np.ndarray) or keras.ops.is_tensor(value):
+        array = np.asarray(keras.ops.convert_to_numpy(value))
+        return f"{array.dtype}{list(array.shape)} {digest_of_arrays([array])}"
+    if isinstance(value, functools.partial):
+        return {"function": inner(value.func), **inner(value.keywords)}
+    if isinstance(value, types.MethodType):
+        return inner(value.__func__)
+    if isinstance(value, types.FunctionType):
+        return _of_function(value, depth)
+    if isinstance(value, type):
+        return f"{value.__module__}.{value.__qualname__}"
+    return _of_object(value, depth)
+
+
+def _of_mapping(described: dict[str, Any]) -> Any:
+    """Shorten what Keras serialises: a class and its configuration."""
+    if {"class_name", "config"} <= described.keys():
+        config = described["config"]
+        if not isinstance(config, dict) or not config:
+            return config or described["class_name"]
+        # Names are counted through a whole process: adam, adam_1.
+        kept = {key: item for key, item in config.items() if key not in _NAMES}
+        return {"class": described["class_name"], **kept}
+    return described
+
+
+def _of_object(value: Any, depth: int) -> Any:
+    kind = type(value)
+    described: dict[str, Any] = {"class": kind.__qualname__}
+    if library_of(value) not in _LIBRARIES:
+        code = _code_of_class(kind)
+        if code:
+            described["code"] = code
+    try:
+        config = value.get_config()
+    except (AttributeError, NotImplementedError, TypeError):
+        if " at 0x" not in repr(value):
+            return f"{value!r} {described.get('code', '')}".strip()
+        config = {} if library_of(value) in _LIBRARIES else vars(value)
+    config = describe(dict(config), depth + 1)
+    if isinstance(config, dict):
+        described |= {key: item for key, item in config.items() if key not in _NAMES}
+    return described if len(described) > 1 else described["class"]
+
+
+# Functions
+
+
+def _of_function(function: types.FunctionType, depth: int) -> str:
+    name = f"{function.__module__}.{function.__qualname__}"
+    if function.__module__.partition(".")[0] in _LIBRARIES:
+        return name
+    return f"{name} {_code_of_function(function, set(), depth)}"
+
+
+def _code_of_class(kind: type) -> str | None:
+    """Digest the methods that a class has from outside of the libraries."""
+    digest = hashlib.blake2b(digest_size=8)
+    found = False
+    for base in kind.__mro__:
+        if base.__module__.partition(".")[0] in _LIBRARIES:
+            continue
+        for name, method in vars(base).items():
+            method = getattr(method, "__func__", getattr(method, "fget", method))
+            method = inspect.unwrap(method) if callable(method) else method
+            if isinstance(method, types.FunctionType):
+                found = True
+                digest.update(f"{name} {_code_of_function(method, set(), 1)}".encode())
+    return digest.hexdigest() if found else None
+
+
+def _code_of_function(function: types.FunctionType, seen: set[int], depth: int) -> str:
+    """Digest what a function does, with the functions and numbers that it names."""
+    seen.add(id(function))
+    digest = hashlib.blake2b(digest_size=8)
+    code = function.__code__
+    digest.update(repr(_of_code(code, function.__doc__)).encode())
+    digest.update(repr(describe(function.__defaults__, depth + 2)).encode())
+    digest.update(repr(describe(function.__kwdefaults__, depth + 2)).encode())
+    closure = [cell.cell_contents for cell in function.__closure__ or () if _full(cell)]
+    globals_ = [function.__globals__.get(name) for name in code.co_names]
+    numbers = [g for g in globals_ if isinstance(g, (bool, int, float))]
+    digest.update(repr(numbers).encode())
+    for value in [*closure, *globals_]:
+        if not isinstance(value, types.FunctionType):
+            continue
+        library = value.__module__.partition(".")[0] in _LIBRARIES
+        if id(value) not in seen and not library:
+            digest.update(_code_of_function(value, seen, depth).encode())
+    for value in closure:
+        if isinstance(value, (bool, int, float, str, np.ndarray)):
+            digest.update(repr(describe(value)).encode())
+    return digest.hexdigest()
+
+
+def _full(cell: types.CellType) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018 - raises if there is nothing in it
+    except ValueError:
+        return False
+    return True
+
+
+def _of_code(code: types.CodeType, doc: str | None = None) -> list[Any]:
+    """Return what Python runs: no file, no line, no docstring."""
+    constants: list[Any] = []
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            constants.append(_of_code(constant))
+        elif isinstance(constant, frozenset):  # in an order that differs by process
+            constants.append(sorted(map(repr, constant)))
+        elif doc is None or constant != doc:
+            constants.append(repr(constant))
+    names = [code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars]
+    return [code.co_code.hex(), constants, names]
+
+
+# Arrays
+
+
+def digest_of_arrays(arrays: Iterable[Array]) -> str:
+    """Return a digest of dtypes, shapes and bytes, the same on every platform.
+
+    Up to 256 MiB all bytes count; of more, 4,096 rows of each array, evenly spaced from
+    the first to the last.
+    """
+    arrays = list(arrays)
+    whole = sum(array.nbytes for array in arrays) <= WHOLE_BYTES
+    digest = hashlib.blake2b(digest_size=16)
+    for array in arrays:
+        digest.update(f"{array.dtype.str}{list(array.shape)};".encode())
+        for rows in _pieces(array, whole):
+            data = np.ascontiguousarray(rows)
+            # The bytes of objects are addresses.
+            objects = data.dtype.hasobject
+            digest.update(repr(data.tolist()).encode() if objects else _bytes(data))
+    return digest.hexdigest()
+
+
+def _pieces(array: Array, whole: bool) -> Iterable[Array]:
+    if array.ndim == 0:
+        return [array.reshape(1)]
+    if not whole:
+        rows = np.linspace(0, len(array) - 1, ROWS).astype(np.int64)
+        return [array[np.unique(rows)]]
+    # In pieces, since one that isn't contiguous is copied.
+    rows_per_piece = max(1, 2**24 * len(array) // max(array.nbytes, 1))
+    starts = range(0, len(array), rows_per_piece)
+    return (array[start : start + rows_per_piece] for start in starts)
+
+
+def _bytes(array: Array) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data

@@ -1,0 +1,342 @@
+"""What must be the same for a run to continue with the same bits, and what differs."""
+
+from __future__ import annotations
+
+import platform
+import re
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+import fmkit
+from fmkit import _keras_private as private
+from fmkit._describe import describe, digest_of_arrays, library_of
+from fmkit.callbacks._held import Held
+from fmkit.data import Batches
+
+__all__ = [
+    "Difference",
+    "check_machine",
+    "check_program",
+    "describe_fit",
+    "describe_model",
+    "describe_training_data",
+    "machine",
+]
+
+# A setting that two programs need not have in common.
+ANYTHING = "anything"
+_SHOWN = 8
+_DATA = ("x", "y", "sample_weight")
+
+
+# Descriptions
+
+
+def describe_model(model: Any, held: Held) -> dict[str, Any]:
+    """Describe layers, how they are connected, and the arguments of `compile`."""
+    arguments = private.compile_arguments(model)
+    return {
+        "model": _weights(model),
+        **_layers(model),
+        "optimizer": _optimizer(model.optimizer),
+        "optimizers": {k: _optimizer(each) for k, each in held.optimizers.items()},
+        "functions": {k: describe(each) for k, each in held.functions.items()},
+        "loss": describe(getattr(model, "loss", None)),
+        "loss_weights": describe(arguments.get("loss_weights")),
+        "metrics": _metrics(arguments.get("metrics")),
+        "weighted_metrics": _metrics(arguments.get("weighted_metrics")),
+        "run_eagerly": bool(model.run_eagerly),
+        "jit_compile": bool(model.jit_compile),
+        "steps_per_execution": getattr(model, "steps_per_execution", 1),
+    }
+
+
+def _weights(model: Any) -> list[str]:
+    return [
+        f"{_uncounted(weight.path)} {weight.dtype}{list(weight.shape)}"
+        for weight in model.weights
+    ]
+
+
+def _uncounted(path: str) -> str:
+    """Leave out what Keras counts through a whole process: dense_1, dense_2."""
+    return re.sub(r"_[0-9]+(?=/|$)", "", path)
+
+
+def _layers(model: Any) -> dict[str, Any]:
+    layers = private.all_layers(model)
+    numbers = {layer.name: number for number, layer in enumerate(layers)}
+    described: dict[str, Any] = {}
+    for number, layer in enumerate(layers):
+        own = describe(layer)
+        kind = type(layer).__name__
+        if isinstance(layer, keras.Model):
+            # Its layers are described one by one; what is left is its own code, and
+            # how it connects them.
+            own = own if isinstance(own, dict) else {}
+            connections = _connections(layer, numbers)
+            own = {"code": own.get("code"), "connections": connections}
+        described[f"layer {number} ({kind})"] = own
+    return described
+
+
+def _connections(model: Any, numbers: dict[str, int]) -> list[str]:
+    """Tell which layers the layers of a functional model take their inputs from."""
+    try:
+        config = model.get_config()
+    except NotImplementedError:
+        return []
+    found = []
+    for layer in config.get("layers", ()):
+        sources = list(_sources(layer.get("inbound_nodes", ()), numbers))
+        found.append(f"{numbers.get(layer.get('name'))} <- {sources}")
+    return found
+
+
+def _sources(value: Any, numbers: dict[str, int]) -> Iterator[tuple[Any, ...]]:
+    if isinstance(value, dict):
+        if "keras_history" in value:
+            name, *place = value["keras_history"]
+            yield (numbers.get(name), *place)
+        for item in value.values():
+            yield from _sources(item, numbers)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _sources(item, numbers)
+
+
+def _optimizer(optimizer: Any) -> dict[str, Any]:
+    """Describe an optimizer's class and settings, one by one."""
+    if optimizer is None:
+        return {}
+    described = describe(optimizer)
+    described = described if isinstance(described, dict) else {"class": described}
+    if int(keras.ops.convert_to_numpy(optimizer.iterations)) > 0:
+        _forget_rates(described)
+    return described
+
+
+def _forget_rates(described: dict[str, Any]) -> None:
+    # A callback may have changed it since: not a setting any more.
+    for name, value in described.items():
+        if name == "learning_rate" and isinstance(value, (int, float)):
+            described[name] = ANYTHING
+        elif isinstance(value, dict):
+            _forget_rates(value)
+
+
+def _metrics(metrics: Any) -> Any:
+    """Describe metrics, with the names under which their values are logged."""
+    if isinstance(metrics, dict):
+        return {str(name): _metrics(each) for name, each in metrics.items()}
+    if isinstance(metrics, (list, tuple)):
+        return [_metrics(each) for each in metrics]
+    described = describe(metrics)
+    name = getattr(metrics, "name", None)
+    if name is None or isinstance(metrics, str):
+        return described
+    described = described if isinstance(described, dict) else {"class": described}
+    return {**described, "name": _uncounted(name)}
+
+
+def describe_fit(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Describe the arguments of `fit` beside the data that it trains on."""
+    plain = [
+        "class_weight",
+        "validation_split",
+        "validation_steps",
+        "validation_batch_size",
+        "validation_freq",
+    ]
+    described = {name: describe(arguments.get(name)) for name in plain}
+    validation = arguments.get("validation_data")
+    if not isinstance(validation, tuple):
+        validation = (validation,)
+    # What `fit` cuts off itself for `validation_split` is a part of the data.
+    described["validation_data"] = [describe_data(each) for each in validation]
+    return described
+
+
+def describe_training_data(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Describe the data that `fit` trains on, when they are no `Batches`."""
+    described = {name: describe_data(arguments[name]) for name in _DATA}
+    return {
+        **described,
+        "batch_size": arguments["batch_size"],
+        "shuffle": describe(arguments["shuffle"]),
+    }
+
+
+def describe_data(data: Any) -> Any:
+    """Describe what `fit` is given as data: arrays by their bytes."""
+    if isinstance(data, Batches):
+        return data.describe()
+    if data is None:
+        return None
+    leaves = keras.tree.flatten(data)
+    if all(_is_array(leaf) for leaf in leaves):
+        return digest_of_arrays([_as_array(leaf) for leaf in leaves])
+    described = {"class": f"{type(data).__module__}.{type(data).__qualname__}"}
+    spec = getattr(data, "element_spec", None)
+    return described if spec is None else {**described, "elements": str(spec)}
+
+
+def _is_array(value: Any) -> bool:
+    pandas = library_of(value) == "pandas"
+    return isinstance(value, np.ndarray) or pandas or keras.ops.is_tensor(value)
+
+
+def _as_array(value: Any) -> np.ndarray[Any, Any]:
+    if keras.ops.is_tensor(value):
+        value = keras.ops.convert_to_numpy(value)
+    return np.asarray(value)
+
+
+def machine() -> dict[str, str]:
+    """Return versions and the kind of processor, which may change the last bits."""
+    backend = keras.backend.backend()
+    return {
+        "fmkit": fmkit.__version__,
+        "keras": keras.__version__,
+        backend: str(sys.modules[backend].__version__),
+        "numpy": np.__version__,
+        "python": ".".join(platform.python_version_tuple()[:2]),
+        "processor": _processor(),
+        "device": _device(backend),
+    }
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    named = re.search(r"^(?:model name|CPU part)\s*:\s*(.*)$", text, re.MULTILINE)
+    return named[1].strip() if named else platform.processor() or platform.machine()
+
+
+def _device(backend: str) -> str:
+    if backend == "jax":
+        import jax
+
+        return str(jax.devices()[0].device_kind)
+    if backend == "torch":
+        import torch
+
+        return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus:
+        return "cpu"
+    return str(tf.config.experimental.get_device_details(gpus[0]).get("device_name"))
+
+
+# Comparing
+
+
+class Difference(NamedTuple):
+    """One setting that is another than in the commit.
+
+    Attributes:
+        name: The way to it, such as `"optimizer.learning_rate"`.
+        old: Its value in the commit.
+        new: Its value here.
+    """
+
+    name: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        """Return the difference as one line."""
+        if self.old is None:
+            return f"{self.name}: only here, {_short(self.new)}"
+        if self.new is None:
+            return f"{self.name}: only in the commit, {_short(self.old)}"
+        return f"{self.name}: {_short(self.old)} in the commit, {_short(self.new)} here"
+
+    def is_named_in(self, names: Iterable[str]) -> bool:
+        """Whether one of `names` is this setting, or what it is a part of."""
+        starts = [(name, f"{name}.", f"{name}[", f"{name} (") for name in names]
+        return any(self.name == s[0] or self.name.startswith(s[1:]) for s in starts)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def check_program(
+    saved: dict[str, Any],
+    program: dict[str, Any],
+    directory: str,
+    allowed: Iterable[str] = (),
+) -> list[Difference]:
+    """Refuse what another program saved, naming what differs.
+
+    Args:
+        saved: The description in the commit.
+        program: That of this program.
+        directory: Where the commit is, for the message.
+        allowed: Names of settings that may differ.
+
+    Returns:
+        The differences that are allowed.
+
+    Raises:
+        ValueError: If there are others.
+    """
+    differences = list(_compare("", saved, program))
+    refused = [each for each in differences if not each.is_named_in(allowed)]
+    if refused:
+        lines = "\n".join(f"  {each}" for each in refused[:_SHOWN])
+        more = len(refused) - _SHOWN
+        names = sorted({each.name for each in refused[:_SHOWN]})
+        raise ValueError(
+            f"The commits in {directory} were made by another program, so this one "
+            f"cannot continue from them exactly:\n{lines}\n"
+            + (f"  and {more} more\n" if more > 0 else "")
+            + "Set these as before, or give another directory. If you changed them on "
+            f"purpose, name them: ExactResume(..., allow_changes={names})."
+        )
+    return differences
+
+
+def check_machine(saved: dict[str, str], here: dict[str, str], *, strict: bool) -> None:
+    """Warn of other versions or another processor; refuse them if `strict`.
+
+    Raises:
+        ValueError: If `strict`, and anything differs.
+    """
+    differences = "; ".join(map(str, _compare("", saved, here)))
+    if not differences:
+        return
+    if strict:
+        raise ValueError(
+            f"The commit was written elsewhere, and strict=True: {differences}. Use "
+            "the same, or leave out `strict`: the last bits may then differ."
+        )
+    warnings.warn(
+        f"The commit was written elsewhere: {differences}. The run continues, but its "
+        "last bits may differ from those of a run on one machine.",
+        stacklevel=2,
+    )
+
+
+def _compare(where: str, old: Any, new: Any) -> Iterator[Difference]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            inner = f"{where}.{key}" if where else str(key)
+            yield from _compare(inner, old.get(key), new.get(key))
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for place, (a, b) in enumerate(zip(old, new, strict=True)):
+            yield from _compare(f"{where}[{place}]", a, b)
+    elif old != new and ANYTHING not in (old, new):
+        yield Difference(where, old, new)
