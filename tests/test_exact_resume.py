@@ -9,6 +9,7 @@ import time
 import keras
 import numpy as np
 import pytest
+from resuming import Seen, StopAt, StopError, X, Y, bits, build, data, fit
 
 from fmkit import callbacks, optimizers
 from fmkit.callbacks import ExactResume, _commits
@@ -16,72 +17,6 @@ from fmkit.callbacks._commits import list_commits, read_meta
 from fmkit.data import Batches
 
 BACKEND = keras.backend.backend()
-
-
-class StopError(Exception):
-    """Ends a `fit` from inside, like an error of the user's own."""
-
-
-class StopAt(keras.callbacks.Callback):
-    def __init__(self, epoch, batch):
-        super().__init__()
-        self.at = epoch, batch
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.epoch = epoch
-
-    def on_train_batch_begin(self, batch, logs=None):
-        if (self.epoch, batch) == self.at:
-            raise StopError
-
-
-class Seen(keras.callbacks.Callback):
-    def __init__(self):
-        super().__init__()
-        self.steps = []
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.epoch = epoch
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.steps.append((self.epoch, batch))
-
-
-X = np.random.RandomState(0).rand(40, 3).astype("float32")
-Y = (X.sum(1) > 1.5).astype("int32")
-
-
-def build(units=4, optimizer=None, learning_rate=0.01):
-    keras.utils.set_random_seed(1)
-    model = keras.Sequential(
-        [
-            keras.Input((3,)),
-            keras.layers.Dense(units, activation="relu"),
-            keras.layers.Dense(2),
-        ]
-    )
-    model.compile(
-        optimizer or keras.optimizers.Adam(learning_rate),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    )
-    return model
-
-
-def data(**options):
-    return Batches(X, Y, **{"batch_size": 8, "map": None, **options})
-
-
-def fit(directory, *callbacks, epochs=2, model=None, batches=None, **options):
-    model = model or build()
-    resume = ExactResume(directory, **{"every": 2, "verbose": 0, **options})
-    history = model.fit(
-        batches or data(), epochs=epochs, verbose=0, callbacks=[resume, *callbacks]
-    )
-    return model, resume, history
-
-
-def bits(model):
-    return [np.asarray(w).tobytes() for w in model.get_weights()]
 
 
 def plain(epochs):

@@ -252,6 +252,10 @@ def build_variables(model: Any, peek: Callable[[], Any]) -> None:
 
     `peek` returns a batch; it is asked only if something needs its shapes.
     """
+    if isinstance(model, keras.Sequential) and not model.built:
+        # As its first call does. Keras's symbolic build can't make the states of
+        # stateful recurrent layers.
+        model.build(tuple(keras.tree.flatten(peek())[0].shape))
 
     def steps() -> Iterator[tuple[int, int, list[Any]]]:
         yield 0, 0, [peek()]

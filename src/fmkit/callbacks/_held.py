@@ -166,14 +166,18 @@ class _Search:
             self.held.unreadable[place] = type(value).__name__
 
     def _look_at_keras(self, value: Any, place: str) -> bool:
-        if isinstance(value, keras.Variable) or _is_tensorflow_variable(value):
+        if isinstance(value, keras.Variable) or _is_tensorflow(value, "Variable"):
             self.held.variables[place] = value
         elif isinstance(value, keras.optimizers.Optimizer):
             self.held.optimizers[place] = value
             self._add_all(value.variables, place)
-        elif isinstance(value, keras.random.SeedGenerator):
+        elif isinstance(value, keras.random.SeedGenerator) or _is_tensorflow(
+            value, "random", "Generator"
+        ):
             self._add_all([value.state], place)
-        elif isinstance(value, (keras.layers.Layer, keras.metrics.Metric)):
+        elif isinstance(
+            value, (keras.layers.Layer, keras.metrics.Metric)
+        ) or _is_tensorflow(value, "Module"):
             # Of a kind that Keras tracks, but held where it does not look.
             self._add_all(value.variables, place)
         else:
@@ -232,10 +236,9 @@ def _is_value(value: Any) -> bool:
     while waiting and left > 0:
         each = waiting.pop()
         if isinstance(each, Mapping):
-            waiting += each.keys()
-            waiting += each.values()
+            waiting.extend([*each.keys(), *each.values()])
         elif isinstance(each, (list, tuple)):
-            waiting += each
+            waiting.extend(each)
         elif not isinstance(each, _VALUES) or not _can_be_stored(each):
             return False
         left -= getattr(each, "size", 1)
@@ -246,16 +249,20 @@ def _can_be_stored(value: Any) -> bool:
     return not isinstance(value, (np.ndarray, np.generic)) or is_storable(value)
 
 
-def _is_tensorflow_variable(value: Any) -> bool:
-    tensorflow = sys.modules.get("tensorflow")
-    return tensorflow is not None and isinstance(value, tensorflow.Variable)
+def _is_tensorflow(value: Any, *names: str) -> bool:
+    """Whether `value` is of the class `tensorflow.<names>`, if that is loaded."""
+    kind: Any = sys.modules.get("tensorflow")
+    for name in names:
+        kind = getattr(kind, name, None)
+    return kind is not None and isinstance(value, kind)
 
 
 def _is_constant_tensor(value: Any) -> bool:
     """Whether `value` is a tensor that can only be replaced, not changed."""
     # PyTorch's can be changed: they are read as what has a state.
-    constant = keras.backend.backend() != "torch" and keras.ops.is_tensor(value)
-    return constant and not _is_tensorflow_variable(value)
+    if keras.backend.backend() == "torch" or isinstance(value, keras.Variable):
+        return False
+    return keras.ops.is_tensor(value) and not _is_tensorflow(value, "Variable")
 
 
 def _state_of(value: Any) -> State | None:
