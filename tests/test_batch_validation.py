@@ -226,3 +226,16 @@ def test_a_refused_argument_says_why(arguments, error, message):
     good = {"validation_data": small_data(), "every": 1}
     with pytest.raises(error, match=message):
         BatchValidation(**(good | arguments))
+
+
+def test_the_state_of_another_interval_is_refused():
+    first = BatchValidation(small_data(1), every=5)
+    fit(first, epochs=1)
+    second = BatchValidation(small_data(1), every=7)
+    with pytest.raises(ValueError, match=r"saved with every=5, but .* has every=7"):
+        second.set_state(first.get_state())
+    assert second.records == []
+    # Negative control: other data for the same interval are the user's choice.
+    third = BatchValidation(small_data(2), every=5, batch_size=4)
+    third.set_state(first.get_state())
+    assert third.records == first.records

@@ -581,3 +581,17 @@ def test_a_loop_of_ones_own_is_told_what_to_write():
 def test_a_batch_norm_policy_that_does_not_fit_is_refused(arguments):
     with pytest.raises(ValueError, match="`batch_norm"):
         EvaluateWithAverages(**arguments)
+
+
+def test_averaged_statistics_are_not_taken_over_by_another_policy():
+    def show(policy):
+        return EvaluateWithAverages(
+            batch_norm=policy, batch_norm_data=X if policy == "recompute" else None
+        )
+
+    for old, new in (("average", "copy"), ("copy", "average")):
+        with pytest.raises(ValueError, match=f"batch_norm='{old}', .*='{new}'"):
+            show(new).set_state(show(old).get_state())
+    # Negative control: the two that carry nothing may follow each other.
+    for old, new in (("copy", "recompute"), ("average", "average")):
+        show(new).set_state(show(old).get_state())

@@ -121,6 +121,59 @@ def test_a_callback_finds_its_fit_and_can_set_the_first_epoch():
     assert model.history.epoch == [0]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "validated"),
+    [
+        ({}, []),
+        ({"validation_data": (X, Y)}, [0, 1, 2, 3, 4]),
+        ({"validation_split": 0.5}, [0, 1, 2, 3, 4]),
+        ({"validation_data": (X, Y), "validation_freq": 2}, [1, 3]),
+        ({"validation_data": (X, Y), "validation_freq": 9}, []),
+        ({"validation_data": (X, Y), "validation_freq": [1, 4, 8]}, [0, 3]),
+        ({"validation_freq": 2}, []),
+    ],
+)
+def test_a_callback_is_told_whether_a_validation_follows(arguments, validated):
+    answers, seen = [], []
+
+    class Look(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            self.epoch = epoch
+
+        def on_test_end(self, logs=None):
+            seen.append(self.epoch)
+
+        def on_epoch_end(self, epoch, logs=None):
+            answers.append(private.running_fit(self._model).validates_after(epoch))
+
+    build().fit(X, Y, epochs=5, verbose=0, callbacks=[Look()], **arguments)
+    assert seen == validated
+    assert answers == [any(v > epoch for v in validated) for epoch in range(5)]
+
+
+def test_the_direction_of_each_name_in_the_logs():
+    inputs = keras.Input((2,))
+    model = keras.Model(inputs, [keras.layers.Dense(1, name=n)(inputs) for n in "ab"])
+    mean = keras.metrics.Mean(name="mean")
+    r2 = keras.metrics.R2Score()
+    model.compile(
+        "sgd", "mse", metrics=[["mae", "mae"], [r2]], weighted_metrics=[[], [r2]]
+    )
+    assert private.metric_directions(model) == {}
+    model.tracker = mean  # in the logs of a train step of one's own; no direction
+    history = model.fit(X, [Y, Y], verbose=0).history
+    directions = private.metric_directions(model)
+    assert directions == {
+        "a_loss": "down",
+        "b_loss": "down",
+        "a_mae": "down",
+        "a_mae_1": "down",
+        "b_r2_score": "up",
+        "b_weighted_r2_score": "up",
+    }
+    assert set(history) - set(directions) == {"loss", "mean"}
+
+
 def test_callbacks_that_join_during_on_train_begin_have_their_turn_last():
     # ExactResume relies on it: Keras goes through the list itself, not a copy.
     turns = []

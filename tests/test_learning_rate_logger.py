@@ -100,6 +100,18 @@ def test_logs_every_step():
     assert again.learning_rates[-1] == 0.5
 
 
+@pytest.mark.parametrize("arguments", [{"every": "epoch"}, {"name": "rate"}])
+def test_the_state_of_a_logger_with_other_settings_is_refused(arguments):
+    logger = LearningRateLogger(every="step")
+    fit(keras.optimizers.SGD(0.5), [logger], epochs=1)
+    other = LearningRateLogger(**({"every": "step"} | arguments))
+    ((setting, value),) = arguments.items()
+    with pytest.raises(ValueError, match=f"but the callback has {setting}='{value}'"):
+        other.set_state(logger.get_state())
+    assert other.steps == []
+    LearningRateLogger(every="step").set_state(logger.get_state())
+
+
 @pytest.mark.backend("tensorflow", "jax")
 def test_counts_steps_where_they_run_in_groups():
     logger = LearningRateLogger(every="step")

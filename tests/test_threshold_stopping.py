@@ -317,6 +317,155 @@ def test_a_nonfinite_value_stops_even_before_the_start_epoch():
     assert run_epochs(stopping, [INF, 0.5]) == 0
 
 
+def test_a_nonfinite_value_can_be_an_error_with_the_record_of_the_stop():
+    stopping = ThresholdStopping(
+        "loss", 0.0, check_finite=True, on_nonfinite="error", name="guard"
+    )
+    message = "guard stopped the run in epoch 2 (step 2): loss = nan is not finite."
+    with pytest.raises(FloatingPointError) as error:
+        run_epochs(stopping, [0.9, NAN, 0.7])
+    assert str(error.value) == stopping.stop.message == message
+    assert stopping.stop.reason is StopReason.NONFINITE
+    # Negative control: the names that it does not look at, and no such value.
+    stopping = ThresholdStopping(
+        "loss", 0.0, check_finite=["other"], on_nonfinite="error"
+    )
+    rows = [0.9, NAN, 0.7], [0.1, 0.1, 0.1]
+    assert run_epochs(stopping, *rows, names=("loss", "other")) is None
+
+
+@pytest.mark.parametrize(("every", "run"), [("epoch", run_epochs), (1, run_batches)])
+def test_without_a_threshold_only_finite_values_are_asked_for(every, run):
+    stopping = ThresholdStopping(check_finite=True, every=every)
+    assert run(stopping, [0.9, 0.0, -5.0, INF]) == 3
+    assert stopping.stop.reason is StopReason.NONFINITE
+    assert stopping.stop.callback == "threshold_stopping"
+    assert run(stopping, [0.9, 0.0, -5.0, 1e38]) is None
+    assert stopping.stop is None
+
+
+def test_without_a_threshold_it_survives_a_resume_and_a_copy():
+    first = ThresholdStopping(check_finite=["loss"])
+    assert first.check({"loss": 1.0}) is False
+    second = copy.deepcopy(ThresholdStopping(check_finite=["loss"]))
+    second.set_state(json.loads(json.dumps(first.get_state())))
+    assert second.check({"other": NAN}) is False
+    assert second.check({"loss": NAN}) is True
+
+
+def test_a_check_of_finite_values_that_never_came_is_warned_of():
+    stopping = ThresholdStopping(check_finite=True, every=100)
+    with pytest.warns(UserWarning, match="never saw any value. It checks every 100"):
+        assert run_epochs(stopping, [NAN, NAN]) is None
+
+
+# ------------------------------------------------------------- reached within N checks
+
+
+@pytest.mark.parametrize(
+    ("arguments", "values", "expected", "reason"),
+    [
+        ({"within": 3}, [0.9, 0.8, 0.7, 0.1], 2, "not-reached"),
+        # the last check of the N is one of them
+        ({"within": 3}, [0.9, 0.8, 0.4, 0.1], 2, "threshold"),
+        ({"within": 1}, [0.9, 0.1], 0, "not-reached"),
+        ({"within": 1}, [0.1, 0.1], 0, "threshold"),
+        ({"within": 4}, [0.9, 0.8, 0.7], None, None),
+        # NaN is a check that has not reached it
+        ({"within": 2}, [NAN, NAN, 0.1], 1, "not-reached"),
+        # all K of `count` must be within the N
+        ({"within": 3, "count": 2}, [0.9, 0.3, 0.3], 2, "threshold"),
+        ({"within": 3, "count": 2}, [0.3, 0.9, 0.3, 0.3], 2, "not-reached"),
+        (
+            {"within": 3, "count": 2, "consecutive": False},
+            [0.3, 0.9, 0.3, 0.3],
+            2,
+            "threshold",
+        ),
+        # checks that are not begun with don't count
+        ({"within": 2, "start_epoch": 2}, [0.1, 0.1, 0.9, 0.9, 0.1], 3, "not-reached"),
+        ({"within": 2, "start_step": 3}, [0.1, 0.1, 0.9, 0.9, 0.1], 3, "not-reached"),
+        # once it is reached, only `patience` ends the run
+        ({"within": 2, "patience": 2}, [0.9, 0.4, 0.3, 0.35, 0.36], 4, "plateau"),
+        ({"within": 2, "patience": 2}, [0.9, 0.8, 0.3, 0.35], 1, "not-reached"),
+        # a check that ends the run for a worse reason says so
+        ({"within": 2, "divergence_threshold": 5.0}, [0.9, 9.0], 1, "divergence"),
+        ({"within": 2, "check_finite": True}, [0.9, NAN], 1, "non-finite"),
+    ],
+)
+def test_a_threshold_must_be_reached_within_the_checks_given(
+    arguments, values, expected, reason
+):
+    stopping = ThresholdStopping("loss", 0.4, **arguments)
+    assert run_epochs(stopping, values) == expected
+    assert (stopping.stop and stopping.stop.reason) == reason
+
+
+def test_within_counts_checks_and_not_batches():
+    values = [0.9] * 20
+    assert run_batches(ThresholdStopping("loss", 0.4, every=3, within=2), values) == 5
+    assert run_batches(ThresholdStopping("loss", 0.4, every=1, within=2), values) == 1
+    assert run_batches(ThresholdStopping("loss", 0.4, every=3), values) is None
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    first=st.sampled_from([0.0, 1.0, NAN]),
+    rest=st.lists(st.sampled_from([0.0, 1.0, NAN, None]), max_size=12),
+    count=st.integers(1, 3),
+    spare=st.integers(0, 4),
+    consecutive=st.booleans(),
+    start=st.integers(0, 4),
+)
+def test_within_agrees_with_a_search_through_the_whole_sequence(
+    first, rest, count, spare, consecutive, start
+):
+    values, within = [first, *rest], count + spare
+    known = [i for i, v in enumerate(values) if i >= start and v is not None]
+    expected = None
+    for number, index in enumerate(known, start=1):
+        hits = [values[i] == 1.0 for i in known[:number]]
+        row = hits[-count:] if consecutive else hits
+        if sum(row) >= count:
+            expected = index, "threshold"
+        elif number == within:
+            expected = index, "not-reached"
+        if expected:
+            break
+    stopping = ThresholdStopping(
+        "loss",
+        1,
+        mode="max",
+        count=count,
+        consecutive=consecutive,
+        start_epoch=start,
+        within=within,
+    )
+    logs = [{} if value is None else {"loss": value} for value in values]
+    stopped = [stopping.check(each, epoch=epoch) for epoch, each in enumerate(logs)]
+    found = (stopped.index(True), stopping.stop.reason) if any(stopped) else None
+    assert found == expected
+
+
+def test_the_record_of_what_was_not_reached_says_how_far_it_came():
+    stopping = ThresholdStopping("loss", 0.4, within=2, name="soon")
+    run_epochs(stopping, [0.9, 0.5], batches=10)
+    message = (
+        "soon stopped the run in epoch 2 (step 20): the threshold was not reached "
+        "within 2 checks (loss = 0.5, wanted <= 0.4)."
+    )
+    assert stopping.stop.message == message
+    assert (stopping.stop.monitor, stopping.stop.value) == ("loss", 0.5)
+    assert stopping.stop.threshold == 0.4
+    rule = Reached("accuracy", 0.9, "max") & Reached("loss", 0.4)
+    both = ThresholdStopping(rule, within=3, count=2)
+    run_epochs(both, [0.5, 0.5, 0.95], [0.5] * 3, names=("accuracy", "loss"))
+    assert both.stop.message.endswith(
+        "the threshold was not reached in 2 checks in a row within 3 checks "
+        "(accuracy = 0.95, wanted >= 0.9; loss = 0.5, wanted <= 0.4)."
+    )
+
+
 def test_a_first_nan_does_not_spoil_the_best_value():
     stopping = ThresholdStopping("loss", 0.3, patience=2)
     run_epochs(stopping, [NAN, 0.9, 0.3, 0.5, 0.4])
@@ -540,6 +689,13 @@ def test_keras_has_no_rule_for_an_unknown_name():
         ({"restore": "last"}, ValueError, r"must be one of \['best', 'reaching'\]"),
         ({"on_missing": "ignore"}, ValueError, r"one of \['error', 'warn'\]"),
         ({"verbose": "loud"}, ValueError, "`verbose` must be one of"),
+        ({"within": 0}, ValueError, "`within` must be at least 1"),
+        ({"within": 2, "count": 3}, ValueError, "`within` must be at least 3"),
+        ({"within": 2.0}, TypeError, "`within` must be an integer"),
+        ({"on_nonfinite": "raise"}, ValueError, r"one of \['stop', 'error'\]"),
+        ({"on_nonfinite": "error"}, ValueError, "add check_finite=True"),
+        ({"monitor": None}, TypeError, "got monitor=None"),
+        ({"monitor": None, "threshold": None}, TypeError, r"\(check_finite=True\)"),
         ({"name": ""}, TypeError, "`name` must be a non-empty string"),
     ],
 )
@@ -547,6 +703,26 @@ def test_a_refused_argument_says_why(arguments, error, message):
     given_arguments = {"monitor": "loss", "threshold": 0.4} | arguments
     with pytest.raises(error, match=message):
         ThresholdStopping(**given_arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"count": 2},
+        {"consecutive": False},
+        {"start_epoch": 1},
+        {"patience": 1},
+        {"within": 5},
+        {"divergence_threshold": 5.0},
+        {"restore": "best"},
+        {"progress": True},
+    ],
+)
+def test_without_a_threshold_an_argument_without_effect_is_refused(arguments):
+    (name,) = arguments
+    with pytest.raises(ValueError, match=f"Without a threshold `{name}` would have"):
+        ThresholdStopping(check_finite=True, **arguments)
+    ThresholdStopping("loss", 0.1, check_finite=True, **arguments)
 
 
 def test_a_condition_brings_its_own_numbers():
@@ -615,6 +791,8 @@ def test_a_second_run_starts_afresh():
         {"count": 3, "consecutive": False},
         {"patience": 2},
         {"count": 2, "patience": 2, "min_delta": 0.05},
+        {"count": 3, "within": 5},
+        {"within": 2},
     ],
 )
 @pytest.mark.parametrize("cut", range(1, 7))
@@ -656,6 +834,154 @@ def test_a_state_given_before_fit_is_kept_for_that_fit_only():
     second.set_state(first.get_state())
     assert run_epochs(second, [0.1, 0.1]) == 0
     assert run_epochs(second, [0.1, 0.1]) == 1
+
+
+LOSS = Reached("loss", 0.4, "min")
+SCORE = Reached("score", 0.9, "max")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "then", "now"),
+    [
+        ({}, {"monitor": "val_loss"}, "monitor='loss'", "monitor='val_loss'"),
+        ({}, {"mode": "max"}, "mode='<='", "mode='>='"),
+        ({}, {"mode": "<"}, "mode='<='", "mode='<'"),
+        ({"mode": "max"}, {}, "mode='>='", "mode='auto'"),
+        ({}, {"every": 10}, "every='epoch'", "every=10"),
+        ({"every": 10}, {"every": 20}, "every=10", "every=20"),
+        ({"count": 2}, {"count": 3}, "count=2", "count=3"),
+        ({}, {"consecutive": False}, "consecutive=True", "consecutive=False"),
+        ({}, {"restore": "best"}, "restore=None", "restore='best'"),
+        (
+            {"monitor": LOSS & SCORE, "threshold": None},
+            {"monitor": LOSS | SCORE, "threshold": None},
+            "(loss & score)",
+            "(loss | score)",
+        ),
+        (
+            {"monitor": LOSS & SCORE, "threshold": None},
+            {"monitor": SCORE & LOSS, "threshold": None},
+            "(loss & score)",
+            "(score & loss)",
+        ),
+        ({}, {"monitor": None, "threshold": None, "check_finite": True}, "loss", "''"),
+    ],
+)
+def test_the_state_of_a_stopper_with_another_condition_is_refused(
+    before, after, then, now
+):
+    common = {"monitor": "loss", "threshold": 0.4}
+    first = ThresholdStopping(**(common | before))
+    first.set_model(fake_model())
+    first.check({"loss": 0.9, "score": 0.1})
+    state = json.loads(json.dumps(first.get_state()))
+    second = ThresholdStopping(**(common | after), name="second")
+    untouched = second.get_state()
+    with pytest.raises(ValueError, match="state given to second was saved") as error:
+        second.set_state(state)
+    message = str(error.value)
+    assert message.index(then) < message.index("but the callback has")
+    assert message.index("but the callback has") < message.index(now)
+    assert "ExactResume` in another directory" in message
+    # It took nothing of what it refused.
+    assert second.get_state() == untouched
+    # Negative control: the one whose state it is takes it.
+    ThresholdStopping(**(common | before)).set_state(state)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"verbose": 1},
+        {"progress": True},
+        {"log_stop": True},
+        {"name": "other"},
+        {"on_missing": "warn"},
+        {"start_epoch": 1},
+        {"patience": 3, "min_delta": 0.1},
+        {"divergence_threshold": 9.0},
+        {"check_finite": True},
+        {"within": 9},
+        {"mode": "min"},  # what "auto" has turned out to mean
+    ],
+)
+def test_a_state_is_taken_where_another_argument_leaves_it_its_meaning(arguments):
+    first = ThresholdStopping("loss", 0.4, count=2)
+    first.check({"loss": 0.3})
+    second = ThresholdStopping("loss", 0.4, count=2, **arguments)
+    second.set_state(json.loads(json.dumps(first.get_state())))
+    second.check({"loss": 0.35}, epoch=1)
+    assert second.reached_epoch == 1
+    assert second.best == 0.3
+
+
+def test_an_auto_that_had_no_check_yet_may_be_written_out():
+    # The way out of the error that Keras has no rule for the name.
+    first = ThresholdStopping("score", 0.9)
+    with pytest.raises(ValueError, match="Keras has none for 'score'"):
+        first.check({"score": 0.5})
+    second = ThresholdStopping("score", 0.9, mode="max")
+    second.set_state(first.get_state())
+    assert second.check({"score": 0.95}) is True
+
+
+def test_with_another_threshold_the_count_begins_anew_and_the_best_value_stays():
+    first = ThresholdStopping("loss", 0.4, count=2)
+    first.check({"loss": 0.2})
+    other = ThresholdStopping("loss", 0.3, count=2)
+    other.set_state(first.get_state())
+    assert other.best == 0.2
+    assert [other.check({"loss": 0.25}) for _ in range(2)] == [False, True]
+    # Negative control: for the same threshold the first check counts.
+    same = ThresholdStopping("loss", 0.4, count=2)
+    same.set_state(first.get_state())
+    assert same.check({"loss": 0.25}) is True
+
+
+def test_with_another_threshold_the_weights_that_reached_the_old_one_are_let_go():
+    first = ThresholdStopping("loss", 0.4, patience=9, restore="reaching")
+    first.set_model(SimpleNamespace(metrics=[], get_weights=lambda: [np.ones(2)]))
+    first.check({"loss": 0.3}, step=1)
+    same = ThresholdStopping("loss", 0.4, patience=9, restore="reaching")
+    other = ThresholdStopping("loss", 0.1, patience=9, restore="reaching")
+    for second in (same, other):
+        second.set_state(first.get_state())
+    assert "weight_0" in same.get_state()
+    assert "weight_0" not in other.get_state()
+
+
+@pytest.mark.parametrize(
+    ("reason", "before", "after", "goes_on"),
+    [
+        ("threshold", {}, {}, False),
+        ("threshold", {}, {"threshold": 0.1}, True),
+        ("threshold", {}, {"patience": 5}, True),
+        ("plateau", {"patience": 1}, {"patience": 1}, False),
+        ("plateau", {"patience": 1}, {"patience": 5}, True),
+        ("not-reached", {"threshold": 0.1, "within": 3}, {"within": 3}, False),
+        ("not-reached", {"threshold": 0.1, "within": 3}, {"within": 9}, True),
+        ("not-reached", {"threshold": 0.1, "within": 3}, {}, True),
+        ("divergence", {"divergence_threshold": 0.48}, {}, True),
+        (
+            "divergence",
+            {"divergence_threshold": 0.48},
+            {"divergence_threshold": 0.48},
+            False,
+        ),
+    ],
+)
+def test_a_restored_stop_ends_the_run_unless_the_arguments_now_allow_more(
+    reason, before, after, goes_on
+):
+    common = {"monitor": "loss", "threshold": before.get("threshold", 0.4)}
+    first = ThresholdStopping(**(common | before))
+    values = [0.5, 0.4, 0.4] if reason == "divergence" else [0.45, 0.4, 0.42]
+    run_epochs(first, values)
+    assert first.stop.reason == reason
+    second = ThresholdStopping(**(common | after))
+    second.set_state(json.loads(json.dumps(first.get_state())))
+    assert (second.stop is None) == goes_on
+    assert run_epochs(second, [0.46, 0.46]) == (None if goes_on else 0)
 
 
 def test_the_count_of_batches_goes_on_inside_an_epoch():

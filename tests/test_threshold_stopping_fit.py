@@ -13,11 +13,14 @@ import pytest
 
 from fmkit.callbacks import (
     BatchValidation,
+    EvaluateWithAverages,
+    ExactResume,
     Reached,
     Stop,
     StopReason,
     ThresholdStopping,
 )
+from fmkit.optimizers import ExponentialMovingAverage
 
 BATCH, ROWS = 8, 64
 STEPS = ROWS // BATCH
@@ -122,6 +125,87 @@ def test_auto_has_no_rule_for_a_name_that_keras_does_not_know():
         fit(inject, ThresholdStopping("score", 0.5))
 
 
+class Share(keras.metrics.Mean):
+    """A metric of the user's own, with a direction by Keras's rule."""
+
+    _direction = "up"
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        return super().update_state(y_pred, sample_weight)
+
+
+def mean_of_outputs(y_true, y_pred):
+    return keras.ops.mean(y_pred)
+
+
+def fit_two_outputs(callback, **values):
+    """Three epochs of a model with the outputs `a` and `b`, with injected values."""
+    inputs = keras.Input((4,))
+    outputs = [
+        keras.layers.Dense(n, name=name)(inputs) for n, name in ((2, "a"), (1, "b"))
+    ]
+    model = keras.Model(inputs, outputs)
+    crossentropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(
+        "sgd",
+        [crossentropy, "mse"],
+        metrics=[["accuracy"], ["mae", Share(name="share"), mean_of_outputs]],
+        weighted_metrics=[["accuracy"], []],
+    )
+    x, y = small_data()
+    injected = {name: [value] * 3 for name, value in values.items()}
+    data = {"x": x, "y": [y, x[:, :1]], "validation_data": (x, [y, x[:, :1]])}
+    callbacks = [Inject(**injected), callback]
+    return model.fit(**data, epochs=3, verbose=0, callbacks=callbacks)
+
+
+@pytest.mark.parametrize(
+    ("monitor", "rises"),
+    [
+        ("val_a_accuracy", True),
+        ("a_accuracy", True),
+        ("val_a_weighted_accuracy", True),
+        ("val_b_mae", False),
+        ("val_b_share", True),
+        ("val_a_loss", False),
+        ("b_loss", False),
+        ("val_loss", False),
+    ],
+)
+def test_auto_knows_the_metrics_and_losses_of_each_output(monitor, rises):
+    stopping = ThresholdStopping(monitor, 0.5)
+    history = fit_two_outputs(stopping, **{monitor: 0.9 if rises else 0.1})
+    assert history.epoch == [0]
+    assert stopping.stop.message.endswith(">= 0.5." if rises else "<= 0.5.")
+    # Negative control: on the other side of the threshold the run goes on.
+    stopping = ThresholdStopping(monitor, 0.5)
+    history = fit_two_outputs(stopping, **{monitor: 0.1 if rises else 0.9})
+    assert history.epoch == [0, 1, 2]
+
+
+def test_auto_has_no_rule_for_a_metric_of_an_output_without_a_direction():
+    stopping = ThresholdStopping("val_b_mean_of_outputs", 0.5)
+    with pytest.raises(ValueError, match="Keras has none for 'val_b_mean_of_outputs'"):
+        fit_two_outputs(stopping)
+    # Keras's own stopper has no rule for any name that begins with an output's.
+    with pytest.raises(ValueError, match="isn't able to automatically determine"):
+        fit_two_outputs(keras.callbacks.EarlyStopping("val_a_accuracy"))
+
+
+def test_auto_takes_the_metric_of_the_name_and_not_another_one_of_the_same_class():
+    # Keras's rule knows the bare name "score" twice, and takes the last.
+    inputs = keras.Input((4,))
+    outputs = [keras.layers.Dense(1, name=name)(inputs) for name in "ab"]
+    model = keras.Model(inputs, outputs)
+    falls = keras.metrics.MeanSquaredError(name="score")
+    model.compile("sgd", "mse", metrics=[[Share(name="score")], [falls]])
+    x, _ = small_data()
+    both = ThresholdStopping(Reached("a_score", 0.5) & Reached("b_score", 0.5))
+    inject = Inject(a_score=[0.9], b_score=[0.1])
+    model.fit(x, [x[:, :1]] * 2, verbose=0, callbacks=[inject, both])
+    assert both.stop.message.endswith("a_score = 0.9 >= 0.5 and b_score = 0.1 <= 0.5.")
+
+
 @pytest.mark.parametrize("every", [1, 3, 10])
 def test_fit_stops_inside_an_epoch(every):
     stopping = ThresholdStopping("loss", 100.0, every=every)
@@ -166,6 +250,91 @@ def test_with_validation_freq_the_checks_follow_the_validations():
     assert history.epoch == [0, 1]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "freq", "last"),
+    [
+        ({}, 2, 1),  # epochs 1, 3, 5 validate, counted from 0
+        ({}, [3, 4], 2),
+        ({"count": 2}, 2, 3),
+        ({"count": 2, "every": "validation"}, 2, 3),
+        ({"patience": 1, "min_delta": 1e9}, 2, 3),
+        ({"threshold": -1.0, "within": 2}, 2, 3),
+        ({"threshold": -1.0, "within": 2}, 1, 1),
+        ({"threshold": -1.0, "divergence_threshold": 0.0}, 2, 1),
+        ({"on_missing": "warn"}, 2, 1),
+        ({"start_epoch": 2}, 2, 3),
+    ],
+)
+def test_an_epoch_without_its_validation_is_no_check(arguments, freq, last):
+    arguments = {"monitor": "val_loss", "threshold": 100.0} | arguments
+    stopping = ThresholdStopping(**arguments)
+    history = fit(
+        stopping, validation_data=small_data(), validation_freq=freq, epochs=6
+    )
+    assert history.epoch[-1] == last
+
+
+def test_values_of_the_validation_that_must_be_finite_are_awaited():
+    stopping = ThresholdStopping(check_finite=["val_loss"])
+    inject = Inject(loss=[0.1] * 4)
+    history = fit(inject, stopping, validation_data=small_data(), validation_freq=2)
+    assert history.epoch == [0, 1, 2, 3]
+
+
+def test_a_wrong_name_is_refused_at_the_first_validation():
+    inject = Inject()
+    stopping = ThresholdStopping("val_los", 0.1, mode="min")
+    data = {"validation_data": small_data(), "validation_freq": 2}
+    with pytest.raises(ValueError, match=r"'val_los'.*Did you mean 'val_loss'"):
+        fit(inject, stopping, **data)
+    assert len(inject.weights) == 2  # the epochs that were trained
+    # What a validation can't bring is not awaited, and only that is refused.
+    rule = Reached("val_loss", 0.1) & Reached("acuracy", 0.9, "max")
+    with pytest.raises(ValueError, match=r"monitors 'acuracy', which.*'accuracy'"):
+        fit(inject, ThresholdStopping(rule), **data)
+    assert len(inject.weights) == 3
+
+
+@pytest.mark.parametrize(("freq", "refused"), [(4, False), (5, True), ([9], True)])
+def test_a_validation_that_never_comes_is_an_error_in_the_first_epoch(freq, refused):
+    inject = Inject()
+    data = {"validation_data": small_data(), "validation_freq": freq}
+    if refused:
+        with pytest.raises(ValueError, match="no `validation_freq` above"):
+            fit(inject, ThresholdStopping("val_loss", 0.0), **data)
+    else:
+        fit(inject, ThresholdStopping("val_loss", 0.0), **data)
+    assert len(inject.weights) == (1 if refused else 4)
+
+
+def test_a_batch_validation_that_is_due_in_a_later_epoch_is_awaited():
+    validation = BatchValidation(small_data(), every=STEPS + 3, batch_size=ROWS)
+    assert fit(validation, ThresholdStopping("val_loss", 100.0)).epoch == [0, 1]
+    with pytest.raises(ValueError, match="Did you mean 'val_loss'"):
+        fit(validation, ThresholdStopping("val_los", 100.0, mode="min"))
+    assert len(validation.records) == 1
+    # Negative control: after the stopper in the list, it can bring nothing.
+    with pytest.raises(ValueError, match="There are no values of a validation"):
+        fit(ThresholdStopping("val_loss", 100.0), validation)
+
+
+@pytest.mark.parametrize("monitor", ["val_raw_accuracy", "val_accuracy"])
+def test_the_raw_weights_values_are_no_validation_and_have_their_metrics_rule(monitor):
+    model = new_model()
+    model.compile(
+        ExponentialMovingAverage(keras.optimizers.SGD(0.05)),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    averages = EvaluateWithAverages(raw_validation_data=small_data())
+    stopping = ThresholdStopping(monitor, 0.0)
+    data = {"validation_data": small_data(), "validation_freq": 2}
+    history = fit(averages, stopping, model=model, **data)
+    # The raw weights are evaluated in every epoch, the averages in every second.
+    assert history.epoch == ([0] if "raw" in monitor else [0, 1])
+    assert ">= 0.0" in stopping.stop.message
+
+
 # `pytest.warns` raises other warnings anew, without their module's filter.
 @pytest.mark.filterwarnings("ignore:__array__ implementation")
 def test_no_validation_at_all_is_told_at_the_end():
@@ -190,6 +359,34 @@ def test_a_nan_in_the_validation_stops_if_asked():
     keras_callback = keras.callbacks.TerminateOnNaN()
     history = fit(inject, keras_callback, validation_data=small_data())
     assert history.epoch == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("every", ["epoch", 1])
+def test_a_nan_can_end_fit_with_an_error(every):
+    class Nan(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            logs["loss"] = float("nan")
+
+        def on_epoch_end(self, epoch, logs=None):
+            logs["loss"] = float("nan")
+
+    guard = {"check_finite": True, "every": every}
+    with pytest.raises(FloatingPointError, match="loss = nan is not finite"):
+        fit(Nan(), ThresholdStopping(**guard, on_nonfinite="error"))
+    # Negative control: the quiet stop, and a training whose values are finite.
+    assert fit(Nan(), ThresholdStopping(**guard)).epoch == [0]
+    stopping = ThresholdStopping(**guard, on_nonfinite="error")
+    assert fit(stopping).epoch == [0, 1, 2, 3]
+
+
+def test_a_run_that_has_not_reached_it_in_time_gives_its_best_weights_back():
+    inject = Inject(loss=[0.7, 0.5, 0.9, 0.1])
+    stopping = ThresholdStopping("loss", 0.4, within=3, restore="best")
+    model = small_model()
+    history = fit(inject, stopping, model=model)
+    assert history.epoch == [0, 1, 2]
+    assert history.params["stops"][0]["reason"] == StopReason.NOT_REACHED
+    assert same(model.get_weights(), inject.weights[1])
 
 
 def test_a_stop_stands_though_another_callback_clears_it_in_the_epoch():
@@ -272,6 +469,34 @@ def test_a_resumed_run_restores_the_best_weights_of_its_first_part():
     fit(rest, second, model=model, epochs=4, initial_epoch=3)
     assert same(model.get_weights(), inject.weights[1])
     assert second.best == 0.2
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [
+        (ThresholdStopping, {"threshold": 0.0}),
+        (keras.callbacks.EarlyStopping, {"patience": 9}),
+        (keras.callbacks.ReduceLROnPlateau, {"patience": 9}),
+        (keras.callbacks.ModelCheckpoint, {"filepath": "best.weights.h5"}),
+    ],
+)
+def test_a_resume_refuses_a_callback_that_monitors_something_else(
+    tmp_path, monkeypatch, kind, arguments
+):
+    monkeypatch.chdir(tmp_path)
+
+    def train(monitor, epochs):
+        resume = ExactResume("run", every="epoch", verbose=0)
+        callback = kind(monitor=monitor, **arguments)
+        data = {"validation_data": small_data()}
+        fit(callback, resume, model=new_model(), epochs=epochs, **data)
+        return resume.resumed_from
+
+    assert train("loss", 1) is None
+    with pytest.raises(ValueError, match=r"saved with monitor='loss'.*'val_loss'"):
+        train("val_loss", 2)
+    # Negative control, and the directory is free again.
+    assert train("loss", 2) == (1, 0)
 
 
 # ------------------------------------------------------------------ where it is told

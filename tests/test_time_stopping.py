@@ -111,6 +111,36 @@ def test_the_used_time_goes_on_across_a_resume():
     assert run(fresh, fresh_clock) == (2, 2)
 
 
+@pytest.mark.parametrize("text", ["6:00:00", "1:30:05", "45s", "2 days", "1 h"])
+def test_the_timedelta_that_an_error_says_to_write_is_taken(text):
+    with pytest.raises(TypeError) as error:
+        TimeStopping(text)
+    written = str(error.value).partition("for example budget=")[2].rstrip(".")
+    budget = TimeStopping(eval(written)).budget
+    expected = {"6:00:00": 21600, "1:30:05": 5405, "45s": 45, "2 days": 172800}
+    assert budget == expected.get(text, 3600)
+
+
+@pytest.mark.parametrize(
+    ("budget", "margin", "last"),
+    [
+        (50.0, 0.0, (0, 3)),  # as before: stopped, whatever is left
+        (40.0, 0.0, (0, 3)),
+        (90.0, 40.0, (0, 3)),
+        (90.0, 0.0, (0, 3)),
+        (140.0, 0.0, (1, 3)),
+    ],
+)
+def test_a_run_that_was_out_of_time_goes_on_with_a_larger_budget(budget, margin, last):
+    clock = Clock()
+    first = TimeStopping(50.0, clock=clock)
+    assert run(first, clock) == (1, 1)  # 60 s: the step that finds it used is done
+    second = TimeStopping(budget, margin=margin, clock=clock)
+    second.set_state(json.loads(json.dumps(first.get_state())))
+    assert (second.stop is None) == (budget - margin > 50.0)
+    assert run(second, clock) == last
+
+
 def test_a_state_saved_and_given_inside_a_run_counts_once():
     clock = Clock()
     first = TimeStopping(100.0, clock=clock)
@@ -149,6 +179,18 @@ def test_a_loop_of_ones_own_asks_check():
         ({"budget": 0}, ValueError, "`budget` must be a finite number above 0"),
         ({"budget": float("nan")}, ValueError, "`budget` must be a finite"),
         ({"budget": "1h"}, TypeError, "`budget` must be a number"),
+        (
+            {"budget": "6:00:00"},
+            TypeError,
+            r"got budget='6:00:00' \(str\). Write for example "
+            r"budget=datetime.timedelta\(hours=6\)\.",
+        ),
+        ({"budget": "1:30:05"}, TypeError, r"\(hours=1, minutes=30, seconds=5\)"),
+        ({"budget": "1 day, 2:00:00"}, TypeError, r"\(days=1, hours=2\)"),
+        ({"budget": "90 minutes"}, TypeError, r"budget=datetime.timedelta\(minutes=90"),
+        ({"budget": "2 months"}, TypeError, r"budget=datetime.timedelta\(hours=6\)"),
+        ({"margin": "0:05:00"}, TypeError, r"margin=datetime.timedelta\(minutes=5\)"),
+        ({"budget": None}, TypeError, r"None \(NoneType\).*datetime.timedelta"),
         ({"margin": -1}, ValueError, "at least 0 and below 10"),
         ({"margin": 10}, ValueError, "at least 0 and below 10"),
     ],

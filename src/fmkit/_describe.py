@@ -80,6 +80,8 @@ def _of_mapping(described: dict[str, Any]) -> Any:
             return config or described["class_name"]
         # Names are counted through a whole process: adam, adam_1.
         kept = {key: item for key, item in config.items() if key not in _NAMES}
+        if not kept:
+            return config["name"]  # of a dtype policy
         return {"class": described["class_name"], **kept}
     return described
 

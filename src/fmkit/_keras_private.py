@@ -12,7 +12,9 @@ used, and why nothing public does:
   be numbered from the step it was killed at.
 - The frame of the running `fit`: an adapter is not told whether it trains or
   predicts, nor which `class_weight` was given; a callback is not told which data
-  `fit` reads.
+  `fit` reads, nor in which epochs it validates.
+- `model._compile_metrics`, `._compile_loss`, `metric._direction`: Keras's own rule for
+  `mode="auto"` reads them, but knows no name that begins with an output's.
 - `model._initial_epoch`, as Keras's own `BackupAndRestore` sets it.
 - `model._symbolic_build`: metrics and optimizer get their variables before the
   first step, so that saved values can be put into them.
@@ -67,6 +69,7 @@ __all__ = [
     "in_stateless_scope",
     "is_in_fit",
     "is_running",
+    "metric_directions",
     "print_msg",
     "rate_of_last_step",
     "restore_grid",
@@ -123,6 +126,21 @@ class FitCall:
     initial_epoch: int
     epochs: int
     arguments: dict[str, Any]
+
+    @property
+    def validation_freq(self) -> int | list[int] | None:
+        """The argument, or `None` if there is nothing to validate on."""
+        validates = self.arguments["validation_data"] is not None
+        return self.arguments["validation_freq"] if validates else None
+
+    def validates_after(self, epoch: int) -> bool:
+        """Tell whether a later epoch than `epoch`, counted from 0, validates."""
+        every = self.validation_freq
+        if every is None:
+            return False
+        if isinstance(every, int):
+            return self.epochs // every > (epoch + 1) // every
+        return any(epoch + 1 < number <= self.epochs for number in every)
 
 
 _ARGUMENTS = (
@@ -333,6 +351,28 @@ def compile_arguments(model: Any) -> dict[str, Any]:
 def all_layers(model: Any) -> list[Any]:
     """Return every layer of `model`, at any depth, each once."""
     return list(model._flatten_layers())
+
+
+def metric_directions(model: Any) -> dict[str, str]:
+    """Return "up" or "down" for each name in the logs whose metric says which.
+
+    The names are those that Keras gives the metrics of `compile`, with the output's
+    name before them if there are several outputs, and the losses of the outputs.
+    """
+    compiled: Any = getattr(model, "_compile_metrics", None)
+    losses = getattr(getattr(model, "_compile_loss", None), "metrics", [])
+    metrics: dict[str, Any] = {}
+    for metric in getattr(model, "metrics", []):
+        if metric is not compiled:
+            metrics[metric.name] = metric
+        elif metric.built:
+            # One result for each metric in the same order, unless two share a name.
+            names, parts = list(metric.result()), metric.metrics
+            if len(names) == len(parts):
+                metrics.update(zip(names, parts, strict=True))
+    directions = {name: getattr(m, "_direction", None) for name, m in metrics.items()}
+    directions.update((metric.name, "down") for metric in losses)
+    return {name: direction for name, direction in directions.items() if direction}
 
 
 def global_seed_variable(*, create: bool = False) -> Any | None:

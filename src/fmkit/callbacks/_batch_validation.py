@@ -12,6 +12,7 @@ import numpy as np
 
 from fmkit._checks import check_int
 from fmkit.callbacks._batch_counter import BatchCounter
+from fmkit.callbacks._callback_state import check_settings
 
 __all__ = ["BatchValidation"]
 
@@ -130,10 +131,19 @@ class BatchValidation(keras.callbacks.Callback):
 
     def get_state(self) -> dict[str, Any]:
         """Return all that a resumed run needs, as JSON values."""
-        return {"records": self.records, **self._counter.get_state()}
+        return {
+            "settings": {"every": self.every},
+            "records": self.records,
+            **self._counter.get_state(),
+        }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on from `state`, before `fit` or in its first epoch."""
+        """Go on from `state`, before `fit` or in its first epoch.
+
+        Raises:
+            ValueError: If the state was saved with another `every`.
+        """
+        check_settings(type(self).__name__, state, {"every": self.every})
         self._restored = True
         self.records = [dict(record) for record in state["records"]]
         self._counter.set_state(state)

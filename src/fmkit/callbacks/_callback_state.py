@@ -14,7 +14,7 @@ import logging
 import os
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import numpy as np
 from fmkit._files import write_whole
 
 __all__ = [
+    "check_settings",
     "check_states",
     "continued_files",
     "decode",
@@ -39,6 +40,33 @@ _logger = logging.getLogger("fmkit.callbacks")
 
 Array = np.ndarray[Any, Any]
 State = dict[str, Any]
+
+
+def check_settings(
+    callback: str, state: Mapping[str, Any], own: Mapping[str, Any]
+) -> None:
+    """Refuse a state that was saved with other settings than the callback's own.
+
+    Args:
+        callback: Its name, for the message.
+        state: What `get_state` returned, with the settings under `"settings"`.
+        own: The settings without which what was counted means something else.
+
+    Raises:
+        ValueError: If a setting was another when the state was saved.
+    """
+    saved = state.get("settings", {})
+    names = [name for name in own if name in saved and saved[name] != own[name]]
+    if not names:
+        return
+    then = ", ".join(f"{name}={saved[name]!r}" for name in names)
+    now = ", ".join(f"{name}={own[name]!r}" for name in names)
+    raise ValueError(
+        f"The state given to {callback} was saved with {then}, but the callback has "
+        f"{now}, and what was counted would mean something else. Set {then} as before "
+        "(callbacks of one class also keep their order in the list), or begin a new "
+        "run: without `set_state`, and with `ExactResume` in another directory."
+    )
 
 
 # JSON with arrays in it
@@ -179,11 +207,20 @@ def decode(value: Any, arrays: dict[str, Array]) -> Any:
 # Keras's own callbacks
 
 
-def _attributes(*names: str) -> tuple[Callable[..., State], Callable[..., None]]:
+def _attributes(
+    *names: str, settings: Iterable[str] = ()
+) -> tuple[Callable[..., State], Callable[..., None]]:
+    """Return how to take and put `names`, for a callback with the same `settings`."""
+
+    def settings_of(callback: Any) -> State:
+        return {name: getattr(callback, name) for name in settings}
+
     def get(callback: Any) -> State:
-        return {name: getattr(callback, name) for name in names}
+        state = {name: getattr(callback, name) for name in names}
+        return {**state, "settings": settings_of(callback)}
 
     def put(callback: Any, state: State) -> None:
+        check_settings(type(callback).__name__, state, settings_of(callback))
         for name in names:
             setattr(callback, name, state[name])
 
@@ -231,14 +268,27 @@ def _put_csv(logger: Any, state: State) -> None:
     logger.writer = None  # made again, on the new file, at the next epoch's end
 
 
+# What "best" is the best of.
+_MONITORED = ("monitor", "mode")
+
 # `min_delta` is not here: Keras flips its sign once when monitoring starts.
 _TABLE: dict[type, tuple[Callable[..., State], Callable[..., None]]] = {
     keras.callbacks.EarlyStopping: _attributes(
-        "wait", "stopped_epoch", "best", "best_weights", "best_epoch"
+        "wait",
+        "stopped_epoch",
+        "best",
+        "best_weights",
+        "best_epoch",
+        settings=_MONITORED,
     ),
-    keras.callbacks.ReduceLROnPlateau: _attributes("wait", "cooldown_counter", "best"),
+    keras.callbacks.ReduceLROnPlateau: _attributes(
+        "wait", "cooldown_counter", "best", settings=_MONITORED
+    ),
     keras.callbacks.ModelCheckpoint: _attributes(
-        "best", "_batches_seen_since_last_saving", "_last_batch_seen"
+        "best",
+        "_batches_seen_since_last_saving",
+        "_last_batch_seen",
+        settings=_MONITORED,
     ),
     keras.callbacks.OrbaxCheckpoint: _attributes(
         "best",

@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from fmkit import _keras_private as private
 from fmkit._checks import check_number, check_one_of
 from fmkit.callbacks._stop import shown
 
@@ -147,6 +148,19 @@ class Reached(Condition):
         return f"{self.monitor} = {value} {self.sign} {shown(self.threshold)}"
 
 
+class NoCondition(Condition):
+    """No condition at all: it looks at nothing, and is never known to hold."""
+
+    def leaves(self) -> tuple[Reached, ...]:
+        return ()
+
+    def holds(self, logs: Logs) -> bool | None:
+        return None
+
+    def resolved(self, rises: Callable[[str], bool]) -> Condition:
+        return self
+
+
 class _Combination(Condition):
     """Conditions side by side."""
 
@@ -203,6 +217,13 @@ class AnyOf(_Combination):
         return None if None in answers else False
 
 
+def formula(condition: Condition) -> str:
+    """Return the monitored names and how they combine: `"(val_loss | loss)"`."""
+    if isinstance(condition, _Combination):
+        return "(" + f" {condition._word} ".join(map(formula, condition.parts)) + ")"
+    return " ".join(condition.monitors)
+
+
 def in_precision_of(value: float, threshold: float) -> float:
     """Return the threshold as float32 writes it, if `value` is a float32 number."""
     with np.errstate(over="ignore"):
@@ -213,12 +234,21 @@ def in_precision_of(value: float, threshold: float) -> float:
 def keras_rises(monitor: str, model: Any = None) -> bool:
     """Return whether Keras wants `monitor` to be great; asks Keras itself.
 
-    `EarlyStopping` holds the rule. It is shown the values 0 and 1; which of them it
-    keeps as the best is the answer, through public methods alone.
+    The model's own metrics and losses come first, under their names in the logs, which
+    begin with an output's name if there are several. For any other name `EarlyStopping`
+    holds the rule. It is shown the values 0 and 1; which of them it keeps as the best
+    is the answer, through public methods alone.
 
     Raises:
         ValueError: If Keras has no rule for that name.
     """
+    directions = {} if model is None else private.metric_directions(model)
+    name = monitor.removeprefix("val_")
+    if name not in directions and name.startswith("raw_"):
+        # What `EvaluateWithAverages` writes for the raw weights.
+        monitor = name = name.removeprefix("raw_")
+    if name in directions:
+        return directions[name] == "up"
     judge = keras.callbacks.EarlyStopping(monitor, patience=10)
     if model is not None:
         judge.set_model(model)
@@ -227,7 +257,8 @@ def keras_rises(monitor: str, model: Any = None) -> bool:
     except ValueError as error:
         raise ValueError(
             f"mode='auto' follows Keras's rule, and Keras has none for {monitor!r}: "
-            "it knows the losses and its own metrics of a compiled model. Say "
+            "it knows the losses and its own metrics of a compiled model, with the "
+            "names that the logs of `fit` give them. Say "
             "mode='max' if a greater value is better, mode='min' if a smaller one is."
         ) from error
     judge.on_epoch_end(1, {monitor: 1.0})

@@ -16,6 +16,7 @@ from fmkit import _keras_private as private
 from fmkit._batch_norm import batch_norm_statistics, update_batch_norm
 from fmkit._checks import check_one_of
 from fmkit.callbacks._batch_validation import training_undisturbed
+from fmkit.callbacks._callback_state import check_settings
 from fmkit.optimizers._averaged import find_averages
 from fmkit.optimizers._swap import holds_averages, swapped
 
@@ -128,10 +129,23 @@ class EvaluateWithAverages(keras.callbacks.Callback):
     def get_state(self) -> dict[str, Any]:
         """Return what an exact resume must carry: averaged statistics, if any."""
         arrays = [np.asarray(ops.convert_to_numpy(s)) for s in self._statistics or []]
-        return {"seen_updates": self._seen_updates, "statistics": arrays}
+        return {
+            "settings": {"batch_norm": self.batch_norm},
+            "seen_updates": self._seen_updates,
+            "statistics": arrays,
+        }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Take what `get_state` returned."""
+        """Take what `get_state` returned.
+
+        Raises:
+            ValueError: If either of both averages statistics (`batch_norm="average"`)
+                and the other doesn't.
+        """
+        own = {"batch_norm": self.batch_norm}
+        # The other policies carry nothing from step to step.
+        if "average" in (*state.get("settings", {}).values(), self.batch_norm):
+            check_settings(type(self).__name__, state, own)
         self._seen_updates = int(state["seen_updates"])
         self._statistics = [
             ops.convert_to_tensor(array) for array in state["statistics"]

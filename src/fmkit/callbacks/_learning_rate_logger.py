@@ -8,6 +8,7 @@ import keras
 
 from fmkit import _keras_private as private
 from fmkit._checks import check_one_of
+from fmkit.callbacks._callback_state import check_settings
 
 __all__ = ["LearningRateLogger"]
 
@@ -116,6 +117,7 @@ class LearningRateLogger(keras.callbacks.Callback):
     def get_state(self) -> dict[str, Any]:
         """Return what an exact resume must carry."""
         return {
+            "settings": self._settings(),
             "steps": list(self.steps),
             "learning_rates": list(self.learning_rates),
             "epoch_start": self._epoch_start,
@@ -123,11 +125,19 @@ class LearningRateLogger(keras.callbacks.Callback):
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Take what `get_state` returned."""
+        """Take what `get_state` returned.
+
+        Raises:
+            ValueError: If the state was saved with another `every` or `name`.
+        """
+        check_settings(type(self).__name__, state, self._settings())
         self.steps = list(state["steps"])
         self.learning_rates = list(state["learning_rates"])
         self._epoch_start = int(state["epoch_start"])
         self._latest = dict(state["latest"])
+
+    def _settings(self) -> dict[str, str]:
+        return {"every": self.every, "name": self.name}
 
 
 def _innermost(optimizer: Any) -> Any:

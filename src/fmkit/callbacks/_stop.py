@@ -26,11 +26,12 @@ class StopReason(enum.StrEnum):
         >>> StopReason.THRESHOLD == "threshold"
         True
         >>> [str(reason) for reason in StopReason]
-        ['threshold', 'plateau', 'divergence', 'non-finite', 'time']
+        ['threshold', 'plateau', 'not-reached', 'divergence', 'non-finite', 'time']
     """
 
     THRESHOLD = "threshold"
     PLATEAU = "plateau"
+    NOT_REACHED = "not-reached"
     DIVERGENCE = "divergence"
     NONFINITE = "non-finite"
     TIME = "time"

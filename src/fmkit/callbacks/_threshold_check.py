@@ -62,7 +62,9 @@ class Check:
                 value = number(name, self.logs[name])
                 if not math.isfinite(value):
                     what = f"{name} = {value} is not finite"
-                    self._halt(StopReason.NONFINITE, name, value, None, what)
+                    stop = self._halt(StopReason.NONFINITE, name, value, None, what)
+                    if self.owner.on_nonfinite == "error":
+                        raise FloatingPointError(stop.message)
                     return True
         return False
 
@@ -85,11 +87,31 @@ class Check:
         ]
         what = " and ".join(leaf.explain(self.values) for leaf in holding)
         if self.owner.count > 1:
-            row = " in a row" if self.owner.consecutive else ""
-            what += f", in {_checks(self.owner.count)}{row}"
+            what += f", {self._times()}"
         first = holding[0]
         value = self.values[first.monitor]
         self._halt(StopReason.THRESHOLD, first.monitor, value, first.threshold, what)
+
+    def stop_on_deadline(self) -> None:
+        known = [
+            leaf for leaf in self.owner._rule.leaves() if leaf.monitor in self.values
+        ]
+        what = "the threshold was not reached"
+        if self.owner.count > 1:
+            what += f" {self._times()}"
+        wanted = "; ".join(
+            f"{leaf.monitor} = {shown(self.values[leaf.monitor])}, wanted "
+            f"{leaf.sign} {shown(leaf.threshold)}"
+            for leaf in known
+        )
+        what += f" within {_checks(self.owner._checks)} ({wanted})"
+        first = known[0]
+        value = self.values[first.monitor]
+        self._halt(StopReason.NOT_REACHED, first.monitor, value, first.threshold, what)
+
+    def _times(self) -> str:
+        row = " in a row" if self.owner.consecutive else ""
+        return f"in {_checks(self.owner.count)}{row}"
 
     def stop_on_plateau(self) -> None:
         owner, leader = self.owner, self.owner._leader
@@ -108,23 +130,23 @@ class Check:
         value: float,
         threshold: float | None,
         what: str,
-    ) -> None:
+    ) -> Stop:
         owner = self.owner
         where = place(owner._epoch, self.step(), self.batch)
         message = f"{owner.name} stopped the run{where}: {what}."
-        owner._halt(
-            Stop(
-                callback=owner.name,
-                reason=reason,
-                monitor=monitor,
-                value=value,
-                threshold=threshold,
-                epoch=owner._epoch,
-                step=self.step(),
-                message=message,
-                values=self.values,
-            )
+        stop = Stop(
+            callback=owner.name,
+            reason=reason,
+            monitor=monitor,
+            value=value,
+            threshold=threshold,
+            epoch=owner._epoch,
+            step=self.step(),
+            message=message,
+            values=self.values,
         )
+        owner._halt(stop)
+        return stop
 
 
 def number(name: str, value: Any) -> float:

@@ -3,21 +3,50 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from fmkit._checks import check_int, check_number, check_one_of, did_you_mean
+from fmkit._checks import check_int, check_number, check_one_of
 from fmkit.callbacks._batch_counter import BatchCounter
-from fmkit.callbacks._conditions import Condition, Reached, keras_rises
-from fmkit.callbacks._stop import Stopper
+from fmkit.callbacks._callback_state import check_settings
+from fmkit.callbacks._conditions import (
+    Condition,
+    NoCondition,
+    Reached,
+    formula,
+    keras_rises,
+)
+from fmkit.callbacks._monitored_names import require_names, warn_of_unseen_names
+from fmkit.callbacks._stop import Stopper, StopReason
 from fmkit.callbacks._threshold_check import Check, number
 
 __all__ = ["ThresholdStopping"]
 
 _WEIGHT = "weight_"
+
+_NOT_REACHED: dict[str, Any] = {
+    "reached": False,
+    "reached_epoch": None,
+    "reached_step": None,
+    "held": 0,
+    "wait": 0,
+}
+
+# What has a meaning only if there is something to reach.
+_FOR_A_THRESHOLD = (
+    "count",
+    "consecutive",
+    "start_epoch",
+    "start_step",
+    "patience",
+    "min_delta",
+    "within",
+    "divergence_threshold",
+    "restore",
+    "progress",
+)
 
 
 class ThresholdStopping(Stopper):
@@ -30,8 +59,9 @@ class ThresholdStopping(Stopper):
 
     Args:
         monitor: Name of a value in the logs, such as `"val_accuracy"`, or a
-            condition made of `Reached` objects with `&` and `|`.
-        threshold: Number to be reached. Leave it out with a condition.
+            condition made of `Reached` objects with `&` and `|`. Omit it, and the
+            threshold, to check only that values are finite.
+        threshold: Number to be reached. Omit it with a condition.
         mode: `"max"`, `"min"`, a comparison (`"<"`, `"<="`, `">"`, `">="`), or
             `"auto"`, Keras's own rule for its losses and metrics.
         every: When to check: `"epoch"`, `"validation"` (after each validation, be
@@ -45,14 +75,20 @@ class ThresholdStopping(Stopper):
             train on until $P$ checks in a row bring no improvement.
         min_delta: An improvement must be greater than this, in the units of the
             value. Only `patience` asks for it.
+        within: Number of checks $N \ge K$ in which the threshold must be reached, or
+            the run stops. Checks count from `start_epoch` and `start_step` on, and
+            only if they have the values to tell whether the condition holds.
         divergence_threshold: Stop when the value is worse than this.
         check_finite: Stop when a value is NaN or infinite, from the first check on:
             `True` for every value in the logs, or the names to look at.
+        on_nonfinite: What `check_finite` does then: `"stop"` ends the run, `"error"`
+            raises a `FloatingPointError` with the message of the stop.
         restore: Weights that the model holds after `fit`: `None` for the last,
             `"best"` for those of the check with the best value (also if the
             threshold was never reached), `"reaching"` for those of the check that
             reached the threshold.
-        on_missing: `"error"` or `"warn"`, if a monitored name is not in the logs.
+        on_missing: `"error"` or `"warn"`, if a monitored name is not in the logs. A
+            name with `val_` is awaited while `fit` has yet to validate.
         progress: Whether to put the distance to the threshold in the logs, as
             `"<monitor>_to_go"`, and so in Keras's progress bar.
         log_stop: Whether to put `"stopped_by_<name>"` in the logs of each epoch,
@@ -67,8 +103,11 @@ class ThresholdStopping(Stopper):
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If an argument is out of its range; at the first check, if a
-            monitored name is missing or Keras has no rule for `mode="auto"`.
+        ValueError: If an argument is out of its range, or would have no effect
+            without a threshold; at the first check, if a monitored name is missing
+            or Keras has no rule for `mode="auto"`.
+        FloatingPointError: At a check, if `on_nonfinite="error"` and a value is NaN
+            or infinite.
 
     Examples:
         >>> import keras
@@ -81,7 +120,7 @@ class ThresholdStopping(Stopper):
 
     def __init__(
         self,
-        monitor: str | Condition,
+        monitor: str | Condition | None = None,
         threshold: float | None = None,
         *,
         mode: str = "auto",
@@ -92,8 +131,10 @@ class ThresholdStopping(Stopper):
         start_step: int = 0,
         patience: int = 0,
         min_delta: float = 0.0,
+        within: int | None = None,
         divergence_threshold: float | None = None,
         check_finite: bool | Iterable[str] = False,
+        on_nonfinite: str = "stop",
         restore: str | None = None,
         on_missing: str = "error",
         progress: bool = False,
@@ -101,7 +142,8 @@ class ThresholdStopping(Stopper):
         name: str | None = None,
         verbose: int | str = "auto",
     ) -> None:
-        condition = _condition(monitor, threshold, mode)
+        self.check_finite = _finite_names(check_finite)
+        condition = _condition(monitor, threshold, mode, self.check_finite)
         if name is None:
             name = "_".join(("threshold_stopping", *condition.monitors))
         super().__init__(name, verbose, log_stop)
@@ -122,14 +164,39 @@ class ThresholdStopping(Stopper):
             if divergence_threshold is None
             else check_number("divergence_threshold", divergence_threshold)
         )
-        self.check_finite = _finite_names(check_finite)
+        self.within = (
+            None if within is None else check_int("within", within, minimum=self.count)
+        )
+        self.on_nonfinite = check_one_of(
+            "on_nonfinite", on_nonfinite, ["stop", "error"]
+        )
         if restore is not None:
             check_one_of("restore", restore, ["best", "reaching"])
         self.restore = restore
         self.on_missing = check_one_of("on_missing", on_missing, ["error", "warn"])
         self.progress = bool(progress)
+        self._refuse_what_has_no_effect()
         self._bind_batch_hook()
         self._reset()
+
+    def _refuse_what_has_no_effect(self) -> None:
+        if self.on_nonfinite == "error" and self.check_finite is None:
+            raise ValueError(
+                "on_nonfinite='error' says what `check_finite` does: add "
+                "check_finite=True, or the names to look at."
+            )
+        if self.condition.monitors:
+            return
+        defaults = ThresholdStopping.__init__.__kwdefaults__ or {}
+        unused = [
+            name for name in _FOR_A_THRESHOLD if getattr(self, name) != defaults[name]
+        ]
+        if unused:
+            raise ValueError(
+                f"Without a threshold {', '.join(map('`{}`'.format, unused))} would "
+                "have no effect: leave it out, or say what is to be reached, as in "
+                "ThresholdStopping('val_accuracy', 0.95, check_finite=True)."
+            )
 
     def _bind_batch_hook(self) -> None:
         # Keras looks at each callback for a batch hook of its own, and if it finds
@@ -148,6 +215,7 @@ class ThresholdStopping(Stopper):
         self.reached_step: int | None = None
         self.best: float | None = None
         self._reached = False
+        self._checks = 0
         self._held = 0
         self._wait = 0
         self._to_beat: float | None = None
@@ -167,7 +235,7 @@ class ThresholdStopping(Stopper):
 
     def _after_batch(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         if self._counter.is_due(batch, self.params):
-            self._check(logs or {}, batch=batch, validation_may_follow=True)
+            self._check(logs or {}, batch=batch)
             self._show_progress(logs)
 
     def _after_batch_validation(
@@ -192,27 +260,11 @@ class ThresholdStopping(Stopper):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Show the message and put back the weights asked for."""
         super().on_train_end(logs)
-        self._warn_of_the_unseen()
+        warn_of_unseen_names(self)
         if self._weights is not None:
             self.model.set_weights(self._weights)
             self._weights = None
             self._display(f"{self.name} restored the {self.restore} weights.")
-
-    def _warn_of_the_unseen(self) -> None:
-        unseen = [name for name in self.condition.monitors if name not in self._seen]
-        if not unseen or self._epoch is None:
-            return
-        rule = {
-            "epoch": "at the end of an epoch",
-            "validation": "after a validation: give `fit` its `validation_data`, or "
-            "put a BatchValidation before this callback in the list",
-        }.get(
-            str(self.every), f"every {self.every} batches, on what the logs then hold"
-        )
-        warnings.warn(
-            f"{self.name} never saw {', '.join(map(repr, unseen))}. It checks {rule}.",
-            stacklevel=3,
-        )
 
     # ----------------------------------------------------------------- checks
 
@@ -249,11 +301,10 @@ class ThresholdStopping(Stopper):
         *,
         step: int | None = None,
         batch: int | None = None,
-        validation_may_follow: bool = False,
     ) -> None:
         if self.stop is not None:
             return
-        self._require_names(logs, validation_may_follow)
+        require_names(self, logs, batch)
         values = {
             name: number(name, logs[name])
             for name in self.condition.monitors
@@ -262,7 +313,7 @@ class ThresholdStopping(Stopper):
         check = Check(self, logs, values, step, batch)
         if check.not_finite() or not check.has_begun():
             return
-        if not check.diverged():
+        if self.condition.monitors and not check.diverged():
             self._weigh(check)
 
     def _weigh(self, check: Check) -> None:
@@ -271,6 +322,7 @@ class ThresholdStopping(Stopper):
         value = check.values.get(self._leader.monitor, math.nan)
         improved = self._note_best(value)
         if holds is not None:
+            self._checks += 1
             self._held = (
                 self._held + 1 if holds else self._held * (not self.consecutive)
             )
@@ -286,6 +338,8 @@ class ThresholdStopping(Stopper):
                 self._weights = self._copy_weights()
             if self.patience == 0:
                 check.stop_on_threshold()
+        elif holds is not None and self._checks >= (self.within or math.inf):
+            check.stop_on_deadline()
 
     def _note_best(self, value: float) -> bool:
         """Keep the best value and its weights; return whether `patience` is fed."""
@@ -324,44 +378,6 @@ class ThresholdStopping(Stopper):
     def _leader(self) -> Reached:
         return self._rule.leaves()[0]
 
-    def _require_names(
-        self, logs: Mapping[str, Any], validation_may_follow: bool
-    ) -> None:
-        """Refuse, or warn of, a name that is missing and was never seen."""
-        wanted = dict.fromkeys((*self.condition.monitors, *(self.check_finite or ())))
-        self._seen.update(name for name in wanted if name in logs)
-        validated = any(name.startswith("val_") for name in logs)
-        missing = [
-            name
-            for name in wanted
-            if name not in self._seen
-            and not (
-                validation_may_follow and name.startswith("val_") and not validated
-            )
-        ]
-        if not missing:
-            return
-        message = self._missing_message(missing, logs)
-        if self.on_missing == "error":
-            raise ValueError(message)
-        self._seen.update(missing)
-        warnings.warn(message, stacklevel=2)
-
-    def _missing_message(self, missing: list[str], logs: Mapping[str, Any]) -> str:
-        hint = did_you_mean(missing[0], logs)
-        if missing[0].startswith("val_") and not any(
-            n.startswith("val_") for n in logs
-        ):
-            hint = (
-                " There are no values of a validation: give `fit` its "
-                "`validation_data`; if it validates only in some epochs, use "
-                "every='validation'."
-            )
-        return (
-            f"{self.name} monitors {', '.join(map(repr, missing))}, which the logs "
-            f"don't have. They have: {', '.join(map(repr, sorted(logs)))}.{hint}"
-        )
-
     def _show_progress(self, logs: dict[str, Any] | None) -> None:
         if not self.progress or not logs:
             return
@@ -374,13 +390,18 @@ class ThresholdStopping(Stopper):
     def get_state(self) -> dict[str, Any]:
         """Return all that a resumed run needs: JSON values and NumPy arrays."""
         weights = {f"{_WEIGHT}{i}": w for i, w in enumerate(self._weights or [])}
+        known = self._known or self.condition
         return {
             **super().get_state(),
+            "settings": {**self._settings(), "mode": _signs(known)},
+            "written_mode": _signs(self.condition),
+            "thresholds": self._thresholds(),
             "reached": self._reached,
             "reached_epoch": self.reached_epoch,
             "reached_step": self.reached_step,
             "best": self.best,
             "to_beat": self._to_beat,
+            "checks": self._checks,
             "held": self._held,
             "wait": self._wait,
             **self._counter.get_state(),
@@ -389,26 +410,84 @@ class ThresholdStopping(Stopper):
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`, before `fit` or in its first epoch."""
+        """Go on from `state`, before `fit` or in its first epoch.
+
+        Arguments may be others than before if they leave the counts their meaning.
+        With another threshold, whether and how often it was reached is counted anew;
+        the best value stays. A stop by `threshold`, `patience`, `within` or
+        `divergence_threshold` that the present arguments would not make is forgotten,
+        and the run goes on.
+
+        Raises:
+            ValueError: If the state was saved with another `monitor`, `mode`, `every`,
+                `count`, `consecutive` or `restore`.
+        """
+        self._check_settings(state)
         super().set_state(state)
-        self._reached = state["reached"]
-        self.reached_epoch = state["reached_epoch"]
-        self.reached_step = state["reached_step"]
         self.best = state["best"]
         self._to_beat = state["to_beat"]
-        self._held = state["held"]
-        self._wait = state["wait"]
+        self._checks = state["checks"]
         self._counter.set_state(state)
         self._seen = set(state["seen"])
         count = sum(name.startswith(_WEIGHT) for name in state)
         weights = [np.asarray(state[f"{_WEIGHT}{i}"]) for i in range(count)]
         self._weights = weights or None
+        same = state["thresholds"] == self._thresholds()
+        counted = state if same else _NOT_REACHED
+        self._reached = counted["reached"]
+        self.reached_epoch = counted["reached_epoch"]
+        self.reached_step = counted["reached_step"]
+        self._held = counted["held"]
+        self._wait = counted["wait"]
+        if self.restore == "reaching" and not self._reached:
+            self._weights = None
+        if not self._still_stops():
+            self.stop = None
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "monitor": formula(self.condition),
+            "every": self.every,
+            "count": self.count,
+            "consecutive": self.consecutive,
+            "restore": self.restore,
+        }
+
+    def _check_settings(self, state: Mapping[str, Any]) -> None:
+        saved_mode, mode = state["settings"]["mode"], _signs(self.condition)
+        # The first check finds out what "auto" means; before it nothing is counted.
+        if mode == state["written_mode"] or "auto" in saved_mode:
+            mode = saved_mode
+        check_settings(self.name, state, {**self._settings(), "mode": mode})
+
+    def _thresholds(self) -> list[float]:
+        return [leaf.threshold for leaf in self.condition.leaves()]
+
+    def _still_stops(self) -> bool:
+        """Whether the stop of a restored state is one that this callback makes."""
+        if self.stop is None:
+            return False
+        return {
+            StopReason.THRESHOLD: self._reached and self.patience == 0,
+            StopReason.PLATEAU: self._reached and self._wait >= self.patience,
+            StopReason.NOT_REACHED: self._checks >= (self.within or math.inf),
+            StopReason.DIVERGENCE: self.stop.threshold == self.divergence_threshold,
+        }.get(self.stop.reason, True)
+
+
+def _signs(condition: Condition) -> str:
+    return " ".join(leaf.sign for leaf in condition.leaves())
 
 
 def _condition(
-    monitor: str | Condition, threshold: float | None, mode: str
+    monitor: str | Condition | None,
+    threshold: float | None,
+    mode: str,
+    check_finite: tuple[str, ...] | None,
 ) -> Condition:
     """Return what the first three arguments of `ThresholdStopping` mean."""
+    if monitor is None and threshold is None and check_finite is not None:
+        monitor = NoCondition()
     if isinstance(monitor, Condition):
         if threshold is not None or mode != "auto":
             raise ValueError(
@@ -420,9 +499,10 @@ def _condition(
     if threshold is None:
         raise TypeError(
             "`threshold` is missing: write ThresholdStopping('val_accuracy', 0.95), "
-            "or pass a condition such as Reached('val_accuracy', 0.95)."
+            "pass a condition such as Reached('val_accuracy', 0.95), or look only for "
+            "values that are not finite: ThresholdStopping(check_finite=True)."
         )
-    return Reached(monitor, threshold, mode)
+    return Reached(monitor, threshold, mode)  # type: ignore[arg-type]  # it says why
 
 
 def _finite_names(check_finite: bool | Iterable[str]) -> tuple[str, ...] | None:

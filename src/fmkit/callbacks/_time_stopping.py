@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import numbers
+import re
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -67,9 +69,9 @@ class TimeStopping(Stopper):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(name, verbose, log_stop)
-        self.budget = check_number("budget", _seconds(budget), above=0.0)
+        self.budget = check_number("budget", _seconds("budget", budget), above=0.0)
         self.margin = check_number(
-            "margin", _seconds(margin), at_least=0.0, below=self.budget
+            "margin", _seconds("margin", margin), at_least=0.0, below=self.budget
         )
         self._clock = clock
         self._began: float | None = None
@@ -153,12 +155,42 @@ class TimeStopping(Stopper):
         return {**super().get_state(), "used": self.used}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`, before `fit` or in its first epoch."""
+        """Go on from `state`, before `fit` or in its first epoch.
+
+        `budget` and `margin` may be others than before. If more time is left than
+        when the state's run was stopped, the run goes on.
+        """
         super().set_state(state)
         self._carried = float(state["used"])
+        limit = self.budget - self.margin
+        if self.stop is not None and limit > (self.stop.threshold or 0.0):
+            self.stop = None
 
 
-def _seconds(duration: float | datetime.timedelta) -> float:
+def _seconds(name: str, duration: float | datetime.timedelta) -> float:
     if isinstance(duration, datetime.timedelta):
         return duration.total_seconds()
+    if not isinstance(duration, numbers.Real):
+        raise TypeError(
+            f"`{name}` must be a number of seconds or a datetime.timedelta, got "
+            f"{name}={duration!r} ({type(duration).__name__}). Write for example "
+            f"{name}={_as_timedelta(str(duration))}."
+        )
     return duration
+
+
+def _as_timedelta(text: str) -> str:
+    """Return the expression that a text such as "6:00:00" means, or an example."""
+    units = ("days", "hours", "minutes", "seconds")
+    clock = re.fullmatch(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d)", text)
+    words = re.fullmatch(
+        r"(\d+) ?(?:(d|days?)|(h|hours?)|(m|min|minutes?)|(s|sec|seconds?))", text
+    )
+    amounts = [0, 6, 0, 0]
+    if clock:
+        amounts = [int(amount or 0) for amount in clock.groups()]
+    elif words:
+        amounts = [int(words[1]) * bool(unit) for unit in words.groups()[1:]]
+    given = zip(units, amounts, strict=True)
+    arguments = ", ".join(f"{unit}={amount}" for unit, amount in given if amount)
+    return f"datetime.timedelta({arguments})"
