@@ -65,28 +65,28 @@ class Signals:
     def __init__(self, callback_list: weakref.ref[Any]) -> None:
         self.received: int | None = None
         self._callback_list = callback_list
-        self._previous: dict[int, Any] = {}
+        self.previous: dict[int, Any] = {}
 
     def install(self) -> None:
         _installed.add(self)
         # Python lets only the main thread do this.
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._handle)
+                self.previous[number] = signal.signal(number, self._handle)
 
     def give_back(self) -> None:
         if threading.current_thread() is not threading.main_thread():
             return
-        for number, handler in self._previous.items():
+        for number, handler in self.previous.items():
             if signal.getsignal(number) == self._handle:
                 signal.signal(number, handler)
-        self._previous = {}
+        self.previous = {}
 
     def give_back_in_child(self) -> None:
         """Let a forked child die of a signal, as before; its parent notes its own."""
-        for number, handler in self._previous.items():
+        for number, handler in self.previous.items():
             signal.signal(number, handler)
-        self._previous = {}
+        self.previous = {}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         in_fit = private.is_in_fit(frame, self._callback_list())
@@ -99,12 +99,29 @@ class Signals:
 
 # Those whose handlers a forked child would inherit.
 _installed: weakref.WeakSet[Signals] = weakref.WeakSet()
+_fork = threading.local()
 
 
-def _give_back_in_child() -> None:
+def _before_fork() -> None:
+    # What comes to the child before it has its old handlers must wait: Python drops
+    # the signals that its own handler has noted meanwhile.
+    numbers = {number for signals in _installed for number in signals.previous}
+    _fork.mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+
+
+def _after_fork_in_child() -> None:
     for signals in list(_installed):
         signals.give_back_in_child()
+    _after_fork()
+
+
+def _after_fork() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _fork.mask)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_give_back_in_child)
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=_after_fork,
+        after_in_child=_after_fork_in_child,
+    )

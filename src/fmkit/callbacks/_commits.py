@@ -10,7 +10,6 @@ disk, and renamed: the rename is the commit. `numpy.load` opens it as well.
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import json
 import os
@@ -149,7 +148,7 @@ def _plain(array: Array) -> Array:
 
 def _dtype_name(dtype: np.dtype[Any]) -> Any:
     """Name a dtype as JSON can: "float32", ">f8", or a list of the fields."""
-    if dtype.isnative and dtype.kind in "biufcV" and dtype.fields is None:
+    if dtype.isbuiltin == 2 or (dtype.isnative and dtype.kind in "biufc"):
         return dtype.name
     return np.lib.format.dtype_to_descr(dtype)
 
@@ -197,16 +196,34 @@ def _archive(
     """Open `file`, or the one at `path`; whatever fails then is told of `path`."""
     if file is None:
         file = open(open_regular(path, os.O_RDONLY), "rb")  # noqa: SIM115
+    reader = _Reader(file)
     try:
-        with file, zipfile.ZipFile(file) as archive:
+        with file, zipfile.ZipFile(reader) as archive:  # type: ignore[arg-type]
             yield archive
     except Exception as error:
-        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-            raise  # the disk's fault, and no word on what is in the file
-        # Arbitrary bytes make zipfile, json and numpy raise nearly anything; EINVAL
-        # comes of offsets before the start of the file.
+        if reader.failed is not None:
+            raise reader.failed from None  # no word on what is in the file
+        # Arbitrary bytes make zipfile, json and numpy raise nearly anything.
         reason = str(error) or type(error).__name__
         raise DamagedCommitError(f"{os.fspath(path)}: {reason}") from error
+
+
+class _Reader:
+    """A file that remembers that the disk failed, which zipfile takes for damage."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.failed: OSError | None = None
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            return self._file.read(size)
+        except OSError as error:
+            self.failed = error
+            raise
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> bytes:

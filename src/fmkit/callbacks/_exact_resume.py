@@ -528,7 +528,12 @@ class _Keeper(keras.callbacks.Callback):
             "held": _training_state.held_state(
                 model, held, self.values_at_start, arrays
             ),
-            "callbacks": {k: encode(v, arrays, k) for k, v in states.items()},
+            "callbacks": {
+                name: {
+                    part: encode(value, arrays, name) for part, value in each.items()
+                }
+                for name, each in states.items()
+            },
             "random": encode(_training_state.random_state(), arrays, "random"),
             "program": self.program,
             "machine": self.machine,
