@@ -100,9 +100,10 @@ class FusedModel(keras.Model):
 def _by_tensorflow(model: FusedModel, ordinary: Callable[..., Any]) -> Any:
     import tensorflow as tf
 
-    single = tf.function(
-        model.train_step, autograph=False, jit_compile=True, reduce_retracing=True
-    )
+    # No `reduce_retracing`: it traces every size after the first one as "any size", and
+    # XLA rounds that program differently. A run resumed at its smaller last batch would
+    # then have other programs than the run that was never killed.
+    single = tf.function(model.train_step, autograph=False, jit_compile=True)
 
     @tf.function(autograph=False, jit_compile=True)
     def many(whole: Any, steps: Tensor) -> Any:
