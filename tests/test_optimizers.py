@@ -1135,12 +1135,62 @@ def test_sharded_and_replicated_weights_keep_their_layout_on_two_devices():
         ({"start_step": -1}, ValueError, "`start_step` must be at least 0"),
         ({"update_interval": 0}, ValueError, "`update_interval` must be at least 1"),
         ({"num_updates": "befor"}, ValueError, "Did you mean 'before'?"),
-        ({"optimizer": "adamm"}, ValueError, "adamm"),
+        ({"optimizer": "adamm"}, ValueError, "Did you mean 'adam'?"),
+        ({"optimizer": {"a": 1}}, ValueError, "config of a Keras optimizer"),
+        (
+            {"optimizer": {"class_name": "Dense", "config": {"units": 1}}},
+            ValueError,
+            "config of a Keras optimizer",
+        ),
+        ({"optimizer": keras.optimizers.Adam}, TypeError, "Write Adam(), with"),
     ],
 )
 def test_a_wrong_argument_is_refused_with_its_rule(arguments, error, message):
     with pytest.raises(error, match=re.escape(message)):
         ExponentialMovingAverage(**({"optimizer": "sgd"} | arguments))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        None,
+        3,
+        object(),
+        [keras.optimizers.SGD()],
+        keras.losses.MeanSquaredError(),
+        keras.layers.Dense(1),
+        keras.optimizers.schedules.CosineDecay(0.1, 10),
+        lambda: keras.optimizers.SGD(),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_is_no_optimizer_is_refused_at_once(given):
+    found = re.escape(f"({type(given).__name__})")
+    message = rf"got optimizer=.*{found}. Write for instance .*'adam'"
+    for make in (
+        ExponentialMovingAverage,
+        lambda given: ExponentialMovingAverage.from_half_life(given, 10),
+    ):
+        with pytest.raises(TypeError, match=message):
+            make(given)
+
+
+def test_the_name_and_the_config_of_an_optimizer_are_taken():
+    # Negative control of the refusals: also of a class of one's own.
+    config = keras.optimizers.serialize(keras.optimizers.Adam(0.25))
+    for given, name in [("Adam", "Adam"), (config, "Adam"), (Follow(), "Follow")]:
+        inner = ExponentialMovingAverage(given).inner_optimizer
+        assert type(inner).__name__ == name
+
+
+@pytest.mark.parametrize("given", [None, 3, keras.optimizers.SGD()])
+def test_what_is_no_model_has_no_averages(given):
+    for look in (averaged, averaged_model, ExponentialMovingAverage("sgd").averaged):
+        with (
+            pytest.raises(TypeError, match=r"`model` must be .*got"),
+            look(given),
+        ):
+            pass
 
 
 def test_an_optimizer_that_can_not_be_wrapped_is_refused():

@@ -79,8 +79,14 @@ def find_averages(model: keras.Model) -> list[ExponentialMovingAverage]:
         One optimizer, or several inside a `MultiOptimizer`.
 
     Raises:
+        TypeError: If `model` is no model.
         ValueError: If there is none.
     """
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            "`model` must be a keras.Model that was compiled with "
+            f"ExponentialMovingAverage, got {model!r} ({type(model).__name__})."
+        )
     optimizer = getattr(model, "optimizer", None)
     found = [
         part for part in walk(optimizer) if isinstance(part, ExponentialMovingAverage)

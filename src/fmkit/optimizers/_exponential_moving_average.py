@@ -13,6 +13,7 @@ from keras import ops
 from fmkit import _keras_private as private
 from fmkit._checks import check_int, check_number, did_you_mean
 from fmkit._math import namespace
+from fmkit.optimizers._inner import to_optimizer
 from fmkit.optimizers._swap import Swap, path_of, swapped, value_of, walk
 
 _HALF_TYPES = ("float16", "bfloat16")
@@ -61,6 +62,7 @@ class ExponentialMovingAverage(keras.optimizers.Optimizer):
         inner_optimizer: The wrapped optimizer.
 
     Raises:
+        TypeError: If `optimizer` is no optimizer, nor the name or config of one.
         ValueError: If an argument is outside its range, or `optimizer` can't be
             wrapped.
 
@@ -90,7 +92,7 @@ class ExponentialMovingAverage(keras.optimizers.Optimizer):
         exclude: str | Sequence[str] = (),
         name: str | None = None,
     ):
-        inner = _check_inner(keras.optimizers.get(optimizer))
+        inner = _check_inner(to_optimizer(optimizer))
         if num_updates not in ("after", "before", None):
             raise ValueError(
                 "`num_updates` must be 'after', 'before' or None, got "

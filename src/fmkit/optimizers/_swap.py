@@ -152,6 +152,11 @@ def _total_steps(optimizers: list[ExponentialMovingAverage]) -> int:
 def _check_owner(
     model: keras.Model, optimizers: list[ExponentialMovingAverage]
 ) -> None:
+    if not hasattr(model, "trainable_variables"):
+        raise TypeError(
+            "`model` must be the model that this optimizer trains, got "
+            f"{model!r} ({type(model).__name__})."
+        )
     if not all(each.built for each in optimizers):
         return
     known = {id(v) for each in optimizers for v in private.trainable_variables(each)}
