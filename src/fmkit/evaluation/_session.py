@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from fmkit._checks import did_you_mean
+from fmkit._layer_state import fingerprint, refresh
 from fmkit.callbacks._commits import _sync_directory
 from fmkit.callbacks._conditions import keras_rises
 from fmkit.evaluation._checkpoints import (
@@ -59,6 +60,8 @@ class Session:
         self.postponed: set[Path] = set()
         self.last_number = self._recorded_number()
         self.rises: bool | None = None
+        # The weights of which layers made what the model now calculates with.
+        self.made_of: list[bytes] = []
         self.active = settings.clock()
 
     def close(self) -> None:
@@ -254,9 +257,7 @@ class Session:
         results: Results = {}
         best = None
         for kind in wanted:
-            assign(checkpoint.raw)
-            if kind == "averaged":
-                assign(checkpoint.averages)
+            self._put_in(checkpoint, averages=kind == "averaged")
             results[kind] = {
                 name: self._results_on(data)
                 for name, data in self.settings.data.items()
@@ -278,6 +279,16 @@ class Session:
             self.tensorboard.write(next(p for p in places if p is not None), results)
         self.file.append(record)
         self._tell(record)
+
+    def _put_in(self, checkpoint: Checkpoint, *, averages: bool) -> None:
+        """Let the model hold a checkpoint, and layers what they make of its values."""
+        assign(checkpoint.raw)
+        if averages:
+            assign(checkpoint.averages)
+        found = fingerprint(self.settings.model)
+        if found != self.made_of:
+            refresh(self.settings.model)
+            self.made_of = found
 
     def _results_on(self, data: Any) -> dict[str, Any]:
         arguments: dict[str, Any] = {"verbose": 0, "return_dict": True}
