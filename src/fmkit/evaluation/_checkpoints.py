@@ -218,6 +218,10 @@ class CheckpointReader:
         except DamagedCommitError as error:
             # A commit appears whole, by a rename: it is not being written.
             raise NotReadableError(str(error), final=True) from error
+        except FileNotFoundError:
+            raise
+        except OSError as error:  # a link, say, or a disk that is away
+            raise NotReadableError(str(error), final=False) from error
         try:
             entries = [
                 (
