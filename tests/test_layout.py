@@ -25,6 +25,7 @@ FLOORS = {
     "_targets": 0,
     "_keras_private": 0,
     "_batch_norm": 1,
+    "_layer_state": 1,
     "losses": 1,
     "information": 1,
     "metrics": 1,

@@ -84,6 +84,46 @@ def test_labels_and_one_hot_targets_of_any_dtype_give_the_same_cost(target):
     np.testing.assert_allclose(numbers(whole), NATS.mean(), rtol=1e-6)
 
 
+# One label, for logits of shape (classes,), in every form in which it may come.
+ONE_LABEL = {
+    "int": int,
+    "bool": bool,
+    "float": float,
+    **{
+        f"numpy.{name}": getattr(np, name)
+        for name in ("int8", "uint8", "int32", "int64", "uint32", "float32", "float64")
+    },
+    "numpy.bool": np.bool_,
+    "array of rank 0": np.asarray,
+    "tensor": ops.convert_to_tensor,
+    "list": lambda label: [label],
+    "tuple": lambda label: (label,),
+    "list of NumPy scalars": lambda label: [np.int64(label)],
+    "variable": lambda label: keras.Variable(label, dtype="int32", trainable=False),
+}
+
+
+@pytest.mark.parametrize("make", ONE_LABEL.values(), ids=ONE_LABEL)
+def test_one_label_costs_the_same_in_every_form(make):
+    z = np.array([0.5, -1.0, 2.0], "float32")
+    p = np.exp(log_softmax(z.astype("float64")))
+    one_hot = np.array([0.0, 1.0, 0.0])
+    for cost, expected in [
+        (losses.crossentropy_from_logits, -np.log(p[1])),
+        (losses.mean_squared_error_from_logits, ((z - one_hot) ** 2).mean()),
+        (fmkit.metrics.brier_score, ((p - one_hot) ** 2).sum()),
+    ]:
+        found = numbers(cost(make(1), z)).reshape(())
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("make", [int, float, np.int64, np.float32, np.asarray])
+def test_one_label_out_of_range_is_refused_in_every_form(make):
+    # Negative control: the values of each form are read, not passed over.
+    with pytest.raises(ValueError, match=r"whole numbers from 0 to 2, since.*got 3"):
+        losses.crossentropy_from_logits(make(3), np.zeros(3, "float32"))
+
+
 def test_the_class_axis_may_stand_anywhere():
     # (batch, classes, time), as with channels first.
     z = RNG.standard_normal((2, 4, 3)).astype("float32")

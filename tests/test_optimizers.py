@@ -538,6 +538,230 @@ def test_a_compiled_loop_of_ones_own_may_build_the_averages():
         )
 
 
+# Models that fit builds, and variables that are not Keras's.
+
+
+class Unbuilt(keras.Model):
+    """A subclassed model, built by its first batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden = keras.layers.Dense(8, "relu")
+        self.dropout = keras.layers.Dropout(0.1)
+        self.out = keras.layers.Dense(1)
+
+    def call(self, x, training=None):
+        return self.out(self.dropout(self.hidden(x), training=training))
+
+
+def unbuilt_sequential():
+    return keras.Sequential(Unbuilt().layers)
+
+
+def fitted_from(make, *, built, wrapper=lambda o: o, **options):
+    """Train the same model, built by hand before `compile`, or by `fit`."""
+    keras.utils.set_random_seed(3)
+    model = make()
+    if built:
+        model(X[:1])
+    names = ("decay", "start_step", "zero_debias", "update_interval")
+    own = {name: options.pop(name) for name in names if name in options}
+    model.compile(wrapper(ExponentialMovingAverage("adam", **own)), "mse", **options)
+    model.fit(X, Y, batch_size=8, epochs=2, shuffle=False, verbose=0)
+    return model
+
+
+def everything(model):
+    return bits(model.variables) + bits(model.optimizer.variables)
+
+
+COMPILED = [{"jit_compile": True}, {"jit_compile": False}, {"steps_per_execution": 3}]
+OPTIONS = [
+    {},
+    {"run_eagerly": True},
+    {"start_step": 3},
+    {"zero_debias": True, "update_interval": 2},
+    # There is neither XLA nor a program of several steps on PyTorch.
+    *(COMPILED if BACKEND != "torch" else []),
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("make", [unbuilt_sequential, Unbuilt])
+def test_a_model_that_fit_builds_has_the_averages_of_one_built_before(make, options):
+    before, by_fit = (
+        fitted_from(make, built=built, **options) for built in (True, False)
+    )
+    assert everything(by_fit) == everything(before)
+    # Negative control: averages that start at zeros, not at the initial weights.
+    if not options:
+        keras.utils.set_random_seed(3)
+        zeros = make()
+        zeros(X[:1])
+        zeros.compile(ExponentialMovingAverage("adam"), "mse")
+        zeros.optimizer.build(zeros.trainable_variables)
+        for _, average in zeros.optimizer.averages:
+            average.assign(np.zeros(average.shape))
+        fit(zeros, epochs=2)
+        assert bits(zeros.weights) == bits(before.weights)
+        assert everything(zeros) != everything(before)
+
+
+def test_the_loss_scale_around_the_averages_of_a_model_that_fit_builds():
+    keras.config.set_dtype_policy("mixed_float16")
+    scaled = keras.optimizers.LossScaleOptimizer
+    models = [
+        fitted_from(unbuilt_sequential, built=built, wrapper=scaled)
+        for built in (True, False)
+    ]
+    assert everything(models[0]) == everything(models[1])
+
+
+def test_the_block_holds_the_averages_of_a_model_that_fit_builds():
+    models = [fitted_from(Unbuilt, built=built) for built in (True, False)]
+    outputs = []
+    for model in models:
+        with averaged(model):
+            outputs.append(model.predict(X, verbose=0))
+        raw = model.predict(X, verbose=0)
+        assert raw.tobytes() != outputs[-1].tobytes()
+    assert outputs[0].tobytes() == outputs[1].tobytes()
+
+
+@pytest.mark.backend("tensorflow")
+def test_a_compiled_loop_of_ones_own_may_build_the_model_too():
+    import tensorflow as tf
+
+    def train(*, built):
+        keras.utils.set_random_seed(3)
+        model = unbuilt_sequential()
+        if built:
+            model.build((None, 4))
+        optimizer = ExponentialMovingAverage("sgd", decay=0.5, num_updates=None)
+
+        @tf.function
+        def step(x, y):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean((model(x, training=True) - y) ** 2)
+            weights = model.trainable_variables
+            optimizer.apply(tape.gradient(loss, weights), weights)
+
+        for rows in (8, 8, 4):  # traced once more for the last
+            step(X[:rows], Y[:rows])
+        return bits(model.variables) + bits(optimizer.variables)
+
+    assert train(built=False) == train(built=True)
+
+
+@pytest.mark.backend("tensorflow")
+def test_averages_of_plain_tensorflow_variables():
+    import tensorflow as tf
+
+    class Module(tf.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = tf.Variable([1.0, 2.0], name="a/w")
+            self.b = tf.Variable(tf.constant([4.0], tf.float16))
+
+    module = Module()
+    optimizer = ExponentialMovingAverage(
+        keras.optimizers.SGD(1.0), decay=0.5, num_updates=None
+    )
+    for _ in range(2):
+        optimizer.apply(
+            [tf.constant([1.0, 1.0]), tf.constant([1.0], tf.float16)],
+            module.trainable_variables,
+        )
+    # By hand: 1, 0, -1 give (1 + 0)/2 = 0.5 and (0.5 - 1)/2 = -0.25; and so on.
+    averages = [average for _, average in optimizer.averages]
+    np.testing.assert_array_equal(array(averages[0]), [-0.25, 0.75])
+    np.testing.assert_array_equal(array(averages[1]), [2.75])
+    assert averages[1].dtype == "float32"
+    assert averages[0].path.endswith("/a_w_0_average")
+    assert optimizer.average(module.a) is averages[0]
+    raw = bits([module.a, module.b])
+    with optimizer.averaged(module):
+        np.testing.assert_array_equal(module.a.numpy(), [-0.25, 0.75])
+        np.testing.assert_array_equal(module.b.numpy(), [2.75])
+    assert bits([module.a, module.b]) == raw
+    with (
+        pytest.raises(ValueError, match="another network"),
+        optimizer.averaged(Module()),
+    ):
+        pass
+
+
+@pytest.mark.backend("tensorflow")
+def test_plain_tensorflow_variables_are_excluded_by_their_names():
+    import tensorflow as tf
+
+    kept, left = (tf.Variable([1.0], name=name) for name in ("kept", "left"))
+    optimizer = ExponentialMovingAverage("sgd", exclude="^left:0$")
+    optimizer.apply([tf.constant([1.0])] * 2, [kept, left])
+    assert [weight is kept for weight, _ in optimizer.averages] == [True]
+    assert optimizer.average(left) is None
+    with pytest.raises(ValueError, match="no average of 'other:0'"):
+        optimizer.average(tf.Variable([1.0], name="other"))
+
+
+@pytest.mark.backend("tensorflow")
+def test_averages_start_at_a_value_that_depends_on_the_first_argument():
+    # TensorFlow can't initialise such a variable before the first step runs.
+    import tensorflow as tf
+
+    made = []
+    optimizer = ExponentialMovingAverage(
+        keras.optimizers.SGD(1.0), decay=0.5, num_updates=None
+    )
+
+    @tf.function
+    def step(start):
+        if not made:
+            made.append(tf.Variable(start[0] * 2.0))
+        optimizer.apply([tf.constant(1.0)], made)
+
+    found = []
+    for rows in (1, 1, 2):  # traced once more for the last
+        step(tf.fill([rows], 2.0))
+        found.append(float(optimizer.averages[0][1]))
+    # By hand: weights 4, 3, 2, 1; averages 4, 3.5, 2.75, 1.875.
+    assert found == [3.5, 2.75, 1.875]
+
+
+def test_the_first_program_of_keras_tuners_documentation(tmp_path):
+    keras_tuner = pytest.importorskip("keras_tuner")
+
+    def scores(optimizer):
+        def build_model(hp):
+            model = keras.Sequential()
+            units = hp.Choice("units", [8, 16, 32])
+            model.add(keras.layers.Dense(units, activation="relu"))
+            model.add(keras.layers.Dense(1))
+            model.compile(optimizer(), loss="mse")
+            return model
+
+        keras.utils.set_random_seed(3)
+        tuner = keras_tuner.RandomSearch(
+            build_model,
+            objective="val_loss",
+            max_trials=3,
+            directory=tmp_path,
+            project_name=optimizer.__name__,
+            seed=1,
+        )
+        tuner.search(X, Y, epochs=2, validation_data=(X, Y), verbose=0)
+        # As the documentation goes on: again, from the best settings, on all data.
+        best = build_model(tuner.get_best_hyperparameters(1)[0])
+        history = best.fit(X, Y, epochs=1, shuffle=False, verbose=0)
+        trials = tuner.oracle.trials.values()
+        return [trial.score for trial in trials], history.history
+
+    def averaging():
+        return ExponentialMovingAverage("adam")
+
+    assert scores(averaging) == scores(keras.optimizers.Adam)
+
+
 # Swapping.
 
 
@@ -821,17 +1045,21 @@ def test_two_mirrored_replicas_keep_one_average():
         x = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")
         y = x.sum(axis=1, keepdims=True)
 
-        def train():
+        def train(*start):
             keras.utils.set_random_seed(0)
             model = keras.Sequential([
-                keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(1)])
+                *start, keras.layers.Dense(3), keras.layers.Dense(1)])
             model.compile(ExponentialMovingAverage("sgd"), "mse")
             model.fit(x, y, batch_size=8, epochs=3, shuffle=False, verbose=0)
             return model
 
-        alone = train()
+        alone = train(keras.Input((4,)))
         with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
-            model = train()
+            model = train(keras.Input((4,)))
+            by_fit = train()  # built by fit
+        for a, b in zip(model.variables + model.optimizer.variables,
+                        by_fit.variables + by_fit.optimizer.variables):
+            assert a.numpy().tobytes() == b.numpy().tobytes(), a.path
         for (_, a), (_, b) in zip(alone.optimizer.averages, model.optimizer.averages):
             np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-5, atol=1e-6)
         copies = lambda: [
@@ -907,12 +1135,62 @@ def test_sharded_and_replicated_weights_keep_their_layout_on_two_devices():
         ({"start_step": -1}, ValueError, "`start_step` must be at least 0"),
         ({"update_interval": 0}, ValueError, "`update_interval` must be at least 1"),
         ({"num_updates": "befor"}, ValueError, "Did you mean 'before'?"),
-        ({"optimizer": "adamm"}, ValueError, "adamm"),
+        ({"optimizer": "adamm"}, ValueError, "Did you mean 'adam'?"),
+        ({"optimizer": {"a": 1}}, ValueError, "config of a Keras optimizer"),
+        (
+            {"optimizer": {"class_name": "Dense", "config": {"units": 1}}},
+            ValueError,
+            "config of a Keras optimizer",
+        ),
+        ({"optimizer": keras.optimizers.Adam}, TypeError, "Write Adam(), with"),
     ],
 )
 def test_a_wrong_argument_is_refused_with_its_rule(arguments, error, message):
     with pytest.raises(error, match=re.escape(message)):
         ExponentialMovingAverage(**({"optimizer": "sgd"} | arguments))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        None,
+        3,
+        object(),
+        [keras.optimizers.SGD()],
+        keras.losses.MeanSquaredError(),
+        keras.layers.Dense(1),
+        keras.optimizers.schedules.CosineDecay(0.1, 10),
+        lambda: keras.optimizers.SGD(),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_is_no_optimizer_is_refused_at_once(given):
+    found = re.escape(f"({type(given).__name__})")
+    message = rf"got optimizer=.*{found}. Write for instance .*'adam'"
+    for make in (
+        ExponentialMovingAverage,
+        lambda given: ExponentialMovingAverage.from_half_life(given, 10),
+    ):
+        with pytest.raises(TypeError, match=message):
+            make(given)
+
+
+def test_the_name_and_the_config_of_an_optimizer_are_taken():
+    # Negative control of the refusals: also of a class of one's own.
+    config = keras.optimizers.serialize(keras.optimizers.Adam(0.25))
+    for given, name in [("Adam", "Adam"), (config, "Adam"), (Follow(), "Follow")]:
+        inner = ExponentialMovingAverage(given).inner_optimizer
+        assert type(inner).__name__ == name
+
+
+@pytest.mark.parametrize("given", [None, 3, keras.optimizers.SGD()])
+def test_what_is_no_model_has_no_averages(given):
+    for look in (averaged, averaged_model, ExponentialMovingAverage("sgd").averaged):
+        with (
+            pytest.raises(TypeError, match=r"`model` must be .*got"),
+            look(given),
+        ):
+            pass
 
 
 def test_an_optimizer_that_can_not_be_wrapped_is_refused():

@@ -276,9 +276,15 @@ def build_variables(model: Any, peek: Callable[[], Any]) -> None:
         model.build(tuple(keras.tree.flatten(peek())[0].shape))
 
     def steps() -> Iterator[tuple[int, int, list[Any]]]:
-        yield 0, 0, [peek()]
+        yield 0, 0, [keras.tree.map_structure(_strings_as_tensors, peek())]
 
     model._symbolic_build(iterator=steps())
+
+
+def _strings_as_tensors(leaf: Any) -> Any:
+    """Return a tensor for NumPy's strings, whose dtype, as "<U21", Keras refuses."""
+    kind = getattr(getattr(leaf, "dtype", None), "kind", None)
+    return keras.ops.convert_to_tensor(leaf) if kind in ("U", "S") else leaf
 
 
 def around_steps(

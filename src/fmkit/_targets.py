@@ -95,7 +95,16 @@ def _labels(y_true: Tensor) -> Tensor:
     dtype = keras.backend.standardize_dtype(y_true.dtype)
     if "float" in dtype:
         return at_least_float32(y_true)
-    return ops.cast(y_true, "int64" if dtype in _WIDE else "int32")
+    return ops.cast(y_true, "int64" if dtype in _WIDE and _has_int64() else "int32")
+
+
+def _has_int64() -> bool:
+    """Whether tensors can be of int64: on JAX only if it was told so."""
+    if keras.backend.backend() != "jax":
+        return True
+    import jax
+
+    return bool(jax.config.jax_enable_x64)
 
 
 def known_values(x: Any) -> np.ndarray | None:
@@ -109,11 +118,14 @@ def known_values(x: Any) -> np.ndarray | None:
     with scope:
         if scope.original_scope is not None:
             return None
-    if isinstance(x, np.ndarray | list | tuple | int | float):
-        return np.asarray(x)
-    backend = keras.backend.backend()
     if isinstance(x, keras.KerasTensor):
         return None
+    if isinstance(x, keras.Variable):
+        x = ops.convert_to_tensor(x)
+    if not ops.is_tensor(x):
+        # Not by a list of types: NumPy's scalars, too, have a `device` of their own.
+        return np.asarray(x)
+    backend = keras.backend.backend()
     if backend == "tensorflow":
         return np.asarray(x.numpy()) if hasattr(x, "numpy") else None
     if backend == "jax":

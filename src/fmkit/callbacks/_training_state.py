@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from fmkit import _keras_private as private
+from fmkit._layer_state import assets_as_json
 from fmkit.callbacks import _callback_state
 from fmkit.callbacks._held import Held, find
 from fmkit.optimizers._swap import walk
@@ -300,10 +301,12 @@ def _scope_of(model: Any) -> contextlib.AbstractContextManager[Any]:
 def model_as_json(model: Any) -> str | None:
     """Return the config that makes the model again, or `None` if it has none.
 
-    As in a `.keras` file: layers, build shapes, and the arguments of `compile`.
+    As in a `.keras` file: layers, build shapes, and the arguments of `compile`; and
+    the vocabularies of its layers, which are in no config.
     """
     try:
-        return json.dumps(keras.saving.serialize_keras_object(model))
+        config = keras.saving.serialize_keras_object(model)
+        return json.dumps({**config, "fmkit_assets": assets_as_json(model)})
     except Exception:  # noqa: BLE001 - what a user's get_config may raise
         return None
 

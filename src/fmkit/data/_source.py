@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -50,6 +51,7 @@ class Source:
         )
         if self.weight is not None and self.y is None:
             raise ValueError("`sample_weight` needs labels `y`, got y=None.")
+        self._numbers, self._order = _number((self.x, self.y, self.weight))
         self.transform = transform
         self._buffers = Buffers()
         # A `Preprocess` of plain arrays is mapped by `gather`, in NumPy and into
@@ -105,10 +107,10 @@ class Source:
 
     def pack(self, rows: list[Any]) -> tuple[Any, Any, Any]:
         """Undo the flattening of `gather`: `(x, y, sample_weight)`."""
-        parts = iter(rows)
+        by_number = dict(zip(self._order, rows, strict=True))
         packed = keras.tree.map_structure(
-            lambda leaf: None if leaf is None else next(parts),
-            (self.x, self.y, self.weight),
+            lambda number: None if number is None else by_number[number],
+            self._numbers,
         )
         return packed[0], packed[1], packed[2]
 
@@ -154,6 +156,20 @@ def class_weights(y: Any, weights: dict[int, float]) -> np.ndarray[Any, Any]:
     labels = np.rint(labels).astype(np.int64)
     place = np.searchsorted(classes, labels).clip(max=len(classes) - 1)
     return np.where(classes[place] == labels, values[place], np.float32(1))
+
+
+def _number(structure: Any) -> tuple[Any, list[int]]:
+    """Number the leaves: the structure of numbers, and they as `flatten` has them.
+
+    `flatten` sorts a dict by its keys on every backend, and `map_structure` does so
+    too, except on PyTorch, where it goes by the order in which the keys were put in.
+    """
+    numbers = itertools.count()
+    numbered = keras.tree.map_structure(
+        lambda leaf: None if leaf is None else next(numbers), structure
+    )
+    flat = keras.tree.flatten(numbered)
+    return numbered, [number for number in flat if number is not None]
 
 
 def _numpy(value: Any) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 import keras
 
 from fmkit import _keras_private as private
+from fmkit._layer_state import restore_assets
 from fmkit.data import Batches
 from fmkit.datasets import fashion_mnist, mnist
 from fmkit.datasets._npz import read_npz
@@ -157,10 +158,11 @@ def _model(options: argparse.Namespace) -> Any:
         raise _UsageError(f"There is no file {path}. Give --model FILE.keras.")
     try:
         if path.name == "model.json":
-            config = json.loads(path.read_bytes())
-            model = keras.saving.deserialize_keras_object(config, safe_mode=True)
+            model = _from_json(json.loads(path.read_bytes()))
         else:
             model = keras.saving.load_model(path, safe_mode=True)
+    except _UsageError:
+        raise
     except Exception as error:
         raise _UsageError(
             f"{path} could not be made into a model: {error}\nIf it has layers, losses "
@@ -172,6 +174,19 @@ def _model(options: argparse.Namespace) -> Any:
             f"{path} holds no compiled model. Compile the model with loss and metrics, "
             "save it with model.save('model.keras'), and give --model model.keras."
         )
+    return model
+
+
+def _from_json(config: dict[str, Any]) -> Any:
+    assets = config.pop("fmkit_assets", [])  # absent if an earlier version wrote it
+    model = keras.saving.deserialize_keras_object(config, safe_mode=True)
+    try:
+        restore_assets(model, assets)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _UsageError(
+            f"model.json is not enough to make the model again: {error}. Save the "
+            "model with model.save('model.keras'), and give --model model.keras."
+        ) from error
     return model
 
 

@@ -220,8 +220,7 @@ class CheckpointReader:
             raise NotReadableError(str(error), final=True) from error
         except FileNotFoundError:
             raise
-        except OSError as error:
-            # The disk may answer later; a folder or pipe will not become a commit.
+        except OSError as error:  # a link, say, or a disk that is away
             raise NotReadableError(str(error), final=False) from error
         try:
             entries = [

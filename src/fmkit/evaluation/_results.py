@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import math
 import os
@@ -9,9 +11,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from fmkit._files import sync_directory
+from fmkit._files import open_regular, sync_directory
 
-__all__ = ["ResultsFile", "TensorBoardWriter", "is_record"]
+__all__ = ["ResultsFile", "TensorBoardWriter", "is_record", "make_folder"]
 
 Record = dict[str, Any]
 
@@ -21,24 +23,29 @@ _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 class ResultsFile:
     """One JSON object a line, appended and flushed to the disk one by one.
 
-    A line is written with a single call and then fsynced. A kill can leave a part of
-    the last line: it is removed when the file is opened the next time.
+    A record counts once the whole of its line is on the disk. A line that does not fit
+    there is taken back; one that a kill cut short is removed when the file is opened
+    the next time. The file must be a regular one: a link is not followed.
 
     Args:
         path: The file; made when the first record is appended.
 
     Attributes:
         records: The sound records, in the order of the file.
+
+    Raises:
+        OSError: If something else is at `path`; the message says what.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.records: list[Record] = []
-        if path.exists():
+        with contextlib.suppress(FileNotFoundError):
             self._read()
 
     def _read(self) -> None:
-        data = self.path.read_bytes()
+        with os.fdopen(open_regular(self.path, os.O_RDONLY), "rb") as file:
+            data = file.read()
         *lines, rest = data.split(b"\n")
         if rest:
             self._repair(len(data) - len(rest), rest)
@@ -57,7 +64,7 @@ class ResultsFile:
 
     def _repair(self, start: int, rest: bytes) -> None:
         """End the file with a whole line: complete the last one, or remove it."""
-        with open(self.path, "r+b") as file:
+        with os.fdopen(open_regular(self.path, os.O_RDWR), "r+b") as file:
             if _parse(rest) is not None:  # only the end of the line is missing
                 file.seek(0, os.SEEK_END)
                 file.write(b"\n")
@@ -67,15 +74,71 @@ class ResultsFile:
             os.fsync(file.fileno())
 
     def append(self, record: Record) -> None:
-        """Write one record, and return when it is on the disk."""
+        """Write one record, and return when it is on the disk.
+
+        Raises:
+            OSError: If the disk is full, and so on. The file then ends with its last
+                whole line, as before.
+        """
         line = json.dumps(_encode(record), allow_nan=False) + "\n"
         new = not self.path.exists()
-        with open(self.path, "ab", buffering=0) as file:
-            file.write(line.encode())
-            os.fsync(file.fileno())
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+        file = open_regular(self.path, flags)
+        try:
+            _append_whole(file, line.encode())
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{self.path}: the results of {record['checkpoint']} could not be "
+                f"written ({error.strerror or error}). Nothing else is lost. Make "
+                "room and start again: this checkpoint is then evaluated again",
+            ) from error
+        finally:
+            os.close(file)
         if new:
             sync_directory(self.path.parent)
         self.records.append(record)
+
+
+def _append_whole(file: int, line: bytes) -> None:
+    """Append a line and flush it to the disk, or leave the file as it was."""
+    size = os.fstat(file).st_size
+    if size and os.lseek(file, size - 1, os.SEEK_SET) and os.read(file, 1) != b"\n":
+        line = b"\n" + line  # a part of a line that could not be taken back
+    try:
+        left = memoryview(line)
+        while left:
+            # A disk that is nearly full takes a part, and fails at the next call.
+            written = os.write(file, left)
+            if not written:
+                raise OSError(errno.EIO, "nothing was written")
+            left = left[written:]
+        os.fsync(file)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.ftruncate(file, size)
+            os.fsync(file)
+        raise
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder if it is not there; follow no link that stands in its place.
+
+    Raises:
+        OSError: If `path` is a link, or something else than a folder.
+    """
+    if path.is_symlink():
+        raise OSError(
+            f"{path} must be a folder, but is a symbolic link to {os.readlink(path)}. "
+            "Remove it, or give the folder that you mean as `output`."
+        )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise OSError(
+            f"{path} must be a folder, but something else is there. Move it away, or "
+            "give another folder as `output`."
+        ) from None
 
 
 def is_record(value: Any) -> bool:
@@ -177,6 +240,8 @@ class TensorBoardWriter:
         """Write the results of one checkpoint."""
         for weights, by_data in results.items():
             if weights not in self._writers:
+                make_folder(self._folder)
+                make_folder(self._folder / weights)
                 self._writers[weights] = self._make(str(self._folder / weights))
             writer = self._writers[weights]
             for data, logs in by_data.items():

@@ -6,6 +6,7 @@ import os
 import re
 import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,8 @@ import keras
 import numpy as np
 
 from fmkit._checks import did_you_mean
-from fmkit._files import sync_directory
+from fmkit._files import open_regular, sync_directory
+from fmkit._layer_state import fingerprint, refresh
 from fmkit.callbacks._conditions import keras_rises
 from fmkit.evaluation._checkpoints import (
     Checkpoint,
@@ -49,9 +51,8 @@ class Session:
             else None
         )
         settings.results = self.file.records
+        self._clear_place_of_best()
         settings.best = self._recorded_best()
-        for left_behind in settings.output.glob(".best.*.keras"):
-            left_behind.unlink()
         # By path: signature, whether it could be read, whether the run ended with it.
         self.seen: dict[Path, tuple[Any, bool, bool]] = {}
         # Unreadable, and perhaps still being written: signature, time of first look.
@@ -59,11 +60,22 @@ class Session:
         self.postponed: set[Path] = set()
         self.last_number = self._recorded_number()
         self.rises: bool | None = None
+        # The weights of which layers made what the model now calculates with.
+        self.made_of: list[bytes] = []
         self.active = settings.clock()
 
     def close(self) -> None:
         if self.tensorboard is not None:
             self.tensorboard.close()
+
+    def _clear_place_of_best(self) -> None:
+        """Remove what a kill left behind; refuse what can't be a model's file."""
+        output, best = self.settings.output, self.settings.best_path
+        for path in [best, *output.glob(".best.*.keras")]:
+            with suppress(FileNotFoundError, PermissionError):
+                os.close(open_regular(path, os.O_RDONLY))
+            if path != best:
+                path.unlink()
 
     def _recorded_best(self) -> dict[str, Any] | None:
         """Return the last best of the same monitor, if its file is there."""
@@ -254,9 +266,7 @@ class Session:
         results: Results = {}
         best = None
         for kind in wanted:
-            assign(checkpoint.raw)
-            if kind == "averaged":
-                assign(checkpoint.averages)
+            self._put_in(checkpoint, averages=kind == "averaged")
             results[kind] = {
                 name: self._results_on(data)
                 for name, data in self.settings.data.items()
@@ -278,6 +288,16 @@ class Session:
             self.tensorboard.write(next(p for p in places if p is not None), results)
         self.file.append(record)
         self._tell(record)
+
+    def _put_in(self, checkpoint: Checkpoint, *, averages: bool) -> None:
+        """Let the model hold a checkpoint, and layers what they make of its values."""
+        assign(checkpoint.raw)
+        if averages:
+            assign(checkpoint.averages)
+        found = fingerprint(self.settings.model)
+        if found != self.made_of:
+            refresh(self.settings.model)
+            self.made_of = found
 
     def _results_on(self, data: Any) -> dict[str, Any]:
         arguments: dict[str, Any] = {"verbose": 0, "return_dict": True}
@@ -349,9 +369,11 @@ class Session:
         """Put the model as it is in the place of the best, by one rename."""
         path = self.settings.best_path
         temporary = path.with_name(f".best.{os.getpid()}.keras")
+        # Made here first: Keras would write through a link.
+        os.close(open_regular(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
         try:
             self.settings.model.save(temporary)
-            with open(temporary, "r+b") as file:
+            with os.fdopen(open_regular(temporary, os.O_RDWR), "r+b") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         finally:

@@ -14,6 +14,7 @@ import keras
 from fmkit import _keras_private as private
 from fmkit._checks import check_int, check_number, check_one_of, check_path
 from fmkit._files import InUseError, Lock
+from fmkit.evaluation._results import make_folder
 from fmkit.evaluation._session import Session
 
 __all__ = ["SidecarEvaluator"]
@@ -40,6 +41,10 @@ class SidecarEvaluator:
       are not finite stand as "NaN", "Infinity", "-Infinity".
     - `best.keras`: the model with the best weights so far, replaced by one rename.
     - `tensorboard/`: the runs `raw` and `averaged`, if asked for.
+
+    What is written there is written into regular files and folders: a link, a pipe or
+    anything else in their place is refused by name. Only `output` itself may be a link,
+    if it is given. Checkpoints may be links.
 
     Averaged weights are those of `optimizers.ExponentialMovingAverage`, or of Keras's
     `use_ema`, as the checkpoint's optimizer state holds them. Statistics of
@@ -87,7 +92,8 @@ class SidecarEvaluator:
     Raises:
         ValueError: If an argument is outside its range, the model is not built and
             compiled, or a commit is of another model.
-        OSError: If another live evaluator uses `output`.
+        OSError: If another live evaluator uses `output`, if something in it is not
+            what it should be, or if results can't be written.
 
     Examples:
         >>> import keras, numpy as np, tempfile
@@ -133,6 +139,7 @@ class SidecarEvaluator:
         self.data = _check_data(data)
         self.directory = check_path("directory", directory)
         self.output = _check_output(output, self.directory)
+        self._output_is_given = output is not None
         self.checkpoints = check_one_of("checkpoints", checkpoints, ["every", "newest"])
         self.weights = check_one_of("weights", weights, ["both", "raw", "averaged"])
         self.monitor = monitor
@@ -182,7 +189,9 @@ class SidecarEvaluator:
 
     @contextmanager
     def _held_output(self) -> Iterator[None]:
-        self.output.mkdir(parents=True, exist_ok=True)
+        # Who names a folder may name it by a link. The default is in a folder that
+        # others may write to, and is not followed out of it.
+        make_folder(self.output.resolve() if self._output_is_given else self.output)
         try:
             lock = Lock(self.output / "lock", "run")
             lock.acquire()

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import keras
 from keras import ops
 
+from fmkit._layer_state import copy_state
 from fmkit.optimizers._exponential_moving_average import ExponentialMovingAverage
 from fmkit.optimizers._swap import swapped, walk
 
@@ -41,7 +42,9 @@ def averaged_model(model: keras.Model) -> keras.Model:
     """Return a copy of `model`, with no optimizer, whose weights are the averages.
 
     For serving and export, as TensorFlow 1's `variables_to_restore`. Everything but
-    the averaged weights is copied as it is, statistics of `BatchNormalization` too.
+    the averaged weights is copied as it is: statistics of `BatchNormalization`, what
+    layers have learnt by `adapt`, and what layers of your own save by Keras's hooks
+    (`save_own_variables`, `save_assets`).
 
     Args:
         model: A built model compiled with `ExponentialMovingAverage`.
@@ -66,6 +69,8 @@ def averaged_model(model: keras.Model) -> keras.Model:
     with averaged(model):
         for target, source in zip(copy.variables, model.variables, strict=True):
             target.assign(ops.copy(source))
+        # Within the block: a layer may make something of its weights.
+        copy_state(model, copy)
     return copy
 
 
@@ -79,8 +84,14 @@ def find_averages(model: keras.Model) -> list[ExponentialMovingAverage]:
         One optimizer, or several inside a `MultiOptimizer`.
 
     Raises:
+        TypeError: If `model` is no model.
         ValueError: If there is none.
     """
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            "`model` must be a keras.Model that was compiled with "
+            f"ExponentialMovingAverage, got {model!r} ({type(model).__name__})."
+        )
     optimizer = getattr(model, "optimizer", None)
     found = [
         part for part in walk(optimizer) if isinstance(part, ExponentialMovingAverage)

@@ -13,7 +13,8 @@ from keras import ops
 from fmkit import _keras_private as private
 from fmkit._checks import check_int, check_number, did_you_mean
 from fmkit._math import namespace
-from fmkit.optimizers._swap import Swap, swapped, walk
+from fmkit.optimizers._inner import to_optimizer
+from fmkit.optimizers._swap import Swap, path_of, swapped, value_of, walk
 
 _HALF_TYPES = ("float16", "bfloat16")
 
@@ -61,6 +62,7 @@ class ExponentialMovingAverage(keras.optimizers.Optimizer):
         inner_optimizer: The wrapped optimizer.
 
     Raises:
+        TypeError: If `optimizer` is no optimizer, nor the name or config of one.
         ValueError: If an argument is outside its range, or `optimizer` can't be
             wrapped.
 
@@ -90,7 +92,7 @@ class ExponentialMovingAverage(keras.optimizers.Optimizer):
         exclude: str | Sequence[str] = (),
         name: str | None = None,
     ):
-        inner = _check_inner(keras.optimizers.get(optimizer))
+        inner = _check_inner(to_optimizer(optimizer))
         if num_updates not in ("after", "before", None):
             raise ValueError(
                 "`num_updates` must be 'after', 'before' or None, got "
@@ -108,6 +110,7 @@ class ExponentialMovingAverage(keras.optimizers.Optimizer):
         self.update_interval = check_int("update_interval", update_interval)
         self.exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
         self._swap = Swap()
+        self._start_later = False
 
     @classmethod
     def from_half_life(
@@ -140,6 +143,7 @@ class ExponentialMovingAverage(keras.optimizers.Optimizer):
             return
         self._check_exclude(variables)
         with _outside_of_functions():
+            self._start_later = not _have_values(variables)
             self._build(variables)
 
     def _build(self, variables: list[Any]) -> None:
@@ -160,18 +164,21 @@ class ExponentialMovingAverage(keras.optimizers.Optimizer):
                 self._averages.append(self._add_average(variable))
 
     def _add_average(self, variable: Any) -> Any:
-        half = variable.dtype in _HALF_TYPES
+        dtype = keras.backend.standardize_dtype(variable.dtype)
         distribution = keras.distribution.distribution()
+        path = path_of(variable)
         return self.add_variable(
             variable.shape,
             # A copy: an alias would be donated with the weights on JAX, and be the
             # weights themselves on PyTorch.
-            initializer=lambda shape, dtype: ops.cast(ops.copy(variable), dtype),
-            dtype="float32" if half else variable.dtype,
+            initializer="zeros"
+            if self._start_later
+            else lambda shape, dtype: ops.cast(ops.copy(variable), dtype),
+            dtype="float32" if dtype in _HALF_TYPES else dtype,
             # What lets a replica of tf.distribute assign to it.
             aggregation="only_first_replica",
             layout=distribution and distribution.get_variable_layout(variable),
-            name=f"{variable.path.replace('/', '_')}_average",
+            name=f"{path.replace('/', '_').replace(':', '_')}_average",
         )
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> None:
@@ -183,6 +190,8 @@ class ExponentialMovingAverage(keras.optimizers.Optimizer):
                 self.build(trainable_variables)
         if not grads:
             return
+        if self._start_later:
+            self._start_averages()
         before = self._counters()
         self.inner_optimizer.apply(grads, trainable_variables)
         changed = self._counters_differ(before)
@@ -191,6 +200,25 @@ class ExponentialMovingAverage(keras.optimizers.Optimizer):
         else:
             self._iterations.assign_add(ops.cast(changed, self._iterations.dtype))
         self._update_averages(changed)
+
+    def _start_averages(self) -> None:
+        """Start averages at initial weights that had no values yet in `build`.
+
+        A `tf.function` that makes variables is traced twice: they get their values
+        after the first time, and only the second program is run. Should an initial
+        value depend on the function's arguments, the first program makes the first
+        step; then the averages start within it.
+        """
+        with _outside_of_functions():
+            if _have_values([weight for weight, _ in self.averages]):
+                self._start_later = False
+                if self.updates == 0:
+                    self.reset_averages()
+                return
+        first = ops.equal(self._iterations, 0)
+        for weight, average in self.averages:
+            start = ops.cast(weight, average.dtype)
+            average.assign(ops.where(first, start, ops.convert_to_tensor(average)))
 
     def _counters(self) -> list[Any]:
         """Counts of updates of inner optimizers that accumulate gradients."""
@@ -318,7 +346,7 @@ class ExponentialMovingAverage(keras.optimizers.Optimizer):
         if self.built and any(v is variable for v in private.trainable_variables(self)):
             return None
         raise ValueError(
-            f"This optimizer has no average of {variable.path!r}: it "
+            f"This optimizer has no average of {path_of(variable)!r}: it "
             + (
                 "was built for other variables."
                 if self.built
@@ -359,7 +387,7 @@ class ExponentialMovingAverage(keras.optimizers.Optimizer):
         return swapped(model, [self])
 
     def _check_exclude(self, variables: list[Any]) -> None:
-        paths = [variable.path for variable in variables]
+        paths = [path_of(variable) for variable in variables]
         for pattern in self.exclude:
             if not any(re.search(pattern, path) for path in paths):
                 raise ValueError(
@@ -371,7 +399,8 @@ class ExponentialMovingAverage(keras.optimizers.Optimizer):
         # float8 scales and histories are set by their "gradients", not trained.
         if getattr(variable, "overwrite_with_gradient", False):
             return True
-        return any(re.search(pattern, variable.path) for pattern in self.exclude)
+        path = path_of(variable)
+        return any(re.search(pattern, path) for pattern in self.exclude)
 
     # What follows makes the wrapper stand for the wrapped optimizer.
 
@@ -517,6 +546,17 @@ def _outside_of_functions() -> contextlib.AbstractContextManager[Any]:
     import tensorflow as tf
 
     return tf.init_scope()
+
+
+def _have_values(variables: list[Any]) -> bool:
+    """Whether `variables` are initialised: not yet while a `tf.function` makes them."""
+    values = [value_of(variable) for variable in variables]
+    # Only TensorFlow's variables have the question.
+    return all(
+        bool(value.is_initialized())
+        for value in values
+        if hasattr(value, "is_initialized")
+    )
 
 
 def _both(first: Any, second: Any) -> Any:

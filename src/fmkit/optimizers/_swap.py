@@ -59,9 +59,18 @@ def parts(variable: Any) -> list[Any]:
     Replicas of `tf.distribute` may differ, as BatchNorm's statistics do; read or
     written as a whole they would become one.
     """
-    value = getattr(variable, "value", None)
-    replicas = getattr(value, "values", None)
+    replicas = getattr(value_of(variable), "values", None)
     return list(replicas) if isinstance(replicas, tuple) else [variable]
+
+
+def value_of(variable: Any) -> Any:
+    """Return what a Keras variable holds; a plain `tf.Variable` is its own value."""
+    return variable.value if isinstance(variable, keras.Variable) else variable
+
+
+def path_of(variable: Any) -> str:
+    """Return the path of a Keras variable, or the name of a plain `tf.Variable`."""
+    return str(getattr(variable, "path", variable.name))
 
 
 @contextlib.contextmanager
@@ -143,10 +152,15 @@ def _total_steps(optimizers: list[ExponentialMovingAverage]) -> int:
 def _check_owner(
     model: keras.Model, optimizers: list[ExponentialMovingAverage]
 ) -> None:
+    if not hasattr(model, "trainable_variables"):
+        raise TypeError(
+            "`model` must be the model that this optimizer trains, got "
+            f"{model!r} ({type(model).__name__})."
+        )
     if not all(each.built for each in optimizers):
         return
     known = {id(v) for each in optimizers for v in private.trainable_variables(each)}
-    strange = [v.path for v in model.trainable_variables if id(v) not in known]
+    strange = [path_of(v) for v in model.trainable_variables if id(v) not in known]
     if strange:
         raise ValueError(
             f"The averages are of another network than model {model.name!r}: there is "
