@@ -11,14 +11,16 @@ import functools
 import hashlib
 import inspect
 import math
+import re
 import types
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 
-__all__ = ["describe", "digest_of_arrays", "library_of"]
+__all__ = ["describe", "digest_of_arrays", "layer_names", "library_of", "uncounted"]
 
 Array = np.ndarray[Any, Any]
 
@@ -34,6 +36,22 @@ _LIBRARIES = ("keras", "fmkit", "tensorflow", "jax", "torch", "numpy", "builtins
 def library_of(value: Any) -> str:
     """Return the top package of the class of `value`."""
     return type(value).__module__.partition(".")[0]
+
+
+def uncounted(name: str) -> str:
+    """Leave out what Keras counts through a whole process: dense_1, dense_2."""
+    return re.sub(r"_[0-9]+(?=/|$)", "", name)
+
+
+def layer_names(layers: Iterable[Any]) -> list[str]:
+    """Name layers as `model.summary()` does in a new process: dense, dense_1."""
+    seen: Counter[str] = Counter()
+    names = []
+    for layer in layers:
+        name = uncounted(layer.name)
+        names.append(f"{name}_{seen[name]}" if seen[name] else name)
+        seen[name] += 1
+    return names
 
 
 def describe(value: Any, depth: int = 0) -> Any:

@@ -11,6 +11,7 @@ layers: `save_own_variables`, `load_own_variables`, `save_assets`, `load_assets`
 from __future__ import annotations
 
 import base64
+import hashlib
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import numpy as np
 from fmkit import _keras_private as private
 
 __all__ = [
+    "adapted_state",
     "assets_as_json",
     "copy_state",
     "fingerprint",
@@ -81,12 +83,31 @@ def _loads_its_own_way(layer: Any) -> bool:
     quantised, which is in their weights.
     """
     own = type(layer).load_own_variables is not keras.layers.Layer.load_own_variables
-    of_keras = type(layer).__module__.split(".")[0] == "keras"
-    return own and (hasattr(layer, "adapt") or not of_keras)
+    return own and (hasattr(layer, "adapt") or not _is_of_keras(layer))
+
+
+def _is_of_keras(layer: Any) -> bool:
+    return type(layer).__module__.split(".")[0] == "keras"
 
 
 def _name(layer: Any) -> str:
     return "nothing" if layer is None else f"{layer.name!r} ({type(layer).__name__})"
+
+
+def adapted_state(layer: Any) -> str | None:
+    """Return a digest of what `adapt` gave a layer of Keras's; `None` without any.
+
+    Training does not change it, and two programs must have it in common.
+    """
+    if not hasattr(layer, "adapt") or not _is_of_keras(layer):
+        return None
+    saved = _save(layer)
+    digest = hashlib.blake2b(digest_size=8)
+    for part in ("variables", "assets"):
+        for name, value in sorted(saved[part].items()):
+            digest.update(name.encode() + b"=")
+            digest.update(value if isinstance(value, bytes) else value.tobytes())
+    return digest.hexdigest()
 
 
 # After assigning to the weights of a model

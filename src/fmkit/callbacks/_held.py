@@ -21,6 +21,7 @@ import keras
 import numpy as np
 
 from fmkit import _keras_private as private
+from fmkit._describe import layer_names, library_of
 from fmkit.callbacks._callback_state import is_storable
 
 __all__ = ["Held", "State", "find"]
@@ -97,11 +98,8 @@ def find(model: Any, listed: Iterable[Any]) -> Held:
     layers = private.all_layers(model)
     search.seen |= {id(layer) for layer in layers}
     search.seen.add(id(model.optimizer))
-    for number, layer in enumerate(layers):
-        # By their numbers: Keras counts names of layers through a whole process.
-        kind = type(layer).__name__
-        where = "model" if layer is model else f"layer {number} ({kind})"
-        search.look_into(layer, where, 0)
+    for name, layer in zip(layer_names(layers), layers, strict=True):
+        search.look_into(layer, "model" if layer is model else f"layer {name}", 0)
     search.look_at(getattr(model, "loss", None), "model.loss", 0)
     return search.held
 
@@ -119,7 +117,7 @@ class _Search:
 
     def look_into(self, owner: Any, where: str, depth: int) -> None:
         """Look at each attribute of a layer or of another object."""
-        ours = _library(owner) not in ("keras", "fmkit")
+        ours = library_of(owner) not in ("keras", "fmkit")
         layer = isinstance(owner, keras.layers.Layer)
         skip = _keras_attributes() if layer else frozenset()
         if ours:
@@ -192,7 +190,7 @@ class _Search:
 
     def _look_at_other(self, value: Any, place: str, depth: int) -> bool:
         """Look into an object; return whether it may have a state beside."""
-        library = _library(value)
+        library = library_of(value)
         if hasattr(value, "__next__") or not hasattr(value, "__dict__"):
             return True
         if library in _LIBRARIES:
@@ -209,10 +207,6 @@ def _items(value: Any) -> list[tuple[Any, Any]] | None:
     if isinstance(value, (list, tuple, set, frozenset)):
         return list(enumerate(value))
     return None
-
-
-def _library(value: Any) -> str:
-    return type(value).__module__.partition(".")[0]
 
 
 @functools.cache

@@ -15,7 +15,14 @@ import numpy as np
 
 import fmkit
 from fmkit import _keras_private as private
-from fmkit._describe import describe, digest_of_arrays, library_of
+from fmkit._describe import (
+    describe,
+    digest_of_arrays,
+    layer_names,
+    library_of,
+    uncounted,
+)
+from fmkit._layer_state import adapted_state
 from fmkit.callbacks._held import Held
 from fmkit.data import Batches
 
@@ -59,34 +66,32 @@ def describe_model(model: Any, held: Held) -> dict[str, Any]:
 
 def _weights(model: Any) -> list[str]:
     return [
-        f"{_uncounted(weight.path)} {weight.dtype}{list(weight.shape)}"
+        f"{uncounted(weight.path)} {weight.dtype}{list(weight.shape)}"
         for weight in model.weights
     ]
 
 
-def _uncounted(path: str) -> str:
-    """Leave out what Keras counts through a whole process: dense_1, dense_2."""
-    return re.sub(r"_[0-9]+(?=/|$)", "", path)
-
-
 def _layers(model: Any) -> dict[str, Any]:
     layers = private.all_layers(model)
-    numbers = {layer.name: number for number, layer in enumerate(layers)}
+    named = list(zip(layer_names(layers), layers, strict=True))
+    names = {layer.name: name for name, layer in named}
     described: dict[str, Any] = {}
-    for number, layer in enumerate(layers):
+    for name, layer in named:
         own = describe(layer)
-        kind = type(layer).__name__
         if isinstance(layer, keras.Model):
             # Its layers are described one by one; what is left is its own code, and
             # how it connects them.
             own = own if isinstance(own, dict) else {}
-            connections = _connections(layer, numbers)
+            connections = _connections(layer, names)
             own = {"code": own.get("code"), "connections": connections}
-        described[f"layer {number} ({kind})"] = own
+        adapted = adapted_state(layer)
+        if adapted is not None:
+            own = {"config": own, "adapted": adapted}
+        described["the model" if layer is model else f"layer {name}"] = own
     return described
 
 
-def _connections(model: Any, numbers: dict[str, int]) -> list[str]:
+def _connections(model: Any, names: dict[str, str]) -> list[str]:
     """Tell which layers the layers of a functional model take their inputs from."""
     try:
         config = model.get_config()
@@ -94,21 +99,21 @@ def _connections(model: Any, numbers: dict[str, int]) -> list[str]:
         return []
     found = []
     for layer in config.get("layers", ()):
-        sources = list(_sources(layer.get("inbound_nodes", ()), numbers))
-        found.append(f"{numbers.get(layer.get('name'))} <- {sources}")
+        sources = list(_sources(layer.get("inbound_nodes", ()), names))
+        found.append(f"{names.get(layer.get('name'))} of {', '.join(sources)}")
     return found
 
 
-def _sources(value: Any, numbers: dict[str, int]) -> Iterator[tuple[Any, ...]]:
+def _sources(value: Any, names: dict[str, str]) -> Iterator[str]:
     if isinstance(value, dict):
         if "keras_history" in value:
             name, *place = value["keras_history"]
-            yield (numbers.get(name), *place)
+            yield f"{names.get(name)}{place}"
         for item in value.values():
-            yield from _sources(item, numbers)
+            yield from _sources(item, names)
     elif isinstance(value, (list, tuple)):
         for item in value:
-            yield from _sources(item, numbers)
+            yield from _sources(item, names)
 
 
 def _optimizer(optimizer: Any) -> dict[str, Any]:
@@ -142,7 +147,7 @@ def _metrics(metrics: Any) -> Any:
     if name is None or isinstance(metrics, str):
         return described
     described = described if isinstance(described, dict) else {"class": described}
-    return {**described, "name": _uncounted(name)}
+    return {**described, "name": uncounted(name)}
 
 
 def describe_fit(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -264,8 +269,10 @@ class Difference(NamedTuple):
 
     def is_named_in(self, names: Iterable[str]) -> bool:
         """Whether one of `names` is this setting, or what it is a part of."""
-        starts = [(name, f"{name}.", f"{name}[", f"{name} (") for name in names]
-        return any(self.name == s[0] or self.name.startswith(s[1:]) for s in starts)
+        return any(
+            self.name == name or self.name.startswith((f"{name}.", f"{name}["))
+            for name in names
+        )
 
 
 def _short(value: Any) -> str:
