@@ -85,6 +85,19 @@ def test_a_run_stopped_early_stays_stopped(tmp_path, capsys):
     assert resume.finished
 
 
+def test_a_stop_that_the_arguments_would_no_longer_make_is_withdrawn(tmp_path):
+    def run(threshold, budget=1000.0):
+        stopping = callbacks.ThresholdStopping("loss", threshold, verbose=0)
+        time_stopping = callbacks.TimeStopping(budget, verbose=0)
+        return fit(tmp_path, stopping, time_stopping, epochs=3)
+
+    assert run(9.0)[2].epoch == [0]
+    assert run(9.0)[2].epoch == [0]  # the control: the same program stays stopped
+    model, _, history = run(-1.0)
+    assert history.epoch == [0, 1, 2]
+    assert bits(model) == plain(3)[0]
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [

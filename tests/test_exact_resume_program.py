@@ -375,20 +375,26 @@ def test_arrays_are_described_by_their_bytes(monkeypatch):
 
 
 def test_a_layer_that_was_adapted_to_other_data_is_another(tmp_path):
-    def fit(rows, epochs=1):
+    def fit(directory, rows, epochs=1, changes=()):
         keras.utils.set_random_seed(1)
         scale = layers.Normalization()
-        scale.adapt(rows)
+        if rows is not None:
+            scale.adapt(rows)
         model = keras.Sequential([keras.Input((3,)), scale, layers.Dense(2)])
         model.compile("sgd", "mse")
-        resume = ExactResume(tmp_path, every="epoch", verbose=0)
+        resume = ExactResume(directory, every="epoch", allow_changes=changes, verbose=0)
         batches = Batches(X, X[:, :2], 8, map=None)
         model.fit(batches, epochs=epochs, verbose=0, callbacks=[resume])
+        return [*model.variables, model.predict(X, verbose=0)]
 
-    fit(X)
-    with pytest.raises(ValueError, match=r"layer normalization\.adapted: '"):
-        fit(X[::2], epochs=2)
-    fit(X, epochs=2)
+    fit(tmp_path / "run", X)
+    expected = fit(tmp_path / "whole", X, epochs=2)
+    for rows in (X[::2], None):
+        with pytest.raises(ValueError, match=r"layer normalization\.adapted: '"):
+            fit(tmp_path / "run", rows, epochs=2)
+    # Where it is allowed, the commit's values count, and all that is made of them.
+    changes = ["layer normalization.adapted", "model"]
+    assert same_bits(fit(tmp_path / "run", None, 2, changes), expected)
 
 
 def test_data_that_are_no_batches_are_described(tmp_path):

@@ -31,6 +31,7 @@ __all__ = [
     "encode",
     "get_states",
     "is_storable",
+    "named",
     "note_files",
     "set_states",
     "without_state",
@@ -322,7 +323,7 @@ def _by_convention(callback: Any) -> bool:
     return hasattr(callback, "get_state") and hasattr(callback, "set_state")
 
 
-def _named(callbacks: Iterable[Any]) -> list[tuple[str, Any]]:
+def named(callbacks: Iterable[Any]) -> list[tuple[str, Any]]:
     """Name each callback by its class and its place among those of the class."""
     seen: Counter[str] = Counter()
     named = []
@@ -336,7 +337,7 @@ def _named(callbacks: Iterable[Any]) -> list[tuple[str, Any]]:
 def get_states(callbacks: Iterable[Any]) -> dict[str, State]:
     """Return the state of every callback that has one, by the callback's name."""
     states = {}
-    for name, callback in _named(callbacks):
+    for name, callback in named(callbacks):
         state: State = {}
         kind = _keras_type(callback)
         if kind is not None:
@@ -351,7 +352,7 @@ def get_states(callbacks: Iterable[Any]) -> dict[str, State]:
 def set_states(callbacks: Iterable[Any], states: dict[str, State]) -> list[str]:
     """Give the states back; return the names of callbacks that had none saved."""
     without = []
-    for name, callback in _named(callbacks):
+    for name, callback in named(callbacks):
         kind = _keras_type(callback)
         if name not in states:
             if kind is not None or _by_convention(callback):
@@ -368,7 +369,7 @@ def without_state(callbacks: Iterable[Any]) -> list[str]:
     """Name the callbacks whose attributes, if they change, are lost in a kill."""
     return [
         name
-        for name, callback in _named(callbacks)
+        for name, callback in named(callbacks)
         if not _by_convention(callback) and _own_attributes(callback)
     ]
 
@@ -395,7 +396,7 @@ def check_states(callbacks: Iterable[Any]) -> None:
         TypeError: If `get_state` of a callback returns what is not allowed.
         ValueError: If it is nested too deeply.
     """
-    for name, callback in _named(callbacks):
+    for name, callback in named(callbacks):
         try:
             state = callback.get_state() if _by_convention(callback) else {}
         except Exception as error:  # noqa: BLE001 - not every callback has one yet

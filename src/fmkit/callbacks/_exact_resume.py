@@ -19,10 +19,12 @@ import numpy as np
 
 from fmkit import _keras_private as private
 from fmkit._checks import check_int, check_number, check_one_of, check_path
+from fmkit._layer_state import refresh
 from fmkit.callbacks import _callback_state, _processes, _program, _training_state
 from fmkit.callbacks._background import Signals, Writer
 from fmkit.callbacks._commits import Commit, CommitDirectory, with_part
 from fmkit.callbacks._held import Held
+from fmkit.callbacks._stop import Stopper
 from fmkit.data import Batches
 from fmkit.optimizers._swap import raw_weights
 
@@ -395,8 +397,9 @@ class _Keeper(keras.callbacks.Callback):
             self.batches.seek(*meta["data"])
         self._restore(commit)
         where = f"(from {commit.path.name})"
-        if meta["stopped"] or epoch >= self.epochs:
-            self._end_at_once(epoch, where, stopped=meta["stopped"])
+        stopped = meta["stopped"] and not self._is_stop_withdrawn(commit)
+        if stopped or epoch >= self.epochs:
+            self._end_at_once(epoch, where, stopped=stopped)
             return
         of = f" of {self.steps}" if self.steps else ""
         self._say(f"going on in epoch {epoch + 1}, at step {step}{of} {where}")
@@ -405,6 +408,21 @@ class _Keeper(keras.callbacks.Callback):
             # What Keras and the callbacks do between here and that step, they
             # had done before the commit: restore once more, at the same point.
             self.restoring = commit
+
+    def _is_stop_withdrawn(self, commit: Commit) -> bool:
+        """Whether the callbacks that stopped the run would no longer do so.
+
+        Those of fmkit forget a stop that their present arguments would not make: a
+        larger budget of time, another threshold.
+        """
+        states = _callback_state.decode(commit.meta["callbacks"], commit.arrays)
+        stops = [
+            callback.stop
+            for name, callback in _callback_state.named(self._others())
+            if isinstance(callback, Stopper)
+            and states.get(name, {}).get("own", {}).get("stop") is not None
+        ]
+        return bool(stops) and all(stop is None for stop in stops)
 
     def _end_at_once(self, epoch: int, where: str, *, stopped: bool) -> None:
         """Let `fit` end before its first step: all of the run is done."""
@@ -436,6 +454,8 @@ class _Keeper(keras.callbacks.Callback):
             held=held,
             keep=self._kept_variables(),
         )
+        if any(each.name.endswith(".adapted") for each in self.changes):
+            refresh(self._model)  # what layers make of their variables
         states = _callback_state.decode(meta["callbacks"], arrays)
         new = _callback_state.set_states(self._others(), states)
         if new and commit is not self.restored:
