@@ -6,6 +6,7 @@ kills a training 200 times and stops at the first difference of one bit.
 """
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -16,6 +17,9 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+from networks import NETWORKS
 
 COMMITTING = ("every", "background")
 ONE_THREAD = dict.fromkeys(
@@ -97,7 +101,9 @@ class Lab:
         key = json.dumps(options, sort_keys=True)
         if key not in self.references:
             folder = self.new_folder()
-            seconds = self.run(folder, every=10**9, **options)["seconds"]
+            done = self.run(folder, every=10**9, **options)
+            assert done["code"] == 0, self.log(folder)
+            seconds = done["seconds"]
             with np.load(folder / "ends.npz") as ends:
                 self.references[key] = dict(ends), seconds
         return self.references[key]
@@ -149,28 +155,41 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--networks", nargs="*", help="names in networks.py, or plain")
     arguments = parser.parse_args()
     seed = random.randrange(10**6) if arguments.seed is None else arguments.seed
-    rng, done = random.Random(seed), 0
+    rng, done, table = random.Random(seed), 0, {}
     with tempfile.TemporaryDirectory() as folder:
         lab = Lab(Path(folder))
         print(f"backend {lab.backend}, --seed {seed}")  # noqa: T201
-        while done < arguments.kills:
+        names = ["plain", *(each.__name__ for each in NETWORKS[lab.backend])]
+        for name in itertools.cycle(arguments.networks or names):
+            if done >= arguments.kills:
+                break
             options = {
                 "every": rng.choice([1, 2, 3, 5, 7]),
                 "background": rng.random() < 0.5,
             }
-            if lab.backend != "torch":
+            if name != "plain":
+                options["network"] = name
+            elif lab.backend != "torch":
                 options["steps_per_execution"] = rng.choice([1, 1, 5])
             kills = min(8, arguments.kills - done)
             different = kill_and_compare(lab, kills, rng, **options)
             done += kills
+            before = table.get(name, (0, 0, 0))
+            now = kills, len(different), sum(map(bool, different))
+            table[name] = tuple(map(sum, zip(before, now, strict=True)))
             print(  # noqa: T201
                 f"{done} kills, {options}: differences {different}", flush=True
             )
             if any(different):
                 sys.exit(1)
         lab.close()
+    print(f"\n| {lab.backend} | kills | runs | runs that ended otherwise |")  # noqa: T201
+    print("|---|---|---|---|")  # noqa: T201
+    for name, row in table.items():
+        print(f"| {name} | {' | '.join(map(str, row))} |")  # noqa: T201
 
 
 if __name__ == "__main__":

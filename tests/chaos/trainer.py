@@ -11,6 +11,7 @@ import signal
 from pathlib import Path
 
 import keras
+import networks
 import numpy as np
 
 from fmkit import _files
@@ -180,15 +181,9 @@ def build(options, optimizer=keras.optimizers.Adam):
     return model
 
 
-def train(options):
-    """Run the program once; `options` are plain values."""
+def plain(options, optimizer):
+    """A dense network with nearly everything in it that has state."""
     rank, processes = options.get("rank", 0), options.get("processes", 1)
-    optimizer, first = keras.optimizers.Adam, []
-    if processes > 1:
-        mixin, first = join(options)
-        if mixin:
-            optimizer = type("MeanAdam", (mixin, optimizer), {})
-    keras.utils.set_random_seed(options.get("seed", 3))
     rng = np.random.RandomState(0)
     n = options.get("samples", 90)
     x = rng.randint(0, 256, (n, 6), dtype=np.uint8)
@@ -203,10 +198,28 @@ def train(options):
         batches.seek = lambda epoch, step=0: Batches.seek(batches, epoch + 1, step)
     with scope(options):
         model = build(options, optimizer)
+    return networks.Network(model, batches, held_out)
+
+
+def train(options):
+    """Run the program once; `options` are plain values."""
+    rank, processes = options.get("rank", 0), options.get("processes", 1)
+    optimizer, first = keras.optimizers.Adam, []
+    if processes > 1:
+        mixin, first = join(options)
+        if mixin:
+            optimizer = type("MeanAdam", (mixin, optimizer), {})
+    keras.utils.set_random_seed(options.get("seed", 3))
+    if options.get("network"):
+        made = networks.network(options)
+    else:
+        made = plain(options, optimizer)
+    model, batches, held_out = made.model, made.batches, made.held_out
     commits = os.path.join(options["folder"], "commits")
     # Files that callbacks write are each process's own.
     folder = os.path.join(options["folder"], f"process {rank}")
     os.makedirs(folder, exist_ok=True)
+    monitor = "loss" if held_out is None else "val_loss"
     tally = Tally()
     if not options.get("callback_state", True):
         tally.set_state = lambda state: None  # the negative control
@@ -219,7 +232,7 @@ def train(options):
             verbose=0,
         ),
         keras.callbacks.EarlyStopping(
-            "val_loss",
+            monitor,
             patience=options.get("patience", 50),
             min_delta=1e-3,
             restore_best_weights=options.get("restore_best", True),
@@ -230,14 +243,14 @@ def train(options):
         keras.callbacks.CSVLogger(os.path.join(folder, "log.csv")),
         keras.callbacks.ModelCheckpoint(
             os.path.join(folder, "best.weights.h5"),
-            "val_loss",
+            monitor,
             save_best_only=True,
             save_weights_only=True,
         ),
         tally,
         Die(options.get("die_after", 0), options.get("die_by", signal.SIGKILL)),
     ]
-    if options.get("averages"):
+    if options.get("averages") or options.get("network") == "fused":
         # `val_loss`, and so the other callbacks, then judge the averages.
         callbacks.append(EvaluateWithAverages(batch_norm="average"))
     history = model.fit(
@@ -246,9 +259,9 @@ def train(options):
         verbose=0,
         callbacks=[*first, *callbacks],
         validation_data=held_out,
-        class_weight={0: 2.0},
+        class_weight=None if options.get("network") else {0: 2.0},
     )
-    return outcome(model, history, tally, callbacks, folder)
+    return outcome(model, made.others(), history, tally, callbacks, folder)
 
 
 def copies(model, variable):
@@ -259,10 +272,10 @@ def copies(model, variable):
     return [np.array(keras.ops.convert_to_numpy(part)) for part in parts]
 
 
-def outcome(model, history, tally, callbacks, folder):
+def outcome(model, others, history, tally, callbacks, folder):
     """Everything that must be the same, as arrays: bits, not approximations."""
     # Keras's own names count layers through a process: places, not names.
-    variables = [*model.variables, *model.optimizer.variables]
+    variables = [*model.variables, *model.optimizer.variables, *others]
     ends = {
         f"variable {place} {part}": value
         for place, variable in enumerate(variables)
