@@ -20,7 +20,8 @@ import numpy as np
 from benchmarks._measure import interleave, row, seconds
 from fmkit.callbacks import ExactResume
 from fmkit.callbacks._commits import read_commit, write_commit
-from fmkit.callbacks._training_state import snapshot
+from fmkit.callbacks._program import describe_model
+from fmkit.callbacks._training_state import held_by, snapshot
 from fmkit.data import Batches
 
 
@@ -46,6 +47,7 @@ def rows(quick: bool = False) -> list[dict[str, Any]]:
     return [
         fit_row(quick),
         copy_row(),
+        start_row(),
         *(write_row(size, 5 if size > 10**7 else 9) for size in sizes),
     ]
 
@@ -93,6 +95,26 @@ def copy_row() -> dict[str, Any]:
         "detail": f"244,522 weights with their slots: {size / 1e6:.1f} MB",
         "target": "milliseconds",
     }
+
+
+def start_row() -> dict[str, Any]:
+    """What a start spends on describing the program, all bytes of the data too."""
+    rng = np.random.RandomState(0)
+    x = rng.randint(0, 256, (60_000, 28, 28), dtype=np.uint8)
+    batches = Batches(x, rng.randint(0, 10, len(x)).astype(np.uint8))
+    model = network()
+    model.fit(batches, verbose=0)
+
+    def describe() -> None:
+        held = held_by(model)
+        describe_model(model, held)
+        batches.describe()
+
+    def epoch() -> None:
+        model.fit(batches, verbose=0)
+
+    times = interleave({"description": describe, "an epoch": epoch}, 5)
+    return row("describing the program at a start", times, "description", "an epoch")
 
 
 def write_row(weights: int, rounds: int) -> dict[str, Any]:

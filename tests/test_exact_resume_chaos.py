@@ -27,7 +27,7 @@ def lab(tmp_path_factory):
 
 
 TRIALS = {
-    # kills, options of the program: 25, 5 and 12 kills
+    # kills, options of the program: 34, 9 and 19 kills, with those below
     "tensorflow": [
         (7, {"every": 5}),
         (7, {"every": 1, "background": False}),
@@ -56,6 +56,15 @@ TRIALS = {
         (2, {"every": 4, "dtype": "mixed_bfloat16", "averages": True}),
     ],
 }
+
+
+for backend, names in {
+    "tensorflow": ["gan", "stateful", "dicts", "adapted", "fused"],
+    "jax": ["stateful", "dicts", "adapted", "fused"],
+    "torch": ["gan", "dicts", "adapted", "fused"],
+}.items():
+    kills = 1 if backend == "jax" else 2
+    TRIALS[backend] += [(kills, {"every": 3, "network": name}) for name in names]
 
 
 @pytest.mark.parametrize(("kills", "options"), TRIALS[BACKEND])
