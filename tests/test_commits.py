@@ -14,7 +14,6 @@ import pytest
 
 from fmkit import _files
 from fmkit.callbacks import _commits
-from fmkit.callbacks._callback_state import decode, encode
 from fmkit.callbacks._commits import (
     CommitDirectory,
     DamagedCommitError,
@@ -23,6 +22,7 @@ from fmkit.callbacks._commits import (
     read_meta,
     write_commit,
 )
+from fmkit.callbacks._encoding import decode, encode
 
 pytestmark = pytest.mark.backend("tensorflow")
 

@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import socket
 import stat
 import subprocess
 import sys
@@ -14,11 +13,13 @@ import time
 import keras
 import numpy as np
 import pytest
+from odd_files import ODD_FILES
 from resuming import StopAt, StopError, X, Y, bits, build, data, fit, same_bits
 
 from fmkit import _files
 from fmkit.callbacks import ExactResume, _callback_state, _commits
 from fmkit.callbacks._commits import CommitDirectory, list_commits, read_commit
+from fmkit.callbacks._encoding import decode
 from fmkit.data import Batches
 from fmkit.evaluation import SidecarEvaluator
 
@@ -82,7 +83,7 @@ def test_a_relative_directory_is_the_same_after_chdir(tmp_path, monkeypatch):
     assert newest.meta["finished"]
     # The file of the logger was found, too.
     text = (tmp_path / "here" / "log.csv").read_bytes()
-    state = _callback_state.decode(newest.meta["callbacks"], newest.arrays)
+    state = decode(newest.meta["callbacks"], newest.arrays)
     assert state["CSVLogger"]["keras"]["content"] == text
     assert text.count(b"\n") == 3
     # As does the evaluator.
@@ -168,53 +169,26 @@ def test_a_forked_child_neither_holds_nor_loses_the_lock(tmp_path):
 # Files that are no files
 
 
-def pipe(path):
-    os.mkfifo(path)
-
-
-def folder(path):
-    path.mkdir()
-
-
-def link(path):
-    target = path.parent.parent / "outside"
-    target.write_text("precious")
-    path.symlink_to(target)
-
-
-def unix_socket(path):
-    with socket.socket(socket.AF_UNIX) as made:
-        made.bind(str(path))
-
-
-ODD = {
-    "a named pipe": pipe,
-    "a folder": folder,
-    "a symbolic link": link,
-    "a socket": unix_socket,
-}
-
-
 @pytest.mark.parametrize("name", ["commit-00000007.npz", "lock"])
-@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("kind", ODD_FILES)
 def test_what_is_no_file_is_refused_and_named(tmp_path, name, kind):
     run = tmp_path / "r"
     fit(run, epochs=1)
     (run / name).unlink(missing_ok=True)
-    ODD[kind](run / name)
+    ODD_FILES[kind](run / name)
     with pytest.raises(OSError, match=f"{name} must be a regular file, but {kind}"):
         fit(run, epochs=2)
     if kind == "a symbolic link":
-        assert (tmp_path / "outside").read_text() == "precious"
+        assert (run / "target").read_text() == "precious"
     with pytest.raises(OSError, match=f"but {kind}"):
         _files.open_regular(run / name, os.O_RDWR | os.O_CREAT)
 
 
-@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("kind", ODD_FILES)
 def test_what_is_no_temporary_of_a_dead_run_does_no_harm(tmp_path, kind):
     run = tmp_path / "r"
     fit(run, epochs=1)
-    ODD[kind](run / ".commit-00000007.npz.1.tmp")
+    ODD_FILES[kind](run / ".commit-00000007.npz.1.tmp")
     if kind == "a folder":
         with pytest.raises(OSError, match=r"cannot be used for commits.*\.1\.tmp"):
             fit(run, epochs=2)
@@ -222,31 +196,29 @@ def test_what_is_no_temporary_of_a_dead_run_does_no_harm(tmp_path, kind):
         fit(run, epochs=2)
         assert not (run / ".commit-00000007.npz.1.tmp").exists()
     if kind == "a symbolic link":
-        assert (tmp_path / "outside").read_text() == "precious"
+        assert (run / "target").read_text() == "precious"
 
 
-@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("kind", ODD_FILES)
 def test_a_description_that_is_no_file_is_told_in_the_log(tmp_path, kind, caplog):
     run = tmp_path / "r"
     run.mkdir()
-    ODD[kind](run / "model.json")
+    ODD_FILES[kind](run / "model.json")
     fit(run, epochs=1)
     assert f"model.json could not be written: {run}" in caplog.text
     assert kind in caplog.text
 
 
-@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("kind", ODD_FILES)
 def test_a_lock_of_the_evaluator_that_is_no_file_is_refused(tmp_path, kind):
     run = tmp_path / "r"
     model, *_ = fit(run, epochs=1)
     (run / "evaluation").mkdir()
-    ODD[kind](run / "evaluation" / "lock")
-    if kind == "a symbolic link":
-        (run / "outside").write_text("precious")
+    ODD_FILES[kind](run / "evaluation" / "lock")
     with pytest.raises(OSError, match=f"lock must be a regular file, but {kind}"):
         SidecarEvaluator(model, (X, Y), run, verbose=0).run()
     if kind == "a symbolic link":
-        assert (run / "outside").read_text() == "precious"
+        assert (run / "evaluation" / "target").read_text() == "precious"
 
 
 # Reading and writing

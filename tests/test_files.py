@@ -1,46 +1,16 @@
 """Opening a file as a regular file, whatever stands in its place."""
 
-import contextlib
 import os
-import socket
 
 import pytest
+from odd_files import ODD_FILES, make_dangling_link, make_link
 
 from fmkit._files import open_regular
 
 pytestmark = pytest.mark.backend("tensorflow")
 
 
-def make_fifo(path):
-    os.mkfifo(path)
-
-
-def make_folder(path):
-    path.mkdir()
-
-
-def make_link(path):
-    target = path.with_name("target")
-    target.write_bytes(b"precious")
-    path.symlink_to(target)
-
-
-def make_dangling_link(path):
-    path.symlink_to(path.with_name("nowhere"))
-
-
-def make_socket(path):
-    with contextlib.closing(socket.socket(socket.AF_UNIX)) as listening:
-        listening.bind(str(path))
-
-
-ODD = {
-    "FIFO": make_fifo,
-    "folder": make_folder,
-    "link": make_link,
-    "symbolic link": make_dangling_link,
-    "socket": make_socket,
-}
+ODD = ODD_FILES | {"symbolic link": make_dangling_link}
 
 FLAGS = {
     "read": os.O_RDONLY,

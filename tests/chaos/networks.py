@@ -5,7 +5,6 @@ what a commit could forget: two optimizers, states of recurrent layers, structur
 inputs and outputs, layers with an `adapt`, generators and counters of a user's own.
 """
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -58,10 +57,15 @@ CLASSES = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 class Gan(keras.Model):
-    """Two networks, each with its optimizer in an attribute or a list."""
+    """Two networks, each with its optimizer, in an attribute and in a dict.
 
-    def __init__(self):
+    `wrap` is what is put around each optimizer.
+    """
+
+    def __init__(self, wrap=lambda optimizer: optimizer):
         super().__init__()
+        self.wrap = wrap
+        self.steps_done = 0
         self.critic = keras.Sequential([keras.Input((4,)), layers.Dense(1)])
         self.generator = keras.Sequential(
             [keras.Input((2,)), layers.BatchNormalization(), layers.Dense(4)]
@@ -71,9 +75,13 @@ class Gan(keras.Model):
 
     def compile(self, **arguments):
         super().compile(**arguments)
-        self.critic_optimizer = keras.optimizers.Adam(0.01)
-        averages = ExponentialMovingAverage(keras.optimizers.RMSprop(0.01), 0.9)
-        self.others = {"generator": averages}
+        self.critic_optimizer = self.wrap(keras.optimizers.Adam(0.01))
+        self.others = {"generator": self.wrap(keras.optimizers.RMSprop(0.01))}
+
+    def held(self):
+        """The variables of both optimizers."""
+        optimizers = [self.critic_optimizer, self.others["generator"]]
+        return [v for each in optimizers for v in each.variables]
 
     def call(self, x):
         return self.critic(x)
@@ -84,6 +92,7 @@ class Gan(keras.Model):
 
     def train_step(self, data):
         x = data[0] if isinstance(data, tuple) else data
+        self.steps_done += 1
         z = keras.random.normal((8, 2), seed=self.noise)
 
         def judge(sample):
@@ -124,14 +133,9 @@ class Gan(keras.Model):
 
 def gan(options):
     x = np.random.RandomState(0).rand(88, 4).astype("float32")
-    model = Gan()
+    model = Gan(lambda optimizer: ExponentialMovingAverage(optimizer, 0.9))
     model.compile(jit_compile=False)
-    optimizers = [model.critic_optimizer, model.others["generator"]]
-    return Network(
-        model,
-        Batches(x, batch_size=8, map=None),
-        others=lambda: list(itertools.chain(*(o.variables for o in optimizers))),
-    )
+    return Network(model, Batches(x, batch_size=8, map=None), others=model.held)
 
 
 def stateful(options):

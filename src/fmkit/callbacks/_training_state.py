@@ -13,7 +13,7 @@ import numpy as np
 
 from fmkit import _keras_private as private
 from fmkit._layer_state import assets_as_json
-from fmkit.callbacks import _callback_state
+from fmkit.callbacks._encoding import decode, encode
 from fmkit.callbacks._held import Held, find
 from fmkit.optimizers._swap import walk
 
@@ -173,7 +173,7 @@ def _comparable(value: Any) -> Any:
     if keras.ops.is_tensor(value):
         return _Same(value)  # it can't be changed, only replaced
     arrays: dict[str, Array] = {}
-    told = _callback_state.encode(value, arrays, "")
+    told = encode(value, arrays, "")
     return told, [(array.dtype, array.tobytes()) for array in arrays.values()]
 
 
@@ -219,7 +219,6 @@ def held_state(
 
 
 def _encode_each(values: dict[str, Any], arrays: dict[str, Array]) -> dict[str, Any]:
-    encode = _callback_state.encode
     return {place: encode(value, arrays, place) for place, value in values.items()}
 
 
@@ -271,7 +270,6 @@ def restore_held(model: Any, saved: dict[str, Any], arrays: dict[str, Array]) ->
                         for n in names
                     ]
                 )
-    decode = _callback_state.decode
     for place, value in saved["values"].items():
         owner, _, name = place.rpartition(".")
         old, value = held.values.get(place), decode(value, arrays)

@@ -1,0 +1,499 @@
+"""What `ExactResume` does within one `fit`: find the place, restore, commit."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import time
+import warnings
+import weakref
+from typing import Any
+
+import keras
+import numpy as np
+
+from fmkit import _keras_private as private
+from fmkit._layer_state import refresh
+from fmkit.callbacks import _callback_state, _processes, _program, _training_state
+from fmkit.callbacks._background import Signals, Writer
+from fmkit.callbacks._commits import Commit, CommitDirectory, with_part
+from fmkit.callbacks._encoding import decode, encode
+from fmkit.callbacks._held import Held
+from fmkit.callbacks._stop import Stopper
+from fmkit.data import Batches
+from fmkit.optimizers._swap import raw_weights
+
+__all__ = ["Keeper"]
+
+_logger = logging.getLogger("fmkit.callbacks")
+
+
+class Keeper(keras.callbacks.Callback):
+    """The part of `ExactResume` that lives for one `fit`, last of all callbacks.
+
+    Args:
+        settings: The `ExactResume`, whose attributes are read, and told the outcome.
+        fit: The call of `fit`.
+    """
+
+    def __init__(self, settings: Any, fit: private.FitCall) -> None:
+        super().__init__()
+        self._model = settings._model
+        self.settings = settings
+        self.epochs = fit.epochs
+        self.arguments = fit.arguments
+        self.batches = _batches_of(fit)
+        self.steps = fit.epoch_iterator.num_batches
+        self.callback_list = weakref.ref(fit.callback_list)
+        self.directory = CommitDirectory(
+            settings.directory, keep=settings.keep, keep_best=settings.keep_best
+        )
+        self.writer = Writer(settings.background)
+        self.signals = Signals(self.callback_list)
+        self.job = _processes.current_job()
+        self.signal: int | None = None
+        # Runs when `fit` ends by an exception too: then Keras calls nothing, but
+        # lets go of its list of callbacks.
+        self.close = weakref.finalize(
+            fit.callback_list, _close, self.signals, self.writer, self.directory
+        )
+        self.restoring: Commit | None = None
+        self.restored: Commit | None = None
+        self.changes: list[_program.Difference] = []
+        self.saved: tuple[int, int] | None = None
+        self.epoch = fit.initial_epoch
+        self.data_epoch = 0
+        self.steps_before = 0
+        self.committed_steps = 0
+        self.committed_epoch = 0
+        self.committed_time = time.monotonic()
+
+    # Events
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Find where to start, and restore what can be restored by now."""
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self) -> None:
+        settings = self.settings
+        if self.job.count > 1 and settings.unit == "second":
+            raise ValueError(
+                "`every` must count steps or epochs when several processes train "
+                "together, since their clocks differ: write every=100 or 'epoch'."
+            )
+        commit = self.job.together(self._prepare)
+        if self.job.count > 1:
+            number = self.job.exchange(commit and commit.number)[0]
+            commit = self.job.together(lambda: self._of_this_process(commit, number))
+        if commit is None:
+            self._say(f"no commit in {settings.directory}: starting from the beginning")
+            self._commit_the_start()
+        else:
+            self._go_to(commit)
+        self._say_what_is_not_exact()
+        if settings.stop_on_signal:
+            self.signals.install()
+
+    def _prepare(self) -> Commit | None:
+        """Make the variables; the first process holds the directory, and reads."""
+        commit = None
+        if self.job.index == 0:
+            self.directory.acquire(
+                lambda: private.is_running(self.callback_list()), self.writer.finish
+            )
+            commit = self.directory.newest()
+        self._build()
+        _callback_state.note_files(self._others())
+        _callback_state.check_states(self._others())
+        held = _training_state.held_by(self._model)
+        self.unreadable = held.unreadable
+        self.values_at_start = _training_state.values_of(held)
+        self.program, self.machine = self._describe(held), _program.machine()
+        if commit is not None and self.job.index == 0:
+            self._check(commit)
+        if self.job.index == 0:
+            self._describe_model()
+        return commit
+
+    def _check(self, commit: Commit) -> None:
+        """Refuse a commit of another program; warn of another machine."""
+        settings, meta = self.settings, commit.meta
+        self.changes = _program.check_program(
+            meta["program"], self.program, settings.directory, settings.allow_changes
+        )
+        _program.check_machine(meta["machine"], self.machine, strict=settings.strict)
+
+    def _of_this_process(
+        self, commit: Commit | None, number: int | None
+    ) -> Commit | None:
+        """Return the commit that the first process chose, with this one's part."""
+        if self.job.index == 0:
+            return commit
+        commit = self.directory.read(number)
+        if commit is None:
+            return None
+        commit = with_part(commit, commit.arrays[f"process/{self.job.index}"])
+        self._check(commit)
+        return commit
+
+    def _commit_the_start(self) -> None:
+        """Commit what the run starts from, if a later start could not know it."""
+        continued = _callback_state.continued_files(self._others())
+        if any(self.job.exchange(continued)):
+            # Rows of a run that was killed before its first commit look like those
+            # that were in the file before it.
+            position = None if self.batches is None else self.batches.position
+            where = {"epoch": self.epoch, "step": 0, "data": position}
+            self._commit(where, at_epoch_end=True)
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Note where in the data the epoch starts."""
+        private.set_initial_epoch(self._model, None)
+        self.epoch = epoch
+        if self.batches is not None:
+            self.data_epoch = self.batches.position[0]
+
+    def on_train_batch_begin(
+        self, batch: int, logs: dict[str, Any] | None = None
+    ) -> None:
+        """Restore at the first step of a resumed epoch; commit when it is time."""
+        if self.restoring is not None:
+            commit, self.restoring = self.restoring, None
+            if batch != commit.meta["step"]:
+                raise RuntimeError(
+                    f"The data start at step {batch}, the commit is of step "
+                    f"{commit.meta['step']}. Another callback or thread has moved "
+                    "the Batches: let ExactResume alone seek."
+                )
+            self._restore(commit)
+        elif self.batches is not None and (self._is_signalled() or self._is_due(batch)):
+            position = (self.data_epoch, batch)
+            self._commit({"epoch": self.epoch, "step": batch, "data": position})
+        self._stop_on_signal(batch)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Commit the end of the epoch, after all callbacks have had theirs."""
+        stopped = bool(self._model.stop_training)
+        last = stopped or epoch + 1 >= self.epochs
+        self.epoch, self.steps_before = epoch + 1, self.steps_before + self._length()
+        if self.job.count > 1:
+            _processes.check_agreement(self.job, epoch, last)
+        if last or self.settings.keep_best or self._is_signalled() or self._is_due(0):
+            self._commit(
+                {
+                    "epoch": epoch + 1,
+                    "step": 0,
+                    "data": None if self.batches is None else self.batches.position,
+                    "finished": last,
+                    "stopped": stopped,
+                    "score": self._score(logs or {}),
+                    "logs": _numbers(logs or {}),
+                },
+                at_epoch_end=True,
+            )
+        self.settings.finished = self.settings._has_trained = last
+        if not last:
+            self._stop_on_signal(0)
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Wait for the last commit; give back signals, lock and list."""
+        self.writer.wait()
+        callback_list = self.callback_list()
+        if callback_list is not None:
+            rest = [c for c in callback_list.callbacks if c is not self]
+            callback_list.callbacks = rest
+        private.set_initial_epoch(self._model, None)
+        self.close()
+
+    # Start
+
+    def _build(self) -> None:
+        """Make all variables, which TensorFlow leaves to the first step."""
+        model = self._model
+        if self.batches is not None:
+            if keras.backend.backend() == "tensorflow":
+                private.build_variables(model, self.batches.peek)
+        elif not model.built:
+            raise ValueError(
+                "ExactResume needs a built model when the data are not "
+                "fmkit.data.Batches: start the model with keras.Input(shape), or "
+                "call it on one batch before `fit`."
+            )
+        if model.optimizer is not None and not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
+
+    def _describe(self, held: Held) -> dict[str, Any]:
+        """Describe all that must be the same for the same bits to come out."""
+        data = (
+            self.batches.describe()
+            if self.batches is not None
+            else _program.describe_training_data(self.arguments)
+        )
+        return {
+            **_program.describe_model(self._model, held),
+            "backend": keras.backend.backend(),
+            "data": {**data, "steps_per_epoch": self.steps},
+            "fit": _program.describe_fit(self.arguments),
+            "processes": self.job.count,
+        }
+
+    def _describe_model(self) -> None:
+        """Write what an evaluator beside the run can make the model from."""
+        described = _training_state.model_as_json(self._model)
+        try:
+            if described is not None:
+                self.directory.describe(described)
+        except OSError as error:
+            # The training itself does not need it; a commit that fails will tell.
+            _logger.warning("model.json could not be written: %s", error)
+
+    def _go_to(self, commit: Commit) -> None:
+        meta = commit.meta
+        epoch, step = meta["epoch"], meta["step"]
+        self.settings.resumed_from = self.saved = (epoch, step)
+        self.steps_before = meta["steps_before"]
+        self.committed_steps = self.steps_before + step
+        self.committed_epoch = epoch
+        if self.batches is not None and meta["data"] is not None:
+            self.batches.seek(*meta["data"])
+        self._restore(commit)
+        where = f"(from {commit.path.name})"
+        stopped = meta["stopped"] and not self._is_stop_withdrawn(commit)
+        if stopped or epoch >= self.epochs:
+            self._end_at_once(epoch, where, stopped=stopped)
+            return
+        of = f" of {self.steps}" if self.steps else ""
+        self._say(f"going on in epoch {epoch + 1}, at step {step}{of} {where}")
+        private.set_initial_epoch(self._model, epoch)
+        if meta["moment"] == "step":
+            # What Keras and the callbacks do between here and that step, they
+            # had done before the commit: restore once more, at the same point.
+            self.restoring = commit
+
+    def _is_stop_withdrawn(self, commit: Commit) -> bool:
+        """Whether the callbacks that stopped the run would no longer do so.
+
+        Those of fmkit forget a stop that their present arguments would not make: a
+        larger budget of time, another threshold.
+        """
+        states = decode(commit.meta["callbacks"], commit.arrays)
+        stops = [
+            callback.stop
+            for name, callback in _callback_state.named(self._others())
+            if isinstance(callback, Stopper)
+            and states.get(name, {}).get("own", {}).get("stop") is not None
+        ]
+        return bool(stops) and all(stop is None for stop in stops)
+
+    def _end_at_once(self, epoch: int, where: str, *, stopped: bool) -> None:
+        """Let `fit` end before its first step: all of the run is done."""
+        settings = self.settings
+        settings.finished = True
+        how = "was stopped" if stopped else "is finished"
+        self._say(f"this run {how} after {epoch} epochs {where}: nothing is trained")
+        private.set_initial_epoch(self._model, self.epochs)
+        if stopped:
+            self._model.stop_training = True  # as it was at the end of the run
+        if settings._trained_before:
+            warnings.warn(
+                f"This `fit` trains nothing: the run in {settings.directory} {how} "
+                f"after {epoch} epochs, by an earlier `fit` of this program. In a "
+                "loop, write fit(..., initial_epoch=i, epochs=i + 1, callbacks="
+                "[resume]) for i = 0, 1, 2, ...; else give more `epochs`, or "
+                "another directory.",
+                stacklevel=2,
+            )
+
+    def _restore(self, commit: Commit) -> None:
+        meta, arrays = commit.meta, commit.arrays
+        held = _training_state.restore_held(self.model, meta["held"], arrays)
+        _training_state.restore_variables(
+            self.model,
+            meta["variables"],
+            arrays,
+            metrics=meta["moment"] == "step" and not self._has_changed("metrics"),
+            held=held,
+            keep=self._kept_variables(),
+        )
+        if any(each.name.endswith(".adapted") for each in self.changes):
+            refresh(self._model)  # what layers make of their variables
+        states = decode(meta["callbacks"], arrays)
+        new = _callback_state.set_states(self._others(), states)
+        if new and commit is not self.restored:
+            self._say(f"no saved state for {', '.join(new)}: starting afresh")
+        self.restored = commit
+        random_state = decode(meta["random"], arrays)
+        _training_state.restore_random_state(random_state)
+
+    def _has_changed(self, *names: str) -> bool:
+        return any(each.is_named_in(names) for each in self.changes)
+
+    def _kept_variables(self) -> list[Any]:
+        """Return the variables that keep the value which this program gives them."""
+        if not self._has_changed("optimizer.learning_rate"):
+            return []
+        rate = self._model.optimizer.learning_rate
+        return [rate] if isinstance(rate, keras.Variable) else []
+
+    def _say_what_is_not_exact(self) -> None:
+        if self.changes and self.settings.resumed_from is not None:
+            self._say(f"with changes: {'; '.join(map(str, self.changes))}")
+        if self.unreadable:
+            held = [f"{place} ({kind})" for place, kind in self.unreadable.items()]
+            self._say(
+                f"not restored, if training changes it: {', '.join(held)} (give it "
+                "get_state and set_state)"
+            )
+        lost = _callback_state.without_state(self._others())
+        if lost:
+            self._say(
+                f"not restored: the attributes of {', '.join(lost)} (give it "
+                "get_state and set_state)"
+            )
+        if self.batches is None:
+            self._say(
+                "the data are not fmkit.data.Batches: resumes at the start of an "
+                "epoch, in whatever order the data come then"
+            )
+
+    def _others(self) -> list[Any]:
+        callback_list = self.callback_list()
+        assert callback_list is not None
+        return [
+            callback
+            for callback in callback_list.callbacks
+            if callback is not self and callback is not self.settings
+        ]
+
+    def _say(self, message: str) -> None:
+        if self.settings.verbose:
+            private.print_msg(f"ExactResume: {message}.")
+
+    # Commits
+
+    def _length(self) -> int:
+        return int(self.steps or 0)
+
+    def _is_due(self, step: int) -> bool:
+        every = self.settings.every
+        if self.settings.unit == "step":
+            if self.steps is None:  # not known: every end of an epoch
+                return step == 0
+            return self.steps_before + step - self.committed_steps >= every
+        if self.settings.unit == "epoch":
+            return step == 0 and self.epoch - self.committed_epoch >= every
+        return time.monotonic() - self.committed_time >= every
+
+    def _commit(self, where: dict[str, Any], *, at_epoch_end: bool = False) -> None:
+        """Copy the state now; write it beside the training if that is allowed."""
+        self.writer.wait()
+        model = self.model  # on JAX this synchronises
+        held = _training_state.held_by(model)
+        # At the end of an epoch metrics are about to be reset.
+        with raw_weights(model):  # whatever another callback shows at present
+            listed, arrays = _training_state.snapshot(
+                model, metrics=not at_epoch_end, held=held
+            )
+        states = _callback_state.get_states(self._others())
+        meta = {
+            "finished": False,
+            "stopped": False,
+            "score": None,
+            "logs": {},
+            **where,
+            "moment": "epoch" if at_epoch_end else "step",
+            "steps_before": self.steps_before,
+            "epochs": self.epochs,
+            "variables": listed,
+            "held": _training_state.held_state(
+                model, held, self.values_at_start, arrays
+            ),
+            "callbacks": {
+                name: {
+                    part: encode(value, arrays, name) for part, value in each.items()
+                }
+                for name, each in states.items()
+            },
+            "random": encode(_training_state.random_state(), arrays, "random"),
+            "program": self.program,
+            "machine": self.machine,
+            "time": time.time(),
+        }
+        if self.job.count > 1:
+            received = self.signals.received
+            self.signal = _processes.gather_parts(self.job, meta, arrays, received)
+        self.committed_steps = self.steps_before + where["step"]
+        self.committed_epoch = where["epoch"]
+        self.saved = (where["epoch"], where["step"])
+        self.committed_time = time.monotonic()
+        if self.job.index == 0:
+            self.writer.start(lambda: self.directory.write(meta, arrays))
+
+    def _score(self, logs: dict[str, Any]) -> float | None:
+        """Return the monitored value, lower for better; `None` without one."""
+        value = logs.get(self.settings.monitor)
+        if value is None:
+            if self.settings.keep_best:
+                raise ValueError(
+                    f"`keep_best` needs monitor={self.settings.monitor!r} in the "
+                    f"logs of each epoch; there are {sorted(logs)}."
+                )
+            return None
+        if not math.isfinite(value):
+            return None
+        return float(value) if self.settings.mode == "min" else -float(value)
+
+    def _is_signalled(self) -> bool:
+        # Several processes learn of each other's signals when they commit, all at
+        # the same step: one that committed by itself would wait for the others.
+        return self.job.count == 1 and self.signals.received is not None
+
+    def _stop_on_signal(self, step: int) -> None:
+        number = self.signals.received if self.job.count == 1 else self.signal
+        if number is None:
+            return
+        self.writer.wait()
+        name = signal.Signals(number).name
+        self._say(f"{name} received: {self._what_is_saved(step)}, stopping")
+        private.set_initial_epoch(self._model, None)
+        self.close()
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + number)
+
+    def _what_is_saved(self, step: int) -> str:
+        if self.saved == (self.epoch, step):
+            return "state saved"
+        if self.saved is None:
+            return "nothing is saved yet, the next start begins anew"
+        epoch, step = self.saved
+        return (
+            f"the next start goes on from epoch {epoch + 1}, step {step}, and trains "
+            "again what came after it"
+        )
+
+
+def _close(signals: Signals, writer: Writer, directory: CommitDirectory) -> None:
+    signals.give_back()
+    # The directory is free when nothing is being written there any more.
+    writer.finish()
+    directory.release()
+
+
+def _batches_of(fit: private.FitCall) -> Batches | None:
+    adapter = fit.epoch_iterator.data_adapter
+    found = getattr(adapter, "batches", None)
+    return found if isinstance(found, Batches) else None
+
+
+def _numbers(logs: dict[str, Any]) -> dict[str, float]:
+    return {
+        name: float(value)
+        for name, value in logs.items()
+        if isinstance(value, (int, float, np.number))
+    }
