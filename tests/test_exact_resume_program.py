@@ -74,6 +74,27 @@ class Scaled(layers.Layer):
         return x * 2.0
 
 
+class Exotic(layers.Layer):
+    """A layer of which Keras can make no configuration."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def call(self, x):
+        return self.function(x)
+
+
+class Callable:
+    """A `map` that is an object."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __call__(self, x, y):
+        return x * self.factor, y
+
+
 def changed_layer():
     class Scaled(layers.Layer):
         def call(self, x):
@@ -200,12 +221,22 @@ def test_what_is_changed_on_purpose_passes(committed, tmp_path):
             r"optimizer\.decay: 0\.9 in the commit, 0\.99 here",
         ),
         (
+            {"layer": lambda: Exotic(lambda x: x * 2.0)},
+            {"layer": lambda: Exotic(lambda x: x * 3.0)},
+            r"functions\.layer exotic\.function: '",
+        ),
+        (
+            {"map": Callable(2.0)},
+            {"map": Callable(3.0)},
+            r"data\.map\.factor: 2\.0 in the commit, 3\.0 here",
+        ),
+        (
             {"validation": (X, Y)},
             {"validation": (with_one_value_changed(X), Y)},
             r"fit\.validation_data",
         ),
     ],
-    ids=["loss", "map", "layer", "decay", "validation data"],
+    ids=["loss", "map", "layer", "decay", "exotic", "object", "validation data"],
 )
 def test_an_edited_function_of_the_same_name_is_another(tmp_path, old, new, named):
     train(tmp_path, **old)

@@ -107,20 +107,27 @@ def _of_mapping(described: dict[str, Any]) -> Any:
 def _of_object(value: Any, depth: int) -> Any:
     kind = type(value)
     described: dict[str, Any] = {"class": kind.__qualname__}
-    if library_of(value) not in _LIBRARIES:
-        code = _code_of_class(kind)
-        if code:
-            described["code"] = code
-    try:
-        config = value.get_config()
-    except (AttributeError, NotImplementedError, TypeError):
-        if " at 0x" not in repr(value):
-            return f"{value!r} {described.get('code', '')}".strip()
-        config = {} if library_of(value) in _LIBRARIES else vars(value)
-    config = describe(dict(config), depth + 1)
-    if isinstance(config, dict):
-        described |= {key: item for key, item in config.items() if key not in _NAMES}
+    code = _code_of_class(kind)
+    if code:
+        described["code"] = code
+    config = describe(_config_of(value), depth + 1)
+    if isinstance(config, str):
+        return f"{config} {code or ''}".strip()
+    described |= {key: item for key, item in config.items() if key not in _NAMES}
     return described if len(described) > 1 else described["class"]
+
+
+def _config_of(value: Any) -> Any:
+    """Return the configuration of an object, a text or its attributes."""
+    try:
+        return dict(value.get_config())
+    except Exception:  # noqa: BLE001 - what a user's `get_config` may raise
+        libraries = {base.__module__.partition(".")[0] for base in type(value).__mro__}
+    if "keras" in libraries:
+        return {}  # its attributes are variables and what Keras needs
+    if " at 0x" not in repr(value):
+        return repr(value)
+    return {} if library_of(value) in _LIBRARIES else getattr(value, "__dict__", {})
 
 
 # Functions

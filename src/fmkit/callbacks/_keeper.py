@@ -28,6 +28,9 @@ __all__ = ["Keeper"]
 
 _logger = logging.getLogger("fmkit.callbacks")
 
+# What metrics count anew with, if it may change.
+_IN_METRICS = ("metrics", "weighted_metrics", "loss", "loss_weights")
+
 
 class Keeper(keras.callbacks.Callback):
     """The part of `ExactResume` that lives for one `fit`, last of all callbacks.
@@ -316,7 +319,7 @@ class Keeper(keras.callbacks.Callback):
             self.model,
             meta["variables"],
             arrays,
-            metrics=meta["moment"] == "step" and not self._has_changed("metrics"),
+            metrics=meta["moment"] == "step" and not self._has_changed(*_IN_METRICS),
             held=held,
             keep=self._kept_variables(),
         )
