@@ -77,16 +77,11 @@ class Signals:
     def give_back(self) -> None:
         if threading.current_thread() is not threading.main_thread():
             return
-        for number, handler in self.previous.items():
+        for number, handler in list(self.previous.items()):
+            # Not while those of a later `fit` are over them, which lead back to here.
             if signal.getsignal(number) == self._handle:
                 signal.signal(number, handler)
-        self.previous = {}
-
-    def give_back_in_child(self) -> None:
-        """Let a forked child die of a signal, as before; its parent notes its own."""
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-        self.previous = {}
+                del self.previous[number]
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         in_fit = private.is_in_fit(frame, self._callback_list())
@@ -110,8 +105,15 @@ def _before_fork() -> None:
 
 
 def _after_fork_in_child() -> None:
-    for signals in list(_installed):
-        signals.give_back_in_child()
+    """Let the child die of a signal, as it would without `fit`."""
+    for number in {number for signals in _installed for number in signals.previous}:
+        handler = signal.getsignal(number)
+        # A `fit` that broke off may still have its own under those of the present one.
+        while isinstance(owner := getattr(handler, "__self__", None), Signals):
+            handler = owner.previous.get(number, signal.SIG_DFL)
+        signal.signal(number, handler)
+    for signals in _installed:
+        signals.previous.clear()
     _after_fork()
 
 
