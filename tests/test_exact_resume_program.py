@@ -190,6 +190,7 @@ def committed(tmp_path_factory):
     return directory
 
 
+@pytest.mark.backend("torch")  # the quickest; nothing in it depends on one
 @pytest.mark.parametrize("name", CHANGES)
 def test_each_change_that_changes_bits_is_refused_by_its_name(committed, name):
     changes, named = CHANGES[name]
@@ -209,6 +210,7 @@ def test_what_is_changed_on_purpose_passes(committed, tmp_path):
     assert same_bits(model.variables, train(tmp_path, epochs=3).variables)
 
 
+@pytest.mark.backend("torch")  # the quickest; nothing in it depends on one
 @pytest.mark.parametrize(
     ("old", "new", "named"),
     [
@@ -278,11 +280,13 @@ def test_a_rate_that_may_change_is_the_new_one(tmp_path):
     assert float(model.optimizer.learning_rate) == 0.5
 
 
+@pytest.mark.backend("torch")
 def test_names_of_changes_are_checked(tmp_path):
     with pytest.raises(TypeError, match="`allow_changes` must be a list of names"):
         ExactResume(tmp_path, allow_changes=[3])
 
 
+@pytest.mark.backend("torch")
 def test_the_message_says_how_many_more_differ(committed):
     with pytest.raises(ValueError, match=r"(?s)and \d+ more"):
         train(
@@ -354,6 +358,7 @@ def calls_half(x):
     return half(x)
 
 
+@pytest.mark.backend("torch")
 def test_functions_are_described_by_what_they_do(monkeypatch):
     def first(x):
         """Say something."""
@@ -386,6 +391,7 @@ def closing_over(number):
     return lambda x: x + number
 
 
+@pytest.mark.backend("torch")
 def test_arrays_are_described_by_their_bytes(monkeypatch):
     array = np.arange(6.0).reshape(2, 3)
     assert digest_of_arrays([array]) == digest_of_arrays([array.copy(order="F")])
