@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 from networks import Gan
-from resuming import X, broken_and_resumed, same_bits
+from resuming import X, broken_and_resumed, fit, same_bits
 
 from fmkit.callbacks import ExactResume, _held
 from fmkit.data import Batches
@@ -14,6 +14,10 @@ from fmkit.optimizers import ExponentialMovingAverage
 
 BACKEND = keras.backend.backend()
 layers = keras.layers
+
+
+def pairs():
+    return Batches(X, X[:, :2], 8, map=None)
 
 
 # Two optimizers, as in keras.io's DCGAN
@@ -71,7 +75,7 @@ def test_an_optimizer_for_strange_variables_is_refused_at_the_first_commit(tmp_p
         model.compile("sgd", "mse")
         model.helper = optimizer
         resume = ExactResume(tmp_path, every=1, verbose=0)
-        model.fit(Batches(X, X[:, :2], 8, map=None), callbacks=[resume], verbose=0)
+        model.fit(pairs(), callbacks=[resume], verbose=0)
 
     optimizer = keras.optimizers.SGD(momentum=0.9)
     optimizer.build([keras.Variable(np.zeros(2), name="strange")])
@@ -192,13 +196,7 @@ def test_generators_and_counters_of_a_layer_come_back(tmp_path):
         keras.utils.set_random_seed(1)
         model = keras.Sequential([keras.Input((3,)), Restless("any"), layers.Dense(2)])
         model.compile("adam", "mse", run_eagerly=True)
-        resume = ExactResume(directory, every=2, verbose=0)
-        model.fit(
-            Batches(X, X[:, :2], 8, map=None),
-            epochs=3,
-            verbose=0,
-            callbacks=[resume, *callbacks],
-        )
+        fit(directory, *callbacks, epochs=3, model=model, batches=pairs())
         restless = model.layers[0]
         return restless, [*model.variables, restless.draw(), restless.table["counts"]]
 
@@ -219,7 +217,7 @@ def test_what_can_not_be_read_is_named_before_training(tmp_path, capsys):
         model.buffer = np.zeros(10_000)
         model.fine = {"rate": 0.5, "layers": [4, 4]}
         resume = ExactResume(tmp_path, every=1)
-        model.fit(Batches(X, X[:, :2], 8, map=None), callbacks=[resume], verbose=0)
+        model.fit(pairs(), callbacks=[resume], verbose=0)
 
     train()
     (line,) = [
@@ -240,7 +238,7 @@ def test_attributes_that_the_program_sets_anew_are_left_alone(tmp_path):
         model.compile("sgd", "mse")
         model.note = note
         resume = ExactResume(tmp_path, every=1, verbose=0)
-        model.fit(Batches(X, X[:, :2], 8, map=None), callbacks=[resume], verbose=0)
+        model.fit(pairs(), callbacks=[resume], verbose=0)
         return model
 
     train("first")
@@ -260,13 +258,7 @@ def test_parts_of_a_multi_optimizer_come_back(tmp_path):
         parts = keras.optimizers.OptimizerMap(keras.optimizers.SGD(0.1, momentum=0.9))
         parts["last/.*"] = keras.optimizers.Adam(0.01)
         model.compile(keras.optimizers.MultiOptimizer(parts), "mse")
-        resume = ExactResume(directory, every=2, verbose=0)
-        model.fit(
-            Batches(X, X[:, :2], 8, map=None),
-            epochs=3,
-            verbose=0,
-            callbacks=[resume, *callbacks],
-        )
+        fit(directory, *callbacks, epochs=3, model=model, batches=pairs())
         inner = [v for part in model.optimizer.optimizers for v in part.variables]
         return [*model.variables, *inner]
 
@@ -290,13 +282,7 @@ def test_a_loss_with_a_variable_and_untracked_metrics_come_back(tmp_path):
         model = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
         loss = Moving()
         model.compile("adam", loss, run_eagerly=True)
-        resume = ExactResume(directory, every=2, verbose=0)
-        model.fit(
-            Batches(X, X[:, :2], 8, map=None),
-            epochs=3,
-            verbose=0,
-            callbacks=[resume, *callbacks],
-        )
+        fit(directory, *callbacks, epochs=3, model=model, batches=pairs())
         return [*model.variables, loss.scale]
 
     expected = train(tmp_path / "unbroken")

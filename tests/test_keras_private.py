@@ -284,6 +284,41 @@ def test_the_global_seed_generator_decides_unseeded_draws():
     assert third.tobytes() != first.tobytes()
 
 
+def test_the_arguments_of_compile_and_fit_are_found_as_they_were_given():
+    def own_loss(y, predicted):
+        return keras.ops.mean((y - predicted) ** 2)
+
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile("sgd", own_loss, loss_weights=0.5, metrics=["mae"])
+    given = private.compile_arguments(model)
+    assert given["loss"] is own_loss
+    assert (given["loss_weights"], given["metrics"]) == (0.5, ["mae"])
+    assert private.compile_arguments(keras.Model()) == {}
+    found = {}
+
+    class Look(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            found.update(private.running_fit(self._model).arguments)
+
+    x = np.ones((4, 1), "float32")
+    weights = {0: 2.0, 1: 1.0}
+    model.fit(
+        x,
+        x,
+        batch_size=2,
+        shuffle=False,
+        class_weight=weights,
+        validation_data=(x, x),
+        verbose=0,
+        callbacks=[Look()],
+    )
+    assert found["x"] is x
+    assert found["validation_data"][1] is x
+    assert (found["batch_size"], found["shuffle"]) == (2, False)
+    assert found["class_weight"] == weights
+    assert found.keys() == set(private._ARGUMENTS)
+
+
 def test_messages_go_where_keras_prints(capsys):
     private.print_msg("hello")
     assert capsys.readouterr().out == "hello\n"

@@ -95,7 +95,7 @@ def _connections(model: Any, names: dict[str, str]) -> list[str]:
     """Tell which layers the layers of a functional model take their inputs from."""
     try:
         config = model.get_config()
-    except NotImplementedError:
+    except Exception:  # noqa: BLE001 - what a user's `get_config` may raise
         return []
     found = []
     for layer in config.get("layers", ()):
