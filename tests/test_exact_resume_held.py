@@ -267,7 +267,11 @@ def test_parts_of_a_multi_optimizer_come_back(tmp_path):
 
 
 @pytest.mark.backend("tensorflow", "torch")  # on JAX Keras leaves it as it is
-def test_a_loss_with_a_variable_and_untracked_metrics_come_back(tmp_path):
+@pytest.mark.parametrize("place", ["compiled", "attribute"])
+def test_a_loss_with_a_variable_comes_back(tmp_path, place):
+    class Model(keras.Sequential):
+        pass
+
     class Moving(keras.losses.Loss):
         def __init__(self):
             super().__init__(name="moving")
@@ -279,9 +283,12 @@ def test_a_loss_with_a_variable_and_untracked_metrics_come_back(tmp_path):
 
     def train(directory, *callbacks):
         keras.utils.set_random_seed(1)
-        model = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
+        model = Model([keras.Input((3,)), layers.Dense(2)])
         loss = Moving()
-        model.compile("adam", loss, run_eagerly=True)
+        if place == "attribute":
+            model.own_loss = loss
+        given = loss if place == "compiled" else lambda y, p: model.own_loss(y, p)
+        model.compile("adam", given, run_eagerly=True)
         fit(directory, *callbacks, epochs=3, model=model, batches=pairs())
         return [*model.variables, loss.scale]
 

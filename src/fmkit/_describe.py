@@ -133,9 +133,13 @@ def _config_of(value: Any) -> Any:
 # Functions
 
 
+def _is_of_library(function_or_class: Any) -> bool:
+    return function_or_class.__module__.partition(".")[0] in _LIBRARIES
+
+
 def _of_function(function: types.FunctionType, depth: int) -> str:
     name = f"{function.__module__}.{function.__qualname__}"
-    if function.__module__.partition(".")[0] in _LIBRARIES:
+    if _is_of_library(function):
         return name
     return f"{name} {_code_of_function(function, set(), depth)}"
 
@@ -145,7 +149,7 @@ def _code_of_class(kind: type) -> str | None:
     digest = hashlib.blake2b(digest_size=8)
     found = False
     for base in kind.__mro__:
-        if base.__module__.partition(".")[0] in _LIBRARIES:
+        if _is_of_library(base):
             continue
         for name, method in vars(base).items():
             method = getattr(method, "__func__", getattr(method, "fget", method))
@@ -169,10 +173,9 @@ def _code_of_function(function: types.FunctionType, seen: set[int], depth: int) 
     numbers = [g for g in globals_ if isinstance(g, (bool, int, float))]
     digest.update(repr(numbers).encode())
     for value in [*closure, *globals_]:
-        if not isinstance(value, types.FunctionType):
+        if not isinstance(value, types.FunctionType) or _is_of_library(value):
             continue
-        library = value.__module__.partition(".")[0] in _LIBRARIES
-        if id(value) not in seen and not library:
+        if id(value) not in seen:
             digest.update(_code_of_function(value, seen, depth).encode())
     for value in closure:
         if isinstance(value, (bool, int, float, str, np.ndarray)):

@@ -20,6 +20,7 @@ import keras
 import numpy as np
 
 from fmkit import _keras_private as private
+from fmkit._describe import library_of
 
 __all__ = [
     "adapted_state",
@@ -83,11 +84,7 @@ def _loads_its_own_way(layer: Any) -> bool:
     quantised, which is in their weights.
     """
     own = type(layer).load_own_variables is not keras.layers.Layer.load_own_variables
-    return own and (hasattr(layer, "adapt") or not _is_of_keras(layer))
-
-
-def _is_of_keras(layer: Any) -> bool:
-    return type(layer).__module__.split(".")[0] == "keras"
+    return own and (hasattr(layer, "adapt") or library_of(layer) != "keras")
 
 
 def _name(layer: Any) -> str:
@@ -99,7 +96,7 @@ def adapted_state(layer: Any) -> str | None:
 
     Training does not change it, and two programs must have it in common.
     """
-    if not hasattr(layer, "adapt") or not _is_of_keras(layer):
+    if not hasattr(layer, "adapt") or library_of(layer) != "keras":
         return None
     saved = _save(layer)
     digest = hashlib.blake2b(digest_size=8)

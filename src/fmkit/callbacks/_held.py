@@ -130,9 +130,9 @@ class _Search:
                 self.look_at(value, f"{where}.{name}", depth, named=False)
             elif _is_value(value) or _is_constant_tensor(value):
                 self.held.values[f"{where}.{name}"] = value
-            elif isinstance(value, (types.FunctionType, keras.losses.Loss)):
-                self.held.functions[f"{where}.{name}"] = value
             else:
+                if isinstance(value, (types.FunctionType, keras.losses.Loss)):
+                    self.held.functions[f"{where}.{name}"] = value
                 self.look_at(value, f"{where}.{name}", depth)
         if layer and keras.backend.backend() == "torch":
             for name, buffer in owner.named_buffers():

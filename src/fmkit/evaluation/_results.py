@@ -11,7 +11,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from fmkit._files import open_regular, sync_directory
+from fmkit._files import open_regular, read_regular, sync_directory
 
 __all__ = ["ResultsFile", "TensorBoardWriter", "is_record", "make_folder"]
 
@@ -44,8 +44,7 @@ class ResultsFile:
             self._read()
 
     def _read(self) -> None:
-        with os.fdopen(open_regular(self.path, os.O_RDONLY), "rb") as file:
-            data = file.read()
+        data = read_regular(self.path)
         *lines, rest = data.split(b"\n")
         if rest:
             self._repair(len(data) - len(rest), rest)
