@@ -33,7 +33,7 @@ def train(
     training, (x_val, y_val) = parts
     batches = data.Batches(*training, batch_size=batch_size, seed=0)
     # The images are scaled once here, since they are evaluated many times.
-    judge = callbacks.BatchValidation(
+    validation = callbacks.BatchValidation(
         preprocessing.preprocess(x_val, y_val), every=every, batch_size=1000
     )
     model = models.mlp((500,), seed=0)
@@ -47,7 +47,7 @@ def train(
         batches,
         epochs=-(-steps // per_epoch),
         steps_per_epoch=per_epoch,
-        callbacks=[judge],
+        callbacks=[validation],
         verbose=0,
     )
     return [
@@ -57,7 +57,7 @@ def train(
             "steps": record["batch"],
             "accuracy": float(record["val_accuracy"]),
         }
-        for record in judge.records
+        for record in validation.records
         if record["batch"] <= steps
     ]
 

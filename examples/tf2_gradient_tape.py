@@ -143,7 +143,7 @@ def main(epochs: int = 6, folder: str = "outputs") -> dict[str, list[float]]:
         by_loop.predict(test_batches, verbose=0)
         - fitted.predict(test_batches, verbose=0)
     )
-    print(f"The logits of the two differ by at most {gap.max():.2g}.\n")
+    print(f"The logits of the two differ by {gap.max():.2g} at most.\n")
     print("`fit`, with the cross-entropy")
     _, other = by_fit(train, test_batches, epochs, losses.CrossentropyFromLogits())
 
