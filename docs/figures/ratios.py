@@ -26,6 +26,8 @@ from benchmarks._page import by_topic, drawn, picture, target  # noqa: E402
 MET, MISSED, NONE = "#56B4E9", "#E69F00", "#BBBBBB"
 # Inches. At 4 inches a letter of 9 points is 10 pixels high on a phone.
 WIDTH, LINE, LEFT, RIGHT = 4.0, 0.165, 0.08, 1.15
+LEGEND = """time relative to another: 1 is the same, left is faster
+thin line: quartiles, thick mark: target, hatched: missed"""
 
 
 def against(row: dict[str, Any]) -> str:
@@ -34,7 +36,7 @@ def against(row: dict[str, Any]) -> str:
 
 
 def lines_of(rows: list[dict[str, Any]]) -> list[tuple[str, Any]]:
-    """Return what stands below each other: headings, names and bars."""
+    """Return the lines of a picture from the top: headings, names and bars."""
     lines: list[tuple[str, Any]] = []
     for other in dict.fromkeys(map(against, rows)):
         lines += [("space", ""), ("heading", f"relative to {other}")]
@@ -61,12 +63,12 @@ def bar(ax: Any, y: float, row: dict[str, Any]) -> None:
     )
     ax.plot([low, high], [y, y], color="black", linewidth=1.4, marker="|", markersize=5)
     ax.plot(ratio, y, color="black", marker="o", markersize=3.5)
-    told = number(ratio)
+    numbers = number(ratio)
     if aim is not None:
         ax.plot([aim, aim], [y - 0.62, y + 0.62], color="black", linewidth=2.6)
-        told += f" {'>' if missed else '≤'} {number(aim)}"
+        numbers += f" {'>' if missed else '≤'} {number(aim)}"
     ax.annotate(
-        told,
+        numbers,
         (1, y),
         xycoords=("axes fraction", "data"),
         xytext=(4, 0),
@@ -93,6 +95,14 @@ def scale(ax: Any, rows: list[dict[str, Any]]) -> None:
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
 
+def write(ax: Any, y: float, kind: str, text: str) -> None:
+    """Write a heading or a name over the grid."""
+    weight = "bold" if kind == "heading" else "normal"
+    paper = {"facecolor": "white", "pad": 0.8, "lw": 0}
+    place = ax.get_yaxis_transform()
+    ax.text(0, y, text, transform=place, va="center", fontweight=weight, bbox=paper)
+
+
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Draw one topic."""
     lines = lines_of(rows)
@@ -107,21 +117,14 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         if kind == "bar":
             bar(ax, y, what)
         else:
-            weight = "bold" if kind == "heading" else "normal"
-            ax.text(
-                0, y, what, transform=ax.get_yaxis_transform(), va="center",
-                fontweight=weight, bbox={"facecolor": "white", "pad": 0.8, "lw": 0},
-            )  # fmt: skip
+            write(ax, y, kind, what)
     ax.axvline(1, color="0.45", linewidth=0.8, zorder=0)
     ax.grid(axis="x", color="0.88", linewidth=0.6)
     ax.set_axisbelow(True)
     ax.set_yticks([])
     ax.spines[["right", "left"]].set_visible(False)
     ax.tick_params(top=True, labeltop=True)
-    told = "time relative to another: 1 is the same, left is faster\n" + (
-        "thin line: quartiles, thick mark: target, hatched: missed"
-    )
-    figure.text(LEFT / WIDTH, 1 - 0.05 / height, told, va="top", fontsize=8.5)
+    figure.text(LEFT / WIDTH, 1 - 0.05 / height, LEGEND, va="top", fontsize=8.5)
     # No version of matplotlib in the file, so that equal figures are equal files.
     figure.savefig(path, dpi=240, metadata={"Software": None})
     plt.close(figure)
@@ -129,11 +132,11 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 def main(folder: str | Path = Path(__file__).parent) -> None:
     """Write one PNG file per topic into `folder`."""
-    plt.rcParams["font.size"] = 9
     results = json.loads((ROOT / "docs" / "benchmarks.json").read_text("utf-8"))
     for topic, rows in by_topic(results["rows"]).items():
         if shown := drawn(rows):
-            draw(shown, Path(folder) / picture(topic))
+            with plt.rc_context({"font.size": 9}):
+                draw(shown, Path(folder) / picture(topic))
 
 
 if __name__ == "__main__":
