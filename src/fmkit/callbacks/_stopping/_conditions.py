@@ -227,3 +227,38 @@ def in_precision_of(value: float, threshold: float) -> float:
     with np.errstate(over="ignore"):
         is_single = float(np.float32(value)) == value
         return float(np.float32(threshold)) if is_single else threshold
+
+
+def signs(condition: Condition) -> str:
+    """Return the comparisons of a condition, from left to right: `">= <="`."""
+    return " ".join(leaf.sign for leaf in condition.leaves())
+
+
+def condition_from(
+    monitor: str | Condition | None,
+    threshold: float | None,
+    mode: str,
+    *,
+    optional: bool,
+) -> Condition:
+    """Return what the arguments of `ThresholdStopping` mean.
+
+    If it is `optional`, `monitor` and `threshold` may both be omitted.
+    """
+    if monitor is None and threshold is None and optional:
+        monitor = NoCondition()
+    if isinstance(monitor, Condition):
+        if threshold is not None or mode != "auto":
+            raise ValueError(
+                "With a condition as `monitor`, its parts carry the numbers: leave "
+                f"out `threshold` and `mode`, got threshold={threshold!r}, "
+                f"mode={mode!r}."
+            )
+        return monitor
+    if threshold is None:
+        raise TypeError(
+            "`threshold` is missing: write ThresholdStopping('val_accuracy', 0.95), "
+            "pass a condition such as Reached('val_accuracy', 0.95), or look only for "
+            "values that are not finite: ThresholdStopping(check_finite=True)."
+        )
+    return Reached(monitor, threshold, mode)  # type: ignore[arg-type]  # it says why

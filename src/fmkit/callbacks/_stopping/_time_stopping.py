@@ -11,7 +11,8 @@ from typing import Any
 
 from fmkit._checks import check_number
 from fmkit._job import Job, current_job
-from fmkit.callbacks._stopping._stop import Stop, Stopper, StopReason, place
+from fmkit.callbacks._stopping._stop import Stop, StopReason, place
+from fmkit.callbacks._stopping._stopper import Stopper
 
 __all__ = ["TimeStopping"]
 
