@@ -76,7 +76,7 @@ def has_validation(names: Iterable[str]) -> bool:
 
 def fit_has_yet_to_validate(callback: keras.callbacks.Callback, epoch: int) -> bool:
     """Return whether a validation after `epoch` may bring `callback` its values."""
-    fit = private.running_fit(callback._model)
+    fit = private.running_fit(callback)
     if fit is None:
         return False
     before = takewhile(lambda each: each is not callback, fit.callback_list.callbacks)

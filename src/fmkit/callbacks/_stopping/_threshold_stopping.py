@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from fmkit import _keras_private as private
 from fmkit._monitor import greater_is_better
 from fmkit.callbacks._batch_counter import BatchCounter
 from fmkit.callbacks._saved_settings import check_settings
@@ -204,15 +205,13 @@ class ThresholdStopping(Stopper):
         return self._progress.reached_step
 
     def _bind_batch_hook(self) -> None:
-        # Keras looks at each callback for a batch hook of its own, and if it finds
-        # one waits for every step's logs. So there is none unless asked for.
         if isinstance(self.every, int):
-            self.on_train_batch_end = self._after_batch
+            private.bind_hook(self, "on_train_batch_end", self._after_batch)
         elif self.every == "validation":
             # Without a BatchValidation, which makes Keras wait by itself, the hook
             # reads nothing but names: safe in Keras's threads.
             self.async_safe = True
-            self.on_train_batch_end = self._after_batch_validation
+            private.bind_hook(self, "on_train_batch_end", self._after_batch_validation)
 
     def _reset(self) -> None:
         super()._reset()
