@@ -24,8 +24,8 @@ class Stopper(keras.callbacks.Callback):
         super().__init__()
         if not isinstance(name, str) or not name:
             raise TypeError(
-                f"`name` must be a non-empty string, got name={name!r}; it stands "
-                "in the record and in the message of the stop."
+                f"`name` must be a non-empty string, got name={name!r}; it "
+                "appears in the record and in the message of the stop."
             )
         if verbose not in (0, 1):
             check_one_of("verbose", verbose, ["auto"])
@@ -50,7 +50,7 @@ class Stopper(keras.callbacks.Callback):
         self._epoch = epoch
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Mark the logs if asked to, and stand by a stop made inside the epoch."""
+        """Mark the logs if asked to, and repeat a stop made inside the epoch."""
         if logs is not None and self.log_stop:
             logs[f"stopped_by_{self.name}"] = float(self.stop is not None)
         # A callback that borrows `stop_training` to end an epoch early may have
@@ -96,6 +96,6 @@ class Stopper(keras.callbacks.Callback):
         return {"stop": None if self.stop is None else self.stop.as_dict()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`, before `fit` or in its first epoch."""
+        """Continue from `state`, before `fit` or in its first epoch."""
         self._restored = True
         self.stop = None if state["stop"] is None else Stop.from_dict(state["stop"])

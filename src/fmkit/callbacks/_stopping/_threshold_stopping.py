@@ -68,17 +68,17 @@ class ThresholdStopping(Stopper):
         threshold: Number to be reached. Omit it with a condition.
         mode: `"max"`, `"min"`, a comparison (`"<"`, `"<="`, `">"`, `">="`), or
             `"auto"`, Keras's own rule for its losses and metrics.
-        every: When to check: `"epoch"`, `"validation"` (after each validation, be
-            it by `fit` or by a `BatchValidation` before this callback in the
+        every: When to check: `"epoch"`, `"validation"` (after each validation,
+            whether by `fit` or by a `BatchValidation` before this callback in the
             list), or an integer: a check at each multiple of that many batches.
         count: Number of checks $K$ in which the condition must hold.
         consecutive: Whether those $K$ checks must follow one another.
         start_epoch: Index of the first epoch that is checked, from 0.
         start_step: Optimizer steps before the first check.
-        patience: With $P > 0$, don't stop when the threshold is reached but then
-            train on until $P$ checks in a row bring no improvement.
+        patience: With $P > 0$, don't stop when the threshold is reached, but
+            continue until $P$ checks in a row bring no improvement.
         min_delta: An improvement must be greater than this, in the units of the
-            value. Only `patience` asks for it.
+            value. Only `patience` uses it.
         within: Number of checks $N \ge K$ in which the threshold must be reached, or
             the run stops. Checks count from `start_epoch` and `start_step` on, and
             only if they have the values to tell whether the condition holds.
@@ -92,7 +92,7 @@ class ThresholdStopping(Stopper):
             threshold was never reached), `"reaching"` for those of the check that
             reached the threshold.
         on_missing: `"error"` or `"warn"`, if a monitored name is not in the logs. A
-            name with `val_` is awaited while `fit` has yet to validate.
+            name that begins with `val_` may be missing until `fit` has validated.
         progress: Whether to put the distance to the threshold in the logs, as
             `"<monitor>_to_go"`, and so in Keras's progress bar.
         log_stop: Whether to put `"stopped_by_<name>"` in the logs of each epoch,
@@ -274,9 +274,9 @@ class ThresholdStopping(Stopper):
         epoch: int | None = None,
         step: int | None = None,
     ) -> bool:
-        """Do one check now, and return whether to stop: for loops of one's own.
+        """Do one check now, and return whether to stop: for custom training loops.
 
-        `every` plays no part: the loop decides when to check. Call `set_model`
+        `every` is ignored: the loop decides when to check. Call `set_model`
         before and `on_train_end` after the loop if weights are to be restored, and
         `on_train_begin` before a second run.
 
@@ -287,7 +287,7 @@ class ThresholdStopping(Stopper):
                 optimizer's count if `set_model` was called.
 
         Returns:
-            `True` at the check that stops the run, and ever after.
+            `True` at the check that stops the run, and from then on.
         """
         if epoch is not None:
             self._epoch = epoch
@@ -405,13 +405,13 @@ class ThresholdStopping(Stopper):
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`, before `fit` or in its first epoch.
+        """Continue from `state`, before `fit` or in its first epoch.
 
-        Arguments may be others than before if they leave the counts their meaning.
-        With another threshold, whether and how often it was reached is counted anew;
-        the best value stays. A stop by `threshold`, `patience`, `within` or
-        `divergence_threshold` that the present arguments would not make is forgotten,
-        and the run goes on.
+        Arguments may differ from those of the saved callback if the counts keep their
+        meaning. With another threshold, how often it was reached is counted anew, and
+        the best value is kept. A stop by `threshold`, `patience`, `within` or
+        `divergence_threshold` that the present arguments would not make is discarded,
+        and the run continues.
 
         Raises:
             ValueError: If the state was saved with another `monitor`, `mode`, `every`,
