@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from fmkit.datasets._files import open_file
+from fmkit._untrusted_files import open_file
 from fmkit.datasets._splits import NPZ_NAMES, Splits
 
 _LOGGER = logging.getLogger(__name__)

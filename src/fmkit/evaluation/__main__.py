@@ -14,9 +14,9 @@ import keras
 
 from fmkit import _keras_private as private
 from fmkit._layer_state import restore_assets
+from fmkit._npz import read_npz
 from fmkit.data import Batches
 from fmkit.datasets import fashion_mnist, mnist
-from fmkit.datasets._npz import read_npz
 from fmkit.evaluation import SidecarEvaluator
 from fmkit.evaluation._checkpoints import list_checkpoints
 from fmkit.preprocessing import preprocess
