@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import stat
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -17,7 +18,7 @@ __all__ = [
     "open_regular",
     "read_regular",
     "sync_directory",
-    "write_whole",
+    "whole_file",
 ]
 
 _KINDS = [
@@ -76,15 +77,24 @@ def read_regular(path: str | os.PathLike[str]) -> bytes:
         return file.read()
 
 
-def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Let `write` fill a file that appears at `path` once it is whole and durable.
+@contextlib.contextmanager
+def whole_file(path: Path, suffix: str = ".tmp") -> Iterator[IO[bytes]]:
+    """Open a new file for writing; it appears at `path` once it is whole and durable.
 
-    It has the permissions of the file that it replaces.
+    It has the permissions of the file that it replaces. A crash at any instant leaves
+    the old file or the new one at `path`, and at most a temporary file beside it.
+
+    Args:
+        path: Where the file appears when the block ends without an exception.
+        suffix: How the temporary name ends.
 
     Raises:
         OSError: If it cannot be written. What was at `path` before is still there.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # A token besides the process: threads may write the same file, and a process of
+    # the same number may have been killed here before.
+    unique = f"{os.getpid()}-{secrets.token_hex(4)}"
+    temporary = path.with_name(f".{path.name}.{unique}{suffix}")
     # "x" makes the file, and neither opens nor follows what is there already.
     with open(temporary, "xb") as file:
         try:
@@ -92,7 +102,7 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
                 replaced = os.lstat(path).st_mode
                 if stat.S_ISREG(replaced):
                     os.chmod(temporary, stat.S_IMODE(replaced))
-            write(file)
+            yield file
             file.flush()
             os.fsync(file.fileno())
             file.close()  # Windows does not rename an open file

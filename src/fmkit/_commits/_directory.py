@@ -21,13 +21,13 @@ from fmkit._commits._format import (
     read_meta,
     write_commit,
 )
-from fmkit._files import InUseError, Lock, read_regular, write_whole
+from fmkit._files import InUseError, Lock, read_regular, whole_file
 
 __all__ = ["CommitDirectory"]
 
 Array = np.ndarray[Any, Any]
 
-_TEMPORARY = re.compile(r"\.(?:commit-\d+\.npz|model\.json)\.(\d+)\.tmp")
+_TEMPORARY = re.compile(r"\.(?:commit-\d+\.npz|model\.json)\.[0-9a-f-]+\.tmp")
 
 
 class CommitDirectory:
@@ -173,7 +173,8 @@ class CommitDirectory:
         path = self.path / "model.json"
         data = model.encode()
         if not os.path.lexists(path) or read_regular(path) != data:
-            write_whole(path, lambda file: file.write(data))
+            with whole_file(path) as file:
+                file.write(data)
 
     def write(self, meta: Mapping[str, Any], arrays: Mapping[str, Array]) -> Path:
         """Write the next commit; when it is durable, delete what need not stay.

@@ -22,7 +22,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from fmkit._files import open_regular, write_whole
+from fmkit._files import open_regular, whole_file
 
 __all__ = [
     "Commit",
@@ -97,7 +97,8 @@ def write_commit(
         OSError: If the disk is full, the directory cannot be written, and so on.
             What stood at `path` before still stands there.
     """
-    write_whole(Path(path), lambda file: _write_archive(file, meta, arrays))
+    with whole_file(Path(path)) as file:
+        _write_archive(file, meta, arrays)
 
 
 def pack(meta: Mapping[str, Any], arrays: Mapping[str, Array]) -> bytes:
