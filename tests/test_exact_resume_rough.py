@@ -82,10 +82,10 @@ def test_a_relative_directory_is_the_same_after_chdir(tmp_path, monkeypatch):
     assert found == before
     assert resume.directory == str(tmp_path / "here" / "run")
     newest = read_commit(list_commits(tmp_path / "here" / "run")[-1])
-    assert newest.meta["finished"]
+    assert newest.meta.finished
     # The file of the logger was found, too.
     text = (tmp_path / "here" / "log.csv").read_bytes()
-    state = decode(newest.meta["callbacks"], newest.arrays)
+    state = decode(newest.meta.callbacks, newest.arrays)
     assert state["CSVLogger"]["keras"]["content"] == text
     assert text.count(b"\n") == 3
     # As does the evaluator.

@@ -1,6 +1,7 @@
 """The evaluator beside a run: what it evaluates, waits for, survives and writes."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from fmkit import optimizers
-from fmkit._commits import list_commits, read_commit, write_commit
+from fmkit._commits import list_commits, list_variables, read_commit, write_commit
 from fmkit.callbacks import ExactResume
 from fmkit.callbacks._resume import _training_state
 from fmkit.data import Batches
@@ -156,7 +157,7 @@ def test_results_are_those_of_the_committed_weights_exactly(trained, model, tmp_
         commit = read_commit(path)
         _training_state.restore_variables(
             run_model,
-            commit.meta["variables"][: len(_all_variables(run_model))],
+            commit.meta.variables[: len(_all_variables(run_model))],
             commit.arrays,
             metrics=False,
         )
@@ -185,7 +186,7 @@ def test_results_are_those_of_the_committed_weights_exactly(trained, model, tmp_
 
 
 def _all_variables(model):
-    return _training_state._variables(model, metrics=False)
+    return list_variables(model, metrics=False)
 
 
 def _evaluate(model, data, averaged=False):
@@ -207,7 +208,7 @@ def test_averages_of_keras_itself_and_an_averaging_sidecar(tmp_path):
     # By hand, from the file: the optimizer's variables after the model's.
     commit = read_commit(list_commits(tmp_path / "run")[0])
     listed = {
-        e["path"].rpartition("/")[2]: e["arrays"][0] for e in commit.meta["variables"]
+        e["path"].rpartition("/")[2]: e["arrays"][0] for e in commit.meta.variables
     }
     found = {v.path: a for v, a in first.averages}
     assert len(found) == 6
@@ -357,7 +358,7 @@ def test_a_step_done_again_counts_only_with_other_bits(trained, model, tmp_path)
         arrays = {name: array.copy() for name, array in commit.arrays.items()}
         if change:
             arrays["variable/0/0"].reshape(-1)[0] += 1
-        meta = {**commit.meta, "time": 0.0}
+        meta = dataclasses.replace(commit.meta, time=0.0)
         write_commit(folder / f"commit-{number:08d}.npz", meta, arrays)
 
     again(4, change=False)
@@ -679,7 +680,7 @@ def test_the_command_makes_the_model_from_what_the_run_wrote(trained, tmp_path, 
     lines = (folder / "evaluation" / "results.jsonl").read_text().splitlines()
     commit = read_commit(list_commits(folder)[-1])
     _training_state.restore_variables(
-        trained[1], commit.meta["variables"], commit.arrays, metrics=False
+        trained[1], commit.meta.variables, commit.arrays, metrics=False
     )
     found = json.loads(lines[-1])["results"]
     assert found["raw"]["test"] == _evaluate(trained[1], TEST)

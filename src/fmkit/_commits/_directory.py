@@ -21,6 +21,7 @@ from fmkit._commits._format import (
     read_meta,
     write_commit,
 )
+from fmkit._commits._meta import Meta
 from fmkit._files import InUseError, Lock, read_regular, whole_file
 
 __all__ = ["CommitDirectory"]
@@ -37,7 +38,7 @@ class CommitDirectory:
         path: The directory; made when it is not there.
         keep: How many of the newest commits stay.
         keep_best: How many of the best commits stay besides. Best is by
-            `meta["score"]`, lower first; a commit whose score is `None` has none.
+            `meta.score`, lower first; a commit whose score is `None` has none.
     """
 
     def __init__(
@@ -162,7 +163,7 @@ class CommitDirectory:
         for path in paths:
             # One that can't be read now is left where it is.
             with contextlib.suppress(DamagedCommitError, OSError):
-                self._scores[path] = read_meta(path).get("score")
+                self._scores[path] = read_meta(path).score
 
     def describe(self, model: str) -> None:
         """Write `model.json` beside the commits, unless it says so already.
@@ -176,7 +177,7 @@ class CommitDirectory:
             with whole_file(path) as file:
                 file.write(data)
 
-    def write(self, meta: Mapping[str, Any], arrays: Mapping[str, Array]) -> Path:
+    def write(self, meta: Meta, arrays: Mapping[str, Array]) -> Path:
         """Write the next commit; when it is durable, delete what need not stay.
 
         Raises:
@@ -192,7 +193,7 @@ class CommitDirectory:
                 f"{self.path}: {error}. {self._what_is_left()}"
             ) from error
         self._next += 1
-        self._scores[path] = meta.get("score")
+        self._scores[path] = meta.score
         for old in self._superfluous():
             # Deleting may fail without harm: the next commit tries again.
             with contextlib.suppress(OSError):

@@ -16,12 +16,13 @@ import os
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
+from fmkit._commits._meta import OF_EACH_PROCESS, Meta, check_keys
 from fmkit._files import open_regular, whole_file
 
 __all__ = [
@@ -29,7 +30,7 @@ __all__ = [
     "DamagedCommitError",
     "commit_number",
     "list_commits",
-    "pack",
+    "pack_part",
     "read_commit",
     "read_meta",
     "with_part",
@@ -54,12 +55,12 @@ class Commit:
 
     Attributes:
         path: The file.
-        meta: Everything but the arrays, as plain JSON values.
+        meta: Everything but the arrays.
         arrays: The arrays by name (read-only views).
     """
 
     path: Path
-    meta: dict[str, Any]
+    meta: Meta
     arrays: dict[str, Array]
 
     @property
@@ -89,7 +90,7 @@ def commit_number(path: str | Path) -> int:
 
 
 def write_commit(
-    path: str | os.PathLike[str], meta: Mapping[str, Any], arrays: Mapping[str, Array]
+    path: str | os.PathLike[str], meta: Meta, arrays: Mapping[str, Array]
 ) -> None:
     """Write a commit so that `path` is the whole of it or does not change.
 
@@ -98,13 +99,14 @@ def write_commit(
             What stood at `path` before still stands there.
     """
     with whole_file(Path(path)) as file:
-        _write_archive(file, meta, arrays)
+        _write_archive(file, vars(meta), arrays)
 
 
-def pack(meta: Mapping[str, Any], arrays: Mapping[str, Array]) -> bytes:
-    """Return what a commit would hold, as the bytes of its file."""
+def pack_part(meta: Meta, arrays: Mapping[str, Array]) -> bytes:
+    """Return what `with_part` lays over the commit of another process."""
     file = io.BytesIO()
-    _write_archive(file, meta, arrays)
+    own = {name: getattr(meta, name) for name in OF_EACH_PROCESS}
+    _write_archive(file, own, arrays)
     return file.getvalue()
 
 
@@ -164,21 +166,26 @@ def read_commit(path: str | os.PathLike[str]) -> Commit:
         OSError: If it cannot be read, or is no regular file.
     """
     with _archive(path) as archive:
-        return Commit(Path(path), *_read_all(archive))
+        header = _read_header(archive)
+        return Commit(
+            Path(path), Meta(**check_keys(header)), _read_arrays(archive, header)
+        )
 
 
 def with_part(commit: Commit, data: Array) -> Commit:
-    """Return `commit` with what `pack` made of another meta and arrays laid over it.
+    """Return `commit` with what `pack_part` made in another process laid over it.
 
     Raises:
         DamagedCommitError: If `data` are not exactly what was packed.
     """
     with _archive(commit.path, io.BytesIO(data.tobytes())) as archive:
-        meta, arrays = _read_all(archive)
-    return Commit(commit.path, {**commit.meta, **meta}, {**commit.arrays, **arrays})
+        header = _read_header(archive)
+        own = check_keys(header, OF_EACH_PROCESS)
+        arrays = {**commit.arrays, **_read_arrays(archive, header)}
+    return Commit(commit.path, replace(commit.meta, **own), arrays)
 
 
-def read_meta(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_meta(path: str | os.PathLike[str]) -> Meta:
     """Read only what stands beside the arrays, and check it.
 
     Raises:
@@ -186,14 +193,14 @@ def read_meta(path: str | os.PathLike[str]) -> dict[str, Any]:
         OSError: If it cannot be read, or is no regular file.
     """
     with _archive(path) as archive:
-        return _read_meta(archive)
+        return Meta(**check_keys(_read_header(archive)))
 
 
 @contextlib.contextmanager
 def _archive(
     path: str | os.PathLike[str], file: IO[bytes] | None = None
 ) -> Iterator[zipfile.ZipFile]:
-    """Open `file`, or the one at `path`; whatever fails then is told of `path`."""
+    """Open `file`, or the one at `path`; errors name `path`."""
     if file is None:
         file = open(open_regular(path, os.O_RDONLY), "rb")  # noqa: SIM115
     reader = _Reader(file)
@@ -235,23 +242,23 @@ def _member(archive: zipfile.ZipFile, name: str) -> bytes:
     return archive.read(info)  # checks the CRC-32
 
 
-def _read_all(archive: zipfile.ZipFile) -> tuple[dict[str, Any], dict[str, Array]]:
-    meta = _read_meta(archive)
-    arrays = {
-        name: _read_array(archive, name, spec) for name, spec in meta["arrays"].items()
-    }
-    return meta, arrays
-
-
-def _read_meta(archive: zipfile.ZipFile) -> dict[str, Any]:
-    meta = json.loads(_member(archive, _META))
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+def _read_header(archive: zipfile.ZipFile) -> dict[str, Any]:
+    header = json.loads(_member(archive, _META))
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise ValueError(f"not a {FORMAT}")
-    if meta.get("version") != VERSION:
+    version = header.get("version")
+    if version != VERSION:
         raise ValueError(
-            f"version {meta.get('version')!r} of the format; this fmkit reads {VERSION}"
+            f"version {version!r} of the format; this fmkit reads {VERSION}"
         )
-    return meta
+    return header
+
+
+def _read_arrays(archive: zipfile.ZipFile, header: dict[str, Any]) -> dict[str, Array]:
+    return {
+        name: _read_array(archive, name, spec)
+        for name, spec in header["arrays"].items()
+    }
 
 
 def _read_array(archive: zipfile.ZipFile, name: str, spec: dict[str, Any]) -> Array:

@@ -106,7 +106,7 @@ def _write_copy(
         flat = np.ascontiguousarray(array)
         with whole_file(folder / f"{stem}-{name}.npy") as file:
             file.write(_npy_header(array.shape))
-            file.write(flat)
+            file.write(flat.data)
         entries[name] = {"shape": array.shape, "sha256": _digest(flat)}
     manifest = {"sources": identity, "arrays": entries}
     with whole_file(folder / f"{stem}.json") as file:
