@@ -21,11 +21,9 @@ from fmkit.callbacks._resume import _training_state
 from fmkit.data import Batches
 from fmkit.evaluation import SidecarEvaluator
 from fmkit.evaluation.__main__ import main
-from fmkit.evaluation._checkpoints import (
-    CheckpointReader,
-    NotReadableError,
-    list_checkpoints,
-)
+from fmkit.evaluation._checkpoint import NotReadableError, Target
+from fmkit.evaluation._listing import list_checkpoints
+from fmkit.evaluation._session import read_checkpoint
 
 RNG = np.random.RandomState(0)
 X, Y = RNG.rand(40, 4).astype("float32"), RNG.randint(0, 2, 40).astype("int32")
@@ -203,8 +201,8 @@ def test_averages_of_keras_itself_and_an_averaging_sidecar(tmp_path):
     model = build(keras.optimizers.Adam(0.05, use_ema=True, ema_momentum=0.5))
     resume = ExactResume(tmp_path / "run", every=3, keep=9, verbose=0)
     model.fit(Batches(X, Y, 8, map=None), epochs=1, callbacks=[resume], verbose=0)
-    reader = CheckpointReader(build(averaging()))
-    first = reader.read(list_checkpoints(tmp_path / "run")[0])
+    target = Target.of(build(averaging()))
+    first = read_checkpoint(list_checkpoints(tmp_path / "run")[0], target)
     # By hand, from the file: the optimizer's variables after the model's.
     commit = read_commit(list_commits(tmp_path / "run")[0])
     listed = {
@@ -500,8 +498,8 @@ def test_flipped_bytes_in_a_keras_file_give_no_wrong_weights(trained, model, tmp
     whole = source.read_bytes()
     path = tmp_path / "epoch_1.keras"
     shutil.copy(source, path)
-    reader = CheckpointReader(model)
-    digest = reader.read(list_checkpoints(tmp_path)[0]).digest
+    target = Target.of(model)
+    digest = read_checkpoint(list_checkpoints(tmp_path)[0], target).digest
     rng = np.random.RandomState(2)
     contents = [whole[:end] for end in rng.randint(0, len(whole), 10)]
     for place in rng.randint(0, len(whole), 60):
@@ -512,7 +510,7 @@ def test_flipped_bytes_in_a_keras_file_give_no_wrong_weights(trained, model, tmp
     for content in contents:
         path.write_bytes(content)
         try:
-            checkpoint = reader.read(list_checkpoints(tmp_path)[0])
+            checkpoint = read_checkpoint(list_checkpoints(tmp_path)[0], target)
         except NotReadableError:
             refused += 1
         else:
@@ -575,7 +573,7 @@ def test_the_training_can_write_a_file_while_it_is_read(
             loaded.append(load(file))
 
     monkeypatch.setattr(model, "load_weights", load_while_written, raising=True)
-    CheckpointReader(model).read(list_checkpoints(tmp_path)[0])
+    read_checkpoint(list_checkpoints(tmp_path)[0], Target.of(model))
     assert len(loaded) == 1
     # Control: read where it stands, the training's own write would fail.
     with (

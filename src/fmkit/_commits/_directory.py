@@ -15,6 +15,7 @@ import numpy as np
 from fmkit._commits._format import (
     Commit,
     DamagedCommitError,
+    commit_name,
     commit_number,
     list_commits,
     read_commit,
@@ -156,7 +157,7 @@ class CommitDirectory:
         )
 
     def _path(self, number: int) -> Path:
-        return self.path / f"commit-{number:08d}.npz"
+        return self.path / commit_name(number)
 
     def _index(self, paths: list[Path]) -> None:
         """Learn which of the older files count for `keep` and `keep_best`."""

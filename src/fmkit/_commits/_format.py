@@ -28,8 +28,10 @@ from fmkit._files import open_regular, whole_file
 __all__ = [
     "Commit",
     "DamagedCommitError",
+    "commit_name",
     "commit_number",
     "list_commits",
+    "number_in",
     "pack_part",
     "read_commit",
     "read_meta",
@@ -42,7 +44,7 @@ Array = np.ndarray[Any, Any]
 FORMAT = "fmkit commit"
 VERSION = 1
 _META = "meta.json"
-_NAME = re.compile(r"commit-(\d{8,})\.npz")
+_NAME = re.compile(r"commit-(\d{8,18})\.npz")
 
 
 class DamagedCommitError(ValueError):
@@ -75,15 +77,26 @@ def list_commits(directory: str | os.PathLike[str]) -> list[Path]:
         names = os.listdir(directory)
     except FileNotFoundError:
         return []
-    found = [name for name in names if _NAME.fullmatch(name)]
+    found = [name for name in names if number_in(name) is not None]
     return [Path(directory, name) for name in sorted(found, key=commit_number)]
 
 
+def commit_name(number: int) -> str:
+    """Return the name of the file of a commit."""
+    return f"commit-{number:08d}.npz"
+
+
+def number_in(name: str) -> int | None:
+    """Return the running number in the name of a commit; `None` in another name."""
+    match = _NAME.fullmatch(name)
+    return None if match is None else int(match[1])
+
+
 def commit_number(path: str | Path) -> int:
-    """Return the running number in the name of a commit file."""
-    match = _NAME.fullmatch(Path(path).name)
-    assert match is not None
-    return int(match[1])
+    """Return the running number in the name of a commit's file."""
+    number = number_in(Path(path).name)
+    assert number is not None
+    return number
 
 
 # Writing

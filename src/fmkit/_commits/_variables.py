@@ -23,7 +23,7 @@ class ModelVariables(NamedTuple):
 
 def group_variables(model: Any) -> ModelVariables:
     """Return the variables of a built model and its optimizer, each once."""
-    seen = set()
+    seen: set[int] = set()
 
     def new(variables: Any) -> list[Any]:
         found = {id(v): v for v in variables if id(v) not in seen}

@@ -18,7 +18,7 @@ from fmkit._npz import read_npz
 from fmkit.data import Batches
 from fmkit.datasets import fashion_mnist, mnist
 from fmkit.evaluation import SidecarEvaluator
-from fmkit.evaluation._checkpoints import list_checkpoints
+from fmkit.evaluation._listing import list_checkpoints
 from fmkit.preprocessing import preprocess
 
 _DESCRIPTION = """\

@@ -13,9 +13,17 @@ from typing import Any
 
 from fmkit._files import open_regular, read_regular, sync_directory
 
-__all__ = ["ResultsFile", "TensorBoardWriter", "is_record", "make_folder"]
+__all__ = [
+    "ByData",
+    "Record",
+    "ResultsFile",
+    "TensorBoardWriter",
+    "is_record",
+    "make_folder",
+]
 
 Record = dict[str, Any]
+ByData = dict[str, dict[str, Any]]  # metrics by data set
 
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -235,7 +243,7 @@ class TensorBoardWriter:
         self._folder = folder
         self._writers: dict[str, Any] = {}
 
-    def write(self, step: int, results: dict[str, dict[str, dict[str, Any]]]) -> None:
+    def write(self, step: int, results: dict[str, ByData]) -> None:
         """Write the results of one checkpoint."""
         for weights, by_data in results.items():
             if weights not in self._writers:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 import keras
@@ -16,6 +15,12 @@ from fmkit._checks import check_int, check_number, check_one_of, check_path
 from fmkit._files import InUseError, Lock
 from fmkit.evaluation._results import make_folder
 from fmkit.evaluation._session import Session
+from fmkit.evaluation._settings import (
+    Settings,
+    check_data,
+    check_model,
+    check_output,
+)
 
 __all__ = ["SidecarEvaluator"]
 
@@ -135,33 +140,37 @@ class SidecarEvaluator:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.model = _check_model(model)
-        self.data = _check_data(data)
-        self.directory = check_path("directory", directory)
-        self.output = _check_output(output, self.directory)
-        self._output_is_given = output is not None
-        self.checkpoints = check_one_of("checkpoints", checkpoints, ["every", "newest"])
-        self.weights = check_one_of("weights", weights, ["both", "raw", "averaged"])
-        self.monitor = monitor
-        self.mode = check_one_of("mode", mode, ["auto", "min", "max"])
-        self.keep_best = bool(keep_best)
-        self.tensorboard = bool(tensorboard)
-        self.batch_size = _or_none(check_int, "batch_size", batch_size)
-        self.max_evaluations = _or_none(check_int, "max_evaluations", max_evaluations)
-        self.idle_seconds = _or_none(
-            check_number, "idle_seconds", idle_seconds, at_least=0
+        folder = check_path("directory", directory)
+        poll_seconds = check_number("poll_seconds", poll_seconds, above=0)
+        self._model = check_model(model)
+        self._settings = Settings(
+            data=check_data(data),
+            directory=folder,
+            output=check_output(output, folder),
+            output_is_given=output is not None,
+            checkpoints=check_one_of("checkpoints", checkpoints, ["every", "newest"]),
+            weights=check_one_of("weights", weights, ["both", "raw", "averaged"]),
+            monitor=monitor,
+            mode=check_one_of("mode", mode, ["auto", "min", "max"]),
+            keep_best=bool(keep_best),
+            tensorboard=bool(tensorboard),
+            batch_size=_or_none(check_int, "batch_size", batch_size),
+            max_evaluations=_or_none(check_int, "max_evaluations", max_evaluations),
+            idle_seconds=_or_none(
+                check_number, "idle_seconds", idle_seconds, at_least=0
+            ),
+            stop_with_run=bool(stop_with_run),
+            poll_seconds=poll_seconds,
+            max_poll_seconds=check_number(
+                "max_poll_seconds", max_poll_seconds, at_least=poll_seconds
+            ),
+            verbose=verbose,
+            clock=clock,
+            sleep=sleep,
         )
-        self.stop_with_run = bool(stop_with_run)
-        self.poll_seconds = check_number("poll_seconds", poll_seconds, above=0)
-        self.max_poll_seconds = check_number(
-            "max_poll_seconds", max_poll_seconds, at_least=self.poll_seconds
-        )
-        self.verbose = verbose
-        self.clock = clock
-        self.sleep = sleep
         self.results: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
-        self.best_path = self.output / "best.keras"
+        self.best_path = self._settings.output / "best.keras"
         self.ended_by: str | None = None
 
     def run(self) -> list[dict[str, Any]]:
@@ -173,99 +182,62 @@ class SidecarEvaluator:
         evaluation took) and `time` (seconds since 1970). Ctrl-C ends it as any other
         reason does.
         """
-        with self._held_output():
-            session = Session(self)
-            try:
-                self.ended_by = session.loop()
-            except KeyboardInterrupt:
-                self.ended_by = "interrupted"
-            finally:
-                session.close()
-        self.say(
+        with (
+            _hold(self._settings),
+            closing(Session(self._model, self._settings, self.best_path)) as session,
+        ):
+            self.results, self.best = session.records, session.best.entry
+            with suppress(KeyboardInterrupt):
+                for record in session.run():
+                    self.best = session.best.entry
+                    self._say(_describe(record))
+        self.ended_by = session.ended_by
+        self._say(
             f"ended ({self.ended_by}); {len(self.results)} checkpoints in "
-            f"{self.output / 'results.jsonl'}"
+            f"{self._settings.output / 'results.jsonl'}"
         )
         return self.results
 
-    @contextmanager
-    def _held_output(self) -> Iterator[None]:
-        # Who names a folder may name it by a link. The default is in a folder that
-        # others may write to, and is not followed out of it.
-        make_folder(self.output.resolve() if self._output_is_given else self.output)
-        try:
-            lock = Lock(self.output / "lock", "run")
-            lock.acquire()
-        except InUseError as error:
-            raise OSError(
-                f"{self.output} is in use by another live evaluator ({error}). Stop "
-                "it, or give this one another `output`."
-            ) from None
-        try:
-            yield
-        finally:
-            lock.release()
-
-    def say(self, message: str) -> None:
-        """Print a line, unless `verbose` is 0."""
-        if self.verbose:
+    def _say(self, message: str) -> None:
+        if self._settings.verbose:
             private.print_msg(f"SidecarEvaluator: {message}.")
-
-
-# Arguments
 
 
 def _or_none(check: Callable[..., Any], name: str, value: Any, **bounds: Any) -> Any:
     return None if value is None else check(name, value, **bounds)
 
 
-def _check_output(output: str | os.PathLike[str] | None, directory: Path) -> Path:
-    if output is None:
-        return directory / "evaluation"
-    path = check_path("output", output)
-    if path.resolve() == directory.resolve():
-        raise ValueError(
-            f"`output` must not be `directory` itself ({directory}): best.keras would "
-            "be taken for a checkpoint. Leave it out, or give another folder."
-        )
-    return path
+@contextmanager
+def _hold(settings: Settings) -> Iterator[None]:
+    """Make the folder of the results, and keep other evaluators out of it."""
+    # Who names a folder may name it by a link. The default is in a folder that
+    # others may write to, and is not followed out of it.
+    output = settings.output
+    make_folder(output.resolve() if settings.output_is_given else output)
+    try:
+        lock = Lock(output / "lock", "run")
+        lock.acquire()
+    except InUseError as error:
+        raise OSError(
+            f"{output} is in use by another live evaluator ({error}). Stop it, or give "
+            "this one another `output`."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
-def _check_model(model: Any) -> Any:
-    if not isinstance(model, keras.Model):
-        raise TypeError(f"`model` must be a keras.Model, got {type(model).__name__}.")
-    if not model.built:
-        raise ValueError(
-            "`model` must be built: start it with keras.Input(shape), or call it on "
-            "one batch."
-        )
-    if not model.compiled:
-        raise ValueError(
-            "`model` must be compiled with the loss and the metrics to evaluate: "
-            "model.compile(loss=..., metrics=[...])."
-        )
-    return model
-
-
-def _check_data(data: Any) -> dict[str, Any]:
-    named = dict(data) if isinstance(data, Mapping) else {"test": data}
-    if not named:
-        raise ValueError("`data` is an empty dict: give at least one data set.")
-    for name, value in named.items():
-        if not isinstance(name, str) or not name or "/" in name:
-            raise ValueError(
-                "`data` must be a dict of data sets by name, the names texts without "
-                f"a slash; got the name {name!r}."
-            )
-        if isinstance(value, list):
-            value = named[name] = tuple(value)
-        if isinstance(value, tuple) and not 2 <= len(value) <= 3:
-            raise ValueError(
-                f"`data` {name!r} must be (x, y) or (x, y, sample_weight), got "
-                f"{len(value)} parts."
-            )
-        if hasattr(value, "__next__"):
-            raise TypeError(
-                f"`data` {name!r} is a {type(value).__name__}, which can be read once "
-                "only. Give arrays, fmkit.data.Batches, or a dataset."
-            )
-    return named
+def _describe(record: dict[str, Any]) -> str:
+    """Return a record as one line to read."""
+    place = [record["checkpoint"]]
+    place += [f"{k} {record[k]}" for k in ("epoch", "step") if record[k] is not None]
+    results = [
+        f"{weights} {name}: "
+        + ", ".join(f"{k} {v:.5g}" for k, v in logs.items() if isinstance(v, float))
+        for weights, by_data in record["results"].items()
+        for name, logs in by_data.items()
+    ]
+    if record["best"]:
+        results.append(f"best {record['best']['monitor']} so far")
+    return f"{', '.join(place)}; {'; '.join(results)}"
