@@ -1,7 +1,7 @@
-"""Commits: the state of a run in one file, and the directory they stand in.
+"""Commits: the state of a run in one file, and the directory that keeps them.
 
-`_format` writes and reads one file, `_meta` has the keys of what it says besides its
-arrays, `_directory` keeps a run's files, `_encoding` turns the state of callbacks into
+`_format` writes and reads one file, `_members` its arrays, `_meta` has the keys of the
+rest. `_directory` keeps a run's files, `_encoding` turns the state of callbacks into
 JSON and arrays, `_variables` says in which order the variables of a model are listed.
 """
 

@@ -37,8 +37,8 @@ class CommitDirectory:
 
     Args:
         path: The directory; made when it is not there.
-        keep: How many of the newest commits stay.
-        keep_best: How many of the best commits stay besides. Best is by
+        keep: How many of the newest commits are kept.
+        keep_best: How many of the best commits are kept as well. Best is by
             `meta.score`, lower first; a commit whose score is `None` has none.
     """
 
@@ -60,8 +60,8 @@ class CommitDirectory:
         """Make the directory, and hold it until `release` or the end of the process.
 
         Args:
-            is_live: Tells whether the work that the directory is held for still
-                goes on. If it ended without `release` (an exception that a
+            is_live: Returns whether the work that the directory is held for is
+                still running. If it ended without `release` (an exception that a
                 notebook keeps), the next in this process takes over.
             finish: Called before the next takes over: waits for what this one is
                 still writing.

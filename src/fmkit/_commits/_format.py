@@ -22,6 +22,13 @@ from typing import IO, Any
 
 import numpy as np
 
+from fmkit._commits._members import (
+    describe_array,
+    member_info,
+    read_array,
+    read_member,
+    write_array,
+)
 from fmkit._commits._meta import OF_EACH_PROCESS, Meta, check_keys
 from fmkit._files import open_regular, whole_file
 
@@ -109,7 +116,7 @@ def write_commit(
 
     Raises:
         OSError: If the disk is full, the directory cannot be written, and so on.
-            What stood at `path` before still stands there.
+            What was at `path` before is still there.
     """
     with whole_file(Path(path)) as file:
         _write_archive(file, vars(meta), arrays)
@@ -126,46 +133,12 @@ def pack_part(meta: Meta, arrays: Mapping[str, Array]) -> bytes:
 def _write_archive(
     file: IO[bytes], meta: Mapping[str, Any], arrays: Mapping[str, Array]
 ) -> None:
-    listed = {
-        name: {"dtype": _dtype_name(array.dtype), "shape": list(array.shape)}
-        for name, array in arrays.items()
-    }
+    listed = {name: describe_array(array) for name, array in arrays.items()}
     header = {**meta, "format": FORMAT, "version": VERSION, "arrays": listed}
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, array in arrays.items():
-            info = _info(f"{name}.npy")
-            with archive.open(info, "w", force_zip64=True) as member:
-                _write_array(member, array)
-        archive.writestr(_info(_META), json.dumps(header))
-
-
-def _info(name: str) -> zipfile.ZipInfo:
-    # Always of one date: zip files know none before 1980, where a clock may stand.
-    info = zipfile.ZipInfo(name)
-    info.external_attr = 0o600 << 16
-    return info
-
-
-def _write_array(member: IO[bytes], array: Array) -> None:
-    # Not numpy.save: that copies each array once more on its way into a zip.
-    array = np.ascontiguousarray(_plain(array)).reshape(array.shape)
-    header = np.lib.format.header_data_from_array_1_0(array)
-    np.lib.format.write_array_header_1_0(member, header)  # type: ignore[arg-type]
-    member.write(array.reshape(-1).view(np.uint8).data)
-
-
-def _plain(array: Array) -> Array:
-    """View bfloat16 and its like, which .npy has no name for, as their bits."""
-    if array.dtype.isbuiltin == 2:  # made outside of NumPy
-        return array.view(f"uint{8 * array.dtype.itemsize}")
-    return array
-
-
-def _dtype_name(dtype: np.dtype[Any]) -> Any:
-    """Name a dtype as JSON can: "float32", ">f8", or a list of the fields."""
-    if dtype.isbuiltin == 2 or (dtype.isnative and dtype.kind in "biufc"):
-        return dtype.name
-    return np.lib.format.dtype_to_descr(dtype)
+            write_array(archive, name, array)
+        archive.writestr(member_info(_META), json.dumps(header))
 
 
 # Reading
@@ -199,7 +172,7 @@ def with_part(commit: Commit, data: Array) -> Commit:
 
 
 def read_meta(path: str | os.PathLike[str]) -> Meta:
-    """Read only what stands beside the arrays, and check it.
+    """Read only what is in a commit besides its arrays, and check it.
 
     Raises:
         DamagedCommitError: If the file is not a commit.
@@ -246,17 +219,8 @@ class _Reader:
         return getattr(self._file, name)
 
 
-def _member(archive: zipfile.ZipFile, name: str) -> bytes:
-    info = archive.getinfo(name)
-    size = archive.fp.seek(0, os.SEEK_END)  # type: ignore[union-attr]
-    # Nothing is compressed, so no member is larger than the file.
-    if info.compress_type != zipfile.ZIP_STORED or info.file_size > size:
-        raise ValueError(f"member {name!r} is not stored as it was written")
-    return archive.read(info)  # checks the CRC-32
-
-
 def _read_header(archive: zipfile.ZipFile) -> dict[str, Any]:
-    header = json.loads(_member(archive, _META))
+    header = json.loads(read_member(archive, _META))
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise ValueError(f"not a {FORMAT}")
     version = header.get("version")
@@ -269,48 +233,5 @@ def _read_header(archive: zipfile.ZipFile) -> dict[str, Any]:
 
 def _read_arrays(archive: zipfile.ZipFile, header: dict[str, Any]) -> dict[str, Array]:
     return {
-        name: _read_array(archive, name, spec)
-        for name, spec in header["arrays"].items()
+        name: read_array(archive, name, spec) for name, spec in header["arrays"].items()
     }
-
-
-def _read_array(archive: zipfile.ZipFile, name: str, spec: dict[str, Any]) -> Array:
-    data = _member(archive, f"{name}.npy")
-    start = io.BytesIO(data[: 2**16])
-    version = np.lib.format.read_magic(start)
-    if version != (1, 0):
-        raise ValueError(f"array {name!r} has a header of another kind")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(start)
-    wanted = _dtype(spec["dtype"])
-    if fortran or list(shape) != spec["shape"] or dtype.itemsize != wanted.itemsize:
-        raise ValueError(f"array {name!r} is not {spec['dtype']}{spec['shape']}")
-    count = int(np.prod(shape, dtype=np.int64))
-    array = np.frombuffer(data, dtype, count, offset=start.tell())
-    return array.view(wanted).reshape(shape)
-
-
-def _dtype(name: Any) -> np.dtype[Any]:
-    """Undo `_dtype_name`."""
-    if isinstance(name, list):
-        return np.lib.format.descr_to_dtype(_fields(name))
-    try:
-        return np.dtype(name)
-    except TypeError:
-        # Keras's backends bring it; its import adds bfloat16 and the float8s.
-        import ml_dtypes
-
-        return np.dtype(getattr(ml_dtypes, name))
-
-
-def _fields(descr: Any) -> Any:
-    """Give a description of fields the tuples that JSON has made lists of."""
-    if isinstance(descr, str):
-        return descr
-    return [
-        (
-            tuple(name) if isinstance(name, list) else name,
-            _fields(kind),
-            *(tuple(shape) for shape in rest),
-        )
-        for name, kind, *rest in descr
-    ]

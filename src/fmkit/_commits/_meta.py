@@ -1,4 +1,4 @@
-"""What a commit says besides its arrays: the keys of `meta.json` as a type."""
+"""What is in a commit besides its arrays: the keys of `meta.json` as a type."""
 
 from __future__ import annotations
 
