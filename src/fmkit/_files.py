@@ -34,9 +34,9 @@ _KINDS = [
 def open_regular(path: str | os.PathLike[str], flags: int, mode: int = 0o666) -> int:
     """Open a regular file without following a link; return its descriptor.
 
-    Nothing else is opened, so nothing is waited for: a named pipe would block until
-    its other end is opened. Of the path only the last part is looked at; folders
-    above it may be links.
+    Nothing else is opened, so this never blocks: opening a named pipe would, until its
+    other end is opened. Only the last part of the path is checked; folders above it may
+    be links.
 
     Args:
         path: The file.
@@ -48,7 +48,7 @@ def open_regular(path: str | os.PathLike[str], flags: int, mode: int = 0o666) ->
             what `os.open` raises.
     """
     with contextlib.suppress(FileNotFoundError):
-        # Looked at first: to open a device can be to start it.
+        # Checked first: opening a device can start it.
         _check_regular(path, os.lstat(path).st_mode)
     for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
         flags |= getattr(os, name, 0)  # not every system has each of them
@@ -79,7 +79,7 @@ def read_regular(path: str | os.PathLike[str]) -> bytes:
 
 @contextlib.contextmanager
 def whole_file(path: Path, suffix: str = ".tmp") -> Iterator[IO[bytes]]:
-    """Open a new file for writing; it appears at `path` once it is whole and durable.
+    """Open a new file for writing that appears at `path` once it is whole and durable.
 
     It has the permissions of the file that it replaces. A crash at any instant leaves
     the old file or the new one at `path`, and at most a temporary file beside it.
@@ -91,8 +91,8 @@ def whole_file(path: Path, suffix: str = ".tmp") -> Iterator[IO[bytes]]:
     Raises:
         OSError: If it cannot be written. What was at `path` before is still there.
     """
-    # A token besides the process: threads may write the same file, and a process of
-    # the same number may have been killed here before.
+    # The process number alone would not do: threads may write the same file, and a
+    # process with the same number may have been killed here before.
     unique = f"{os.getpid()}-{secrets.token_hex(4)}"
     temporary = path.with_name(f".{path.name}.{unique}{suffix}")
     # "x" makes the file, and neither opens nor follows what is there already.
@@ -132,7 +132,7 @@ class InUseError(OSError):
 
 
 class Lock:
-    """A file that at most one live process holds; death of any kind lets go of it.
+    """A file that at most one live process holds, until it releases it or dies.
 
     Args:
         path: The file; it is made, and holds the number of the process.
@@ -190,8 +190,8 @@ _held: dict[str, Lock] = {}
 
 
 def _let_go_in_child() -> None:
-    # A forked child shares the open files, and with them the locks; it may outlive
-    # the run. To close its copies leaves them with the parent.
+    # A forked child shares the open files, and with them the locks, and it may outlive
+    # the run. When it closes its copies, the locks stay with the parent.
     for lock in _held.values():
         if lock._descriptor is not None:
             os.close(lock._descriptor)
@@ -222,8 +222,8 @@ def _open_locked(path: Path) -> int:
 def _lock(descriptor: int) -> None:
     """Lock an open file, for as long as it is open.
 
-    Not a POSIX record lock: the process would lose it as soon as any part of it opens
-    and closes the file, as a callback does that copies the folder of the run.
+    Not a POSIX record lock: the process would lose it as soon as any of its code opens
+    and closes the file, as a callback that copies the folder of the run does.
     """
     if os.name == "nt":  # pragma: no cover
         import msvcrt

@@ -116,15 +116,14 @@ class CommitDirectory:
                 commit = read_commit(path)
             except DamagedCommitError as error:
                 warnings.warn(
-                    f"Skipping a damaged commit: {error}. Going back to the one "
-                    "before it.",
+                    f"Skipping a damaged commit: {error}. Using the one before it.",
                     stacklevel=2,
                 )
             except OSError as error:
                 raise OSError(
                     f"Commit {path} cannot be read, though it may be sound: {error}. "
                     "Nothing was changed. Start again when the disk answers, or move "
-                    "the file away to go on from the commit before it."
+                    "the file away to continue from the commit before it."
                 ) from error
             else:
                 self._index(paths)
@@ -141,8 +140,7 @@ class CommitDirectory:
         """Return the commit of this number, which another process has found.
 
         Args:
-            number: `None` if it has found none; then only the directory is looked
-                for.
+            number: `None` if it has found none; then only the directory must exist.
 
         Raises:
             OSError: If this process does not see what the other one sees.
@@ -160,14 +158,14 @@ class CommitDirectory:
         return self.path / commit_name(number)
 
     def _index(self, paths: list[Path]) -> None:
-        """Learn which of the older files count for `keep` and `keep_best`."""
+        """Read the scores of older files, for `keep` and `keep_best`."""
         for path in paths:
             # One that can't be read now is left where it is.
             with contextlib.suppress(DamagedCommitError, OSError):
                 self._scores[path] = read_meta(path).score
 
     def describe(self, model: str) -> None:
-        """Write `model.json` beside the commits, unless it says so already.
+        """Write `model.json` beside the commits, unless it is there already.
 
         Raises:
             OSError: If it cannot be written.
@@ -179,7 +177,7 @@ class CommitDirectory:
                 file.write(data)
 
     def write(self, meta: Meta, arrays: Mapping[str, Array]) -> Path:
-        """Write the next commit; when it is durable, delete what need not stay.
+        """Write the next commit; when it is durable, delete those not kept.
 
         Raises:
             OSError: If it cannot be written. Older commits are all still there.
@@ -204,7 +202,7 @@ class CommitDirectory:
         return path
 
     def _what_is_left(self) -> str:
-        """Say after a failed write what the next start will find."""
+        """Return what the next start will find after a failed write."""
         if not self.path.is_dir():
             return (
                 "The directory was removed during the run, and its commits with it: "

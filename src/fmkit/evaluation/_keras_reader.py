@@ -96,7 +96,7 @@ def _copy_weights(file: CheckpointFile, target: Path) -> None:
     """Copy a file's weights, whole, to where nobody else reads or writes.
 
     HDF5 locks a file that it reads: if it were read where it is, the training would
-    fail when it comes to write the next one over it.
+    fail when it writes the next one over it.
     """
     copy = target.with_name("copy")
     shutil.copyfile(file.path, copy)

@@ -69,7 +69,7 @@ class Session:
             last_number=next((n for n in reversed(numbers) if n is not None), None),
             clock=settings.clock,
         )
-        # The weights of which layers made what the model now calculates with.
+        # The weights from which layers have derived what they compute with now.
         self._made_of: list[bytes] = []
         self._active = settings.clock()
         self.ended_by = "interrupted"
@@ -198,14 +198,14 @@ class Session:
             "time": time.time(),
         }
         if self._tensorboard is not None:
-            # By steps; files that don't tell them by epochs, or in their order.
+            # By step; for files that don't have it by epoch, or in their order.
             places = (checkpoint.step, checkpoint.epoch, len(self.records) + 1)
             self._tensorboard.write(next(p for p in places if p is not None), results)
         self._file.append(record)
         return record
 
     def _put_in(self, checkpoint: Checkpoint, *, averages: bool) -> None:
-        """Let the model hold a checkpoint, and layers what they make of its values."""
+        """Put a checkpoint into the model; let layers derive from it what they need."""
         assign(checkpoint.raw)
         if averages:
             assign(checkpoint.averages)

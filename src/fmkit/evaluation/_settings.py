@@ -45,7 +45,7 @@ class Settings:
 
     @property
     def monitored(self) -> tuple[str, str]:
-        """The data set and the metric that tell the best checkpoint."""
+        """The data set and the metric in which the best checkpoint is best."""
         # Names of data sets have no slash; names of metrics might.
         name, slash, metric = self.monitor.partition("/")
         if slash and name in self.data:
@@ -78,7 +78,7 @@ def check_output(output: str | os.PathLike[str] | None, directory: Path) -> Path
     if path.resolve() == directory.resolve():
         raise ValueError(
             f"`output` must not be `directory` itself ({directory}): best.keras would "
-            "be taken for a checkpoint. Leave it out, or give another folder."
+            "be taken for a checkpoint. Omit it, or give another folder."
         )
     return path
 

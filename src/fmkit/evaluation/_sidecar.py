@@ -1,4 +1,4 @@
-"""`SidecarEvaluator`: evaluates what a training leaves on disk while it goes on."""
+"""`SidecarEvaluator`: evaluates the checkpoints of a training run while it runs."""
 
 from __future__ import annotations
 
@@ -26,70 +26,71 @@ __all__ = ["SidecarEvaluator"]
 
 
 class SidecarEvaluator:
-    r"""Evaluate the checkpoints of a training while another process makes them.
+    r"""Evaluate the checkpoints of a training run while another process writes them.
 
-    `run` looks into `directory` again and again, and evaluates what it has not
-    evaluated yet: the commits of `callbacks.ExactResume`, and the `.weights.h5` and
-    `.keras` files of Keras's `ModelCheckpoint`. It survives a training that starts
-    later, dies, or is resumed, files that are half-written, deleted or damaged (each
-    is named in a warning), and its own death: what has its line in `results.jsonl`
-    is not evaluated again. A checkpoint is known by its epoch, its step and the bits
-    of its weights; a step that a resumed run did again with other bits counts as new.
+    `run` polls `directory` and evaluates what it has not evaluated yet: the commits of
+    `callbacks.ExactResume`, and the `.weights.h5` and `.keras` files of Keras's
+    `ModelCheckpoint`. It survives a training run that starts later, dies or is
+    resumed; files that are half-written, deleted or damaged (a warning names each); and
+    its own death: a checkpoint that has its line in `results.jsonl` is not evaluated
+    again. A checkpoint is identified by its epoch, its step and the bits of its
+    weights, so a step that a resumed run repeats with different bits counts as new.
 
     It ends when a commit says that the run has ended, after `max_evaluations`, after
-    `idle_seconds`, or on Ctrl-C. Of a checkpoint only numbers are read; nothing in it
+    `idle_seconds`, or on Ctrl-C. Only numbers are read from a checkpoint; nothing in it
     is executed. The training never waits for it, and its files are not locked.
 
     Results go to `output`:
 
-    - `results.jsonl`: a line for each checkpoint, flushed to the disk. Numbers that
-      are not finite stand as "NaN", "Infinity", "-Infinity".
+    - `results.jsonl`: one line per checkpoint, flushed to the disk. Numbers that are
+      not finite are written as "NaN", "Infinity", "-Infinity".
     - `best.keras`: the model with the best weights so far, replaced by one rename.
     - `tensorboard/`: the runs `raw` and `averaged`, if asked for.
 
-    What is written there is written into regular files and folders: a link, a pipe or
-    anything else in their place is refused by name. Only `output` itself may be a link,
-    if it is given. Checkpoints may be links.
+    Only regular files and folders are written there: a link, a pipe or anything else in
+    their place is an error that names it. Only `output` itself may be a link, if you
+    give it. Checkpoints may be links.
 
     Averaged weights are those of `optimizers.ExponentialMovingAverage`, or of Keras's
     `use_ema`, as the checkpoint's optimizer state holds them. Statistics of
-    `BatchNormalization` stay as they are in the checkpoint.
+    `BatchNormalization` remain as they are in the checkpoint.
 
     Args:
         model: The model that the run trains: built, compiled with the loss and the
-            metrics to evaluate. Its optimizer need not be the run's for commits; for
-            `ModelCheckpoint` files averages are read only if it is. What the model
-            holds is overwritten.
+            metrics to evaluate. For commits its optimizer may differ from the run's;
+            from `ModelCheckpoint` files averages are read only if it is the same. The
+            values in the model are overwritten.
         data: What to evaluate on: `(x, y)`, `(x, y, sample_weight)`, `data.Batches`,
-            a dataset, or a dict of such by name. Data without a name are `"test"`.
-        directory: Where the training writes. It need not be there yet.
+            a dataset, or a dict of these by name. Without a dict the name is `"test"`.
+        directory: Where the training writes. It need not exist yet.
         output: Where the results go; `directory/evaluation` by default.
-        checkpoints: `"every"` evaluates each checkpoint that is still there when its
-            turn comes, and warns of commits that were not (give `ExactResume` a larger
-            `keep`); `"newest"` always goes to the newest.
+        checkpoints: `"every"` evaluates each checkpoint that still exists when its
+            turn comes, and warns of commits that don't (give `ExactResume` a larger
+            `keep`); `"newest"` always takes the newest.
         weights: `"raw"`, `"averaged"`, or `"both"`: averages too where there are any.
-        monitor: What the best checkpoint is best in: a result's name, as `"loss"` or
-            `"accuracy"`, of the first data set; or `"name of the data/accuracy"`.
+        monitor: What the best checkpoint is best in: the name of a result, such as
+            `"loss"` or `"accuracy"`, on the first data set; or
+            `"name of the data/accuracy"`.
         mode: `"min"`, `"max"`, or `"auto"`: Keras's own rule for its metrics.
         keep_best: Whether to write `best.keras`.
         tensorboard: Whether to write for TensorBoard (needs the package tensorboard).
-        batch_size: For data given as arrays; Keras's default without it.
-        max_evaluations: End when so many checkpoints have their results, those of
-            earlier calls included.
-        idle_seconds: End after so many seconds without a new checkpoint.
+        batch_size: Rows per batch for data given as arrays; by default Keras's own.
+        max_evaluations: End when this many checkpoints have results, including those
+            of earlier calls.
+        idle_seconds: End after this many seconds without a new checkpoint.
         stop_with_run: Whether to end with the run. `False` waits for a finished run
             to be continued.
-        poll_seconds: Seconds before the second look; each further one waits twice as
+        poll_seconds: Seconds before the second look; each further wait is twice as
             long, until a new checkpoint comes.
         max_poll_seconds: The longest wait in seconds.
-        verbose: 0 is silent, 1 says a line for each checkpoint.
-        clock: Tells the time in seconds; replaced in tests.
-        sleep: Waits so many seconds; replaced in tests.
+        verbose: 0 is silent, 1 prints one line per checkpoint.
+        clock: Returns the time in seconds; replaced in tests.
+        sleep: Waits for a number of seconds; replaced in tests.
 
     Attributes:
-        results: All records, those of earlier processes too, oldest first.
-        best: The best checkpoint's record entry, a dict of `monitor`, `value` and
-            `weights`; `None` before there is one.
+        results: All records, including those of earlier processes, oldest first.
+        best: What the record of the best checkpoint says of it, a dict of `monitor`,
+            `value` and `weights`; `None` before there is one.
         best_path: The file of the best model.
         ended_by: Why the last `run` ended: `"finished"`, `"max_evaluations"`,
             `"idle"` or `"interrupted"`.
@@ -179,8 +180,8 @@ class SidecarEvaluator:
         A record is a dict: `checkpoint` (the file's name), `epoch` (completed),
         `step` (optimizer steps since the beginning), `digest`, `results` (by weights,
         data set and metric), `best` (if it was the best so far), `seconds` (that the
-        evaluation took) and `time` (seconds since 1970). Ctrl-C ends it as any other
-        reason does.
+        evaluation took) and `time` (seconds since 1970). Ctrl-C ends it like any other
+        reason.
         """
         with (
             _hold(self._settings),
@@ -210,8 +211,8 @@ def _or_none(check: Callable[..., Any], name: str, value: Any, **bounds: Any) ->
 @contextmanager
 def _hold(settings: Settings) -> Iterator[None]:
     """Make the folder of the results, and keep other evaluators out of it."""
-    # Who names a folder may name it by a link. The default is in a folder that
-    # others may write to, and is not followed out of it.
+    # A folder that the caller names may be a link. The default is inside a folder that
+    # others may write to: a link there is not followed.
     output = settings.output
     make_folder(output.resolve() if settings.output_is_given else output)
     try:

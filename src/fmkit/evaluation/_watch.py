@@ -12,7 +12,7 @@ from fmkit.evaluation._listing import CheckpointFile, Signature, list_checkpoint
 
 __all__ = ["Watch"]
 
-# A file that is unreadable and has not changed for so many seconds is damaged.
+# Seconds after which a file that is unreadable and has not changed is damaged.
 _SETTLE = 5.0
 
 
@@ -29,7 +29,7 @@ class Watch:
 
     Args:
         directory: The directory; it need not be there yet.
-        newest_only: Whether to go to the newest file each time, leaving out others.
+        newest_only: Whether to take the newest file each time, skipping the others.
         last_number: The number of the commit that was evaluated last, if any.
         clock: Returns the time in seconds.
     """
@@ -52,7 +52,7 @@ class Watch:
         self._postponed: set[Path] = set()
 
     def begin_look(self) -> None:
-        """Take up again what was put off until the next look."""
+        """Look again at what was postponed until the next look."""
         self._postponed.clear()
 
     def next(self) -> CheckpointFile | None:
@@ -120,7 +120,7 @@ class Watch:
         self._postponed.add(file.path)
 
     def note_unreadable(self, file: CheckpointFile, error: NotReadableError) -> None:
-        """Put off a file that may be half-written; give up one that is damaged."""
+        """Postpone a file that may be half-written; give up one that is damaged."""
         signature, since = self._unsettled.get(file.path, (None, 0.0))
         if not error.final:
             now = self._clock()
