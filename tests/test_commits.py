@@ -9,6 +9,7 @@ import sys
 import warnings
 import zipfile
 
+import keras
 import ml_dtypes
 import numpy as np
 import pytest
@@ -18,7 +19,9 @@ from fmkit._commits import (
     CommitDirectory,
     DamagedCommitError,
     Meta,
+    group_variables,
     list_commits,
+    list_variables,
     read_commit,
     read_meta,
     write_commit,
@@ -144,6 +147,24 @@ def test_a_key_that_is_missing_or_of_the_wrong_type_is_damage(tmp_path):
             with pytest.raises(DamagedCommitError, match=f"'{name}' in meta.json is"):
                 read({**right, name: value})
     assert read({**right, "data": None, "score": None}).score is None
+
+
+def test_each_variable_is_listed_once_in_the_order_of_a_commit():
+    model = keras.Sequential(
+        [keras.Input((3,)), keras.layers.Dense(2), keras.layers.Dropout(0.5)]
+    )
+    model.compile("adam", "mse", metrics=["mae"])
+    model.train_on_batch(np.zeros((1, 3)), np.zeros((1, 2)))
+    model.steps = model.optimizer.iterations  # the model's too
+    groups = group_variables(model)
+    listed = list_variables(model, metrics=True)
+    names = [[v.path.rpartition("/")[2] for v in group] for group in groups]
+    assert names[0] == ["iteration", "kernel", "bias", "seed_generator_state"]
+    assert names[1][0] == "learning_rate"
+    assert names[2] == ["total", "count"] * 2
+    assert listed == [*groups.model, *groups.optimizer, *groups.metrics]
+    assert len({id(variable) for variable in listed}) == len(listed)
+    assert list_variables(model, metrics=False) == listed[:-4]
 
 
 def test_newest_sound_commit_is_found_behind_damaged_ones(tmp_path):

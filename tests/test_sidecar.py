@@ -346,6 +346,28 @@ def test_damaged_and_deleted_commits_are_named_and_passed_over(
 
 
 @pytest.mark.backend("tensorflow")
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"program": {}},
+        {"program": {"model": 3, "optimizer": None}},
+        {"program": {"model": [], "optimizer": ["Adam"]}},
+        {"variables": [{"path": "", "held": None, "metric": False, "arrays": []}]},
+        {"variables": [{"path": "", "held": None, "metric": False, "arrays": ["a"]}]},
+    ],
+)
+def test_a_sound_file_with_a_nonsensical_content_is_named(
+    trained, model, tmp_path, change
+):
+    folder = copy_run(trained, tmp_path)
+    first, *_ = list_commits(folder)
+    commit = read_commit(first)
+    write_commit(first, dataclasses.replace(commit.meta, **change), commit.arrays)
+    with warned(f"{first.name}: not what ExactResume writes"):
+        assert len(evaluator(model, folder).run()) == 3
+
+
+@pytest.mark.backend("tensorflow")
 def test_a_step_done_again_counts_only_with_other_bits(trained, model, tmp_path):
     folder = copy_run(trained, tmp_path)
     *_, third, last = list_commits(folder)
