@@ -19,7 +19,7 @@ from resuming import StopAt, StopError, X, Y, bits, build, data, fit, same_bits
 
 from fmkit import _files
 from fmkit import _keras_private as private
-from fmkit._commits import CommitDirectory, _format, list_commits, read_commit
+from fmkit._commits import CommitDirectory, Meta, _format, list_commits, read_commit
 from fmkit._commits._encoding import decode
 from fmkit.callbacks import ExactResume
 from fmkit.callbacks._resume import _callback_state
@@ -105,9 +105,9 @@ def test_a_directory_that_is_removed_in_training_is_told_as_it_is(tmp_path):
     # Where the commits are still there, the message says so, and which is newest.
     directory = CommitDirectory(run)
     directory.acquire()
-    directory.write({"epoch": 0}, {})
+    directory.write(Meta(epoch=0), {})
     with pytest.raises(OSError, match=r"still there, the newest is commit-00000001\."):
-        directory.write({"epoch": 1}, {"not/../a/name": NoArray()})
+        directory.write(Meta(epoch=1), {"not/../a/name": NoArray()})
     directory.release()
 
 
