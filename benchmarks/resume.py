@@ -18,7 +18,7 @@ import keras
 import numpy as np
 
 from benchmarks._measure import interleave, number, row, seconds
-from fmkit._commits import read_commit, write_commit
+from fmkit._commits import Meta, read_commit, write_commit
 from fmkit.callbacks import ExactResume
 from fmkit.callbacks._resume._program import describe_model
 from fmkit.callbacks._resume._training_state import held_by, snapshot
@@ -125,7 +125,7 @@ def write_row(weights: int, rounds: int) -> dict[str, Any]:
         folder = Path(name)
 
         def commit() -> None:
-            write_commit(folder / "commit-00000001.npz", {"epoch": 0}, arrays)
+            write_commit(folder / "commit-00000001.npz", Meta(), arrays)
 
         def bare() -> None:
             with open(folder / "bare", "wb") as file:
