@@ -33,6 +33,9 @@ from keras import ops
 
 Tensor = Any
 
+# Nats in one unit.
+UNITS = {"nats": 1.0, "bits": math.log(2.0), "bans": math.log(10.0)}
+
 _SHARED = (
     "abs all arange equal exp expm1 isfinite log log1p logical_and logical_not max min "
     "ones_like reshape squeeze sum where zeros_like"

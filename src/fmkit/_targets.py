@@ -21,6 +21,12 @@ def at_least_float32(x: Any) -> Tensor:
     return ops.cast(x, "float32")
 
 
+def float32_or_float64(dtype: Any) -> str:
+    """Return the dtype to compute in: float64 if asked for, else float32."""
+    wanted = keras.dtype_policies.get(dtype or keras.config.floatx()).compute_dtype
+    return "float64" if wanted == "float64" else "float32"
+
+
 def read_logits(logits: Any, axis: int) -> tuple[Tensor, int]:
     """Return the logits in float32 or wider, and `axis` counted from the front."""
     logits = at_least_float32(logits)
@@ -58,14 +64,14 @@ def read_targets(y_true: Any, logits: Tensor, axis: int) -> tuple[Tensor, bool]:
     _need_known_rank(y_true)
     shape, full = tuple(y_true.shape), tuple(logits.shape)
     without = full[:axis] + full[axis + 1 :]
-    if _agree(shape, without):
+    if may_be_equal(shape, without):
         return _labels(y_true), True
     # Length 1 at the class axis, or at the end, where data pipelines like to put it.
     for one in (axis, len(full) - 1):
         rest = shape[:one] + shape[one + 1 :]
-        if len(shape) == len(full) and shape[one] == 1 and _agree(rest, without):
+        if len(shape) == len(full) and shape[one] == 1 and may_be_equal(rest, without):
             return _labels(ops.squeeze(y_true, axis=one)), True
-    if _agree(shape, full) and shape[axis] is not None:
+    if may_be_equal(shape, full) and shape[axis] is not None:
         return ops.cast(y_true, logits.dtype), False
     raise ValueError(
         f"`y_true` must be integer labels of shape {without} or dense targets of "
@@ -83,7 +89,7 @@ def _need_known_rank(y_true: Tensor) -> None:
         )
 
 
-def _agree(a: tuple, b: tuple) -> bool:
+def may_be_equal(a: tuple, b: tuple) -> bool:
     """Whether two shapes may be equal, where None stands for an unknown size."""
     return len(a) == len(b) and all(
         m is None or n is None or m == n for m, n in zip(a, b, strict=True)

@@ -26,7 +26,7 @@ from fmkit._targets import (
     read_targets,
     valid_labels,
 )
-from fmkit.losses._base import ExactLoss
+from fmkit.losses._base import ExactLoss, check_sum_tolerance
 
 
 @keras.saving.register_keras_serializable("fmkit", "crossentropy_from_logits")
@@ -63,7 +63,7 @@ def crossentropy_from_logits(
         y_pred: Logits $z$, shape `(batch, ..., K)`. A logit of `-inf` takes a class
             out. float16 and bfloat16 are computed in float32.
         label_smoothing: $\varepsilon$ in [0, 1).
-        class_weights: $w$, one factor a class. They scale the terms and do not
+        class_weights: $w$, one factor per class. They scale the terms and do not
             enter the divisor of a mean.
         ignore_class: A label (often -1 or 255) whose positions cost 0. In the class
             they don't count in a mean either.
@@ -99,33 +99,6 @@ def crossentropy_from_logits(
     label_smoothing, temperature, focal_gamma, z_loss = _check_options(
         label_smoothing, temperature, focal_gamma, z_loss, sum_tolerance
     )
-    return _crossentropy(
-        y_true,
-        y_pred,
-        label_smoothing,
-        class_weights,
-        ignore_class,
-        temperature,
-        focal_gamma,
-        z_loss,
-        sum_tolerance,
-        axis,
-    )
-
-
-def _crossentropy(
-    y_true: Any,
-    y_pred: Any,
-    label_smoothing: float,
-    class_weights: Sequence[float] | None,
-    ignore_class: int | None,
-    temperature: float,
-    focal_gamma: float,
-    z_loss: float,
-    sum_tolerance: float | None,
-    axis: int,
-) -> Tensor:
-    """Compute the cost, with options that have been checked."""
     logits, axis = read_logits(y_pred, axis)
     targets, integer = read_targets(y_true, logits, axis)
     weights = _weights(class_weights, logits, axis)
@@ -185,7 +158,7 @@ def _hard(
     focal_gamma: float,
     z_loss: float,
 ) -> Tensor:
-    """Cost of one picked class a row."""
+    """Cost of one picked class per row."""
     xp = namespace(z)
     loss, partition = surprisal(*split(z, picked, axis, xp), xp)
     loss = _focus(loss, focal_gamma)
@@ -206,7 +179,7 @@ def _dense(
     focal_gamma: float,
     z_loss: float,
 ) -> Tensor:
-    """Cost of a distribution over the classes a row."""
+    """Cost of one distribution over the classes per row."""
     if label_smoothing:
         q = (1.0 - label_smoothing) * q + label_smoothing / z.shape[axis]
     if weights is not None:
@@ -248,8 +221,7 @@ def _check_options(
     z_loss: Any,
     sum_tolerance: Any,
 ) -> tuple[float, float, float, float]:
-    if sum_tolerance is not None:
-        check_number("sum_tolerance", sum_tolerance, at_least=0.0)
+    check_sum_tolerance(sum_tolerance)
     gamma = check_number("focal_gamma", focal_gamma, at_least=0.0)
     if 0.0 < gamma < 1.0:
         raise ValueError(
@@ -281,34 +253,18 @@ class _IgnoreMask(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("fmkit")
 class CrossentropyFromLogits(ExactLoss):
-    r"""Cross-entropy between integer or dense targets and logits, as a Keras loss.
+    """`crossentropy_from_logits` as a Keras loss, its options as attributes.
 
-    See `crossentropy_from_logits` for the formula and each option. Masks and
-    `sample_weight` are treated as Keras treats them; positions of `ignore_class`
+    Masks and `sample_weight` work as in every Keras loss; positions of `ignore_class`
     count as masked.
-
-    Args:
-        label_smoothing: $\varepsilon$ in [0, 1).
-        class_weights: One factor a class.
-        ignore_class: A label whose positions cost 0 and don't count.
-        temperature: $T > 0$ that divides the logits.
-        focal_gamma: $\gamma$, 0 (off) or at least 1.
-        z_loss: Weight of the squared log-partition.
-        sum_tolerance: How far from 1 dense targets may sum; None turns the check off.
-        axis: The class axis.
-        reduction: As in `keras.losses.Loss`.
-        name: Name of the loss.
-        dtype: float32 or float64; a narrower one is raised to float32.
-
-    Raises:
-        ValueError: As `crossentropy_from_logits`. Inside a compiled step a label out
-            of range gives a loss and a gradient of NaN.
 
     Examples:
         >>> loss = CrossentropyFromLogits()
         >>> round(float(loss([0, 1], [[2.0, 1.0, 0.1], [0.0, 0.0, 0.0]])), 4)
         0.7578
     """
+
+    function = staticmethod(crossentropy_from_logits)
 
     def __init__(
         self,
@@ -325,8 +281,7 @@ class CrossentropyFromLogits(ExactLoss):
         name: str | None = "crossentropy_from_logits",
         dtype: Any = None,
     ):
-        super().__init__(name=name, reduction=reduction, dtype=dtype)
-        smoothing, temperature, gamma, z_loss = _check_options(
+        label_smoothing, temperature, focal_gamma, z_loss = _check_options(
             label_smoothing, temperature, focal_gamma, z_loss, sum_tolerance
         )
         if class_weights is not None:
@@ -336,27 +291,26 @@ class CrossentropyFromLogits(ExactLoss):
             ]
         if ignore_class is not None:
             ignore_class = check_int("ignore_class", ignore_class, minimum=-(2**31))
-        self.options: dict[str, Any] = {
-            "label_smoothing": smoothing,
-            "class_weights": class_weights,
-            "ignore_class": ignore_class,
-            "temperature": temperature,
-            "focal_gamma": gamma,
-            "z_loss": z_loss,
-            "sum_tolerance": sum_tolerance,
-            "axis": axis,
-        }
+        super().__init__(
+            name,
+            reduction,
+            dtype,
+            label_smoothing=label_smoothing,
+            class_weights=class_weights,
+            ignore_class=ignore_class,
+            temperature=temperature,
+            focal_gamma=focal_gamma,
+            z_loss=z_loss,
+            sum_tolerance=sum_tolerance,
+            axis=axis,
+        )
         self._mask = None if ignore_class is None else _IgnoreMask()
 
     def call(self, y_true: Any, y_pred: Any) -> Tensor:
-        """Return the cost of each position; see `crossentropy_from_logits`."""
-        loss = _crossentropy(y_true, y_pred, **self.options)
+        """Return the cost of each position; ignored ones are masked."""
+        loss = super().call(y_true, y_pred)
         if self._mask is None:
             return loss
-        ignored = ops.equal(y_true, self.options["ignore_class"])
+        ignored = ops.equal(y_true, self.ignore_class)
         valid = ops.reshape(ops.logical_not(ignored), ops.shape(loss))
         return self._mask([loss, valid])
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the constructor's arguments, as plain Python values."""
-        return {**super().get_config(), **self.options}

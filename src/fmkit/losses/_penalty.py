@@ -53,20 +53,11 @@ def confidence_penalty(y_pred: Any, *, weight: float = 0.1, axis: int = -1) -> T
 
 @keras.saving.register_keras_serializable("fmkit")
 class ConfidencePenalty(ExactLoss):
-    r"""Negative entropy of the predictions, as a Keras loss; targets are not looked at.
+    """`confidence_penalty` as a Keras loss, its options as attributes.
 
-    For an output of its own, or for unlabelled data. To add the penalty to another
-    loss on the same output, give the last layer a `ConfidenceRegularizer`.
-
-    Args:
-        weight: $\beta$, of either sign; see `confidence_penalty`.
-        axis: The class axis.
-        reduction: As in `keras.losses.Loss`.
-        name: Name of the loss.
-        dtype: float32 or float64; a narrower one is raised to float32.
-
-    Raises:
-        ValueError: As `confidence_penalty`.
+    Targets are ignored. Use it on an output of its own or on unlabelled data. To add
+    the penalty to another loss on the same output, give the last layer a
+    `ConfidenceRegularizer`.
 
     Examples:
         >>> loss = ConfidencePenalty(weight=1.0)
@@ -83,17 +74,13 @@ class ConfidencePenalty(ExactLoss):
         name: str | None = "confidence_penalty",
         dtype: Any = None,
     ):
-        super().__init__(name=name, reduction=reduction, dtype=dtype)
-        self.weight = check_number("weight", weight)
-        self.axis = axis
+        weight = check_number("weight", weight)
+        super().__init__(name, reduction, dtype, weight=weight, axis=axis)
 
-    def call(self, y_true: Any, y_pred: Any) -> Tensor:
-        """Return the penalty of each position; see `confidence_penalty`."""
-        return confidence_penalty(y_pred, weight=self.weight, axis=self.axis)
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the constructor's arguments, as plain Python values."""
-        return {**super().get_config(), "weight": self.weight, "axis": self.axis}
+    @staticmethod
+    def function(y_true: Any, y_pred: Any, **options: Any) -> Tensor:
+        """Return the penalty of each position, whatever the targets."""
+        return confidence_penalty(y_pred, **options)
 
 
 @keras.saving.register_keras_serializable("fmkit")
