@@ -1,26 +1,26 @@
 r"""Learning-rate schedules that change at exactly the step they promise.
 
-`ExponentialDecay` is TensorFlow 1's formula with the whole number of stairs found
-in integers, `Sequential` joins schedules one after the other, and `plot_schedule`
-draws any schedule. All go straight into `keras.optimizers.*(learning_rate=...)`.
+`ExponentialDecay` is TensorFlow 1's formula with the number of stairs computed in
+integers; `join` runs schedules one after another. Both give a `LearningRateSchedule`
+for `keras.optimizers.*(learning_rate=...)`; `visualization.learning_rate_curve` draws
+any schedule.
 """
 
 from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
 from fmkit._checks import check_int, check_number
 
-__all__ = ["ExponentialDecay", "Sequential", "plot_schedule"]
+__all__ = ["ExponentialDecay", "join"]
 
 # Two fractions with denominators up to this differ by at least its inverse square,
 # 2.3e-10: still more than the spacing of floats around a million steps.
@@ -251,27 +251,37 @@ class ExponentialDecay(LearningRateSchedule):
         }
 
 
-@keras.saving.register_keras_serializable("fmkit")
-class Sequential(LearningRateSchedule):
-    r"""Schedules one after the other, each counting from its own start.
+def join(
+    schedules: Sequence[LearningRateSchedule | float], boundaries: Sequence[int]
+) -> LearningRateSchedule:
+    r"""Run schedules one after another, each counting steps from its own start.
 
-    Schedule $i$ rules the steps $b_i \le n < b_{i+1}$, with $b_0 = 0$ and the rest
-    from `boundaries`, and is called with $n - b_i$.
+    Schedule $i$ covers the steps $b_i \le n < b_{i+1}$, with $b_0 = 0$ and the other
+    $b_i$ from `boundaries`, and is called with $n - b_i$.
 
     Args:
-        schedules: Schedules, or positive numbers for a constant rate.
-        boundaries: Steps at which the second and each later schedule begins: strictly
-            increasing, one fewer than `schedules`.
+        schedules: Schedules, or numbers from 0 up for a constant rate.
+        boundaries: Optimizer steps at which the second and each later schedule begins:
+            strictly increasing, one fewer than `schedules`.
+
+    Returns:
+        A `LearningRateSchedule`, saved and loaded like any other.
 
     Raises:
         ValueError: If the boundaries don't fit the schedules.
-        TypeError: If a part is neither a schedule nor a number.
+        TypeError: If an entry is neither a schedule nor a number.
 
     Examples:
-        >>> schedule = Sequential([0.1, ExponentialDecay(0.1, 10, 0.5)], [100])
+        >>> schedule = join([0.1, ExponentialDecay(0.1, 10, 0.5)], [100])
         >>> [round(float(schedule(step)), 4) for step in (99, 100, 110)]
         [0.1, 0.1, 0.05]
     """
+    return _Joined(schedules, boundaries)
+
+
+@keras.saving.register_keras_serializable("fmkit", "Joined")
+class _Joined(LearningRateSchedule):
+    """What `join` returns."""
 
     def __init__(
         self,
@@ -318,7 +328,7 @@ class Sequential(LearningRateSchedule):
         }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Sequential:
+    def from_config(cls, config: dict[str, Any]) -> _Joined:
         """Make the schedule that `get_config` described."""
         parts = [
             keras.saving.deserialize_keras_object(part)
@@ -327,41 +337,6 @@ class Sequential(LearningRateSchedule):
             for part in config["schedules"]
         ]
         return cls(parts, config["boundaries"])
-
-
-def plot_schedule(
-    schedule: Callable[[Any], Any],
-    steps: int,
-    *,
-    points: int = 1000,
-    ax: Any = None,
-    **line: Any,
-) -> Any:
-    """Draw the learning rate of `schedule` against the optimizer step.
-
-    Args:
-        schedule: Any Keras learning-rate schedule.
-        steps: How many steps to show, from step 0.
-        points: Largest number of steps at which the schedule is computed.
-        ax: Axes to draw on; a new figure's if `None`.
-        **line: Passed to `Axes.plot`.
-
-    Returns:
-        The Matplotlib `Axes`.
-    """
-    check_int("steps", steps)
-    counts = np.unique(
-        np.linspace(0, steps - 1, min(steps, check_int("points", points)), dtype=int)
-    )
-    # .item() keeps to Python's integers, which no backend narrows.
-    rates = [float(ops.convert_to_numpy(schedule(count.item()))) for count in counts]
-    if ax is None:
-        from matplotlib import pyplot
-
-        ax = pyplot.figure().add_subplot()
-    ax.plot(counts, rates, **line)
-    ax.set(xlabel="optimizer step", ylabel="learning rate")
-    return ax
 
 
 def _read_decay_steps(value: Any) -> Fraction:

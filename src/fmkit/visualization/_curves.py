@@ -92,6 +92,7 @@ def learning_rate_curve(
     steps: int | None = None,
     *,
     steps_per_epoch: int | None = None,
+    points: int = 500,
     label: str | None = None,
     log: bool = False,
     title: str | None = None,
@@ -105,9 +106,9 @@ def learning_rate_curve(
     Args:
         schedule: A `LearningRateSchedule` or another function of the step's number,
             which begins at 0; or the rates themselves, one for each step.
-        steps: Number of optimizer steps to draw; needed for a function. At most
-            500 steps, evenly spread, are computed.
+        steps: Number of optimizer steps to draw; required for a function.
         steps_per_epoch: Count in epochs of this many steps along the axis.
+        points: Largest number of steps, evenly spread, at which a function is called.
         label: Name of the curve in the legend.
         log: Logarithmic scale of the rate.
         title: Title of the picture.
@@ -127,11 +128,12 @@ def learning_rate_curve(
     if callable(schedule):
         if steps is None:
             raise ValueError(
-                "`steps` is needed where `schedule` is a function: write "
+                "`steps` is required when `schedule` is a function: write "
                 "steps=epochs * steps_per_epoch."
             )
         steps = check_int("steps", steps)
-        at = np.unique(np.linspace(0, steps - 1, min(steps, 500)).round().astype(int))
+        points = min(steps, check_int("points", points))
+        at = np.unique(np.linspace(0, steps - 1, points).round().astype(int))
         rates = np.array([float(as_array(schedule(int(step)))) for step in at])
     else:
         rates = as_numbers("schedule", schedule)
