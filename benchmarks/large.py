@@ -17,8 +17,8 @@ import keras
 import numpy as np
 
 from benchmarks._measure import interleave, row, seconds
-from fmkit.callbacks._commits import write_commit
-from fmkit.callbacks._training_state import snapshot
+from fmkit._commits import write_commit
+from fmkit.callbacks._resume._training_state import snapshot
 from fmkit.optimizers import ExponentialMovingAverage, averaged
 
 INPUTS = 1000

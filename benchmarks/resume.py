@@ -18,10 +18,10 @@ import keras
 import numpy as np
 
 from benchmarks._measure import interleave, row, seconds
+from fmkit._commits import read_commit, write_commit
 from fmkit.callbacks import ExactResume
-from fmkit.callbacks._commits import read_commit, write_commit
-from fmkit.callbacks._program import describe_model
-from fmkit.callbacks._training_state import held_by, snapshot
+from fmkit.callbacks._resume._program import describe_model
+from fmkit.callbacks._resume._training_state import held_by, snapshot
 from fmkit.data import Batches
 
 

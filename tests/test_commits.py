@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from fmkit import _files
-from fmkit.callbacks import _commits
-from fmkit.callbacks._commits import (
+from fmkit._commits import (
     CommitDirectory,
     DamagedCommitError,
     list_commits,
@@ -22,7 +21,7 @@ from fmkit.callbacks._commits import (
     read_meta,
     write_commit,
 )
-from fmkit.callbacks._encoding import decode, encode
+from fmkit._commits._encoding import decode, encode
 
 pytestmark = pytest.mark.backend("tensorflow")
 
@@ -181,7 +180,7 @@ def test_a_file_size_limit_of_the_system_loses_nothing(tmp_path):
     # A real failing write(2), half-way through the file.
     code = f"""
 import resource, signal, numpy as np
-from fmkit.callbacks._commits import CommitDirectory
+from fmkit._commits import CommitDirectory
 directory = CommitDirectory({str(tmp_path)!r}); directory.acquire()
 directory.write({{"epoch": 0}}, {{"a": np.zeros(10)}})
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -210,11 +209,8 @@ def test_a_directory_is_held_by_one_live_run(tmp_path):
         [
             sys.executable,
             "-c",
-            "import sys, importlib.util as u\n"
-            f"spec = u.spec_from_file_location('c', {_commits.__file__!r})\n"
-            "c = u.module_from_spec(spec); sys.modules['c'] = c\n"
-            "spec.loader.exec_module(c)\n"
-            f"c.CommitDirectory({str(tmp_path)!r}).acquire()\n"
+            "import sys\nfrom fmkit._commits import CommitDirectory\n"
+            f"CommitDirectory({str(tmp_path)!r}).acquire()\n"
             "print('held', flush=True); sys.stdin.read()",
         ],
         stdin=subprocess.PIPE,

@@ -469,7 +469,7 @@ def test_a_run_goes_on_to_the_same_bits_after_a_commit_at_the_end_of_an_epoch(
     for order in ("first", "last"):
         assert broken_and_resumed(order, order) == straight
     # Negative control: a commit of what the model shows would not do.
-    path = "fmkit.callbacks._keeper.raw_weights"
+    path = "fmkit.callbacks._resume._keeper.raw_weights"
     monkeypatch.setattr(path, contextlib.nullcontext)
     assert broken_and_resumed("control", "first")[0] != straight[0]
 

@@ -24,9 +24,16 @@ from resuming import (
     value,
 )
 
-from fmkit import callbacks, optimizers
-from fmkit.callbacks import ExactResume, _commits
-from fmkit.callbacks._commits import list_commits, read_meta
+from fmkit import _files, callbacks, optimizers
+from fmkit._commits import (
+    CommitDirectory,
+    _directory,
+    list_commits,
+    read_commit,
+    read_meta,
+    write_commit,
+)
+from fmkit.callbacks import ExactResume
 from fmkit.data import Batches
 
 BACKEND = keras.backend.backend()
@@ -122,9 +129,9 @@ def test_another_program_is_named_and_not_loaded(tmp_path, change, named):
 
 def test_another_backend_is_named(tmp_path):
     fit(tmp_path, epochs=1)
-    commit = _commits.read_commit(list_commits(tmp_path)[-1])
+    commit = read_commit(list_commits(tmp_path)[-1])
     commit.meta["program"]["backend"] = "another"
-    _commits.write_commit(tmp_path / "commit-00000099.npz", commit.meta, commit.arrays)
+    write_commit(tmp_path / "commit-00000099.npz", commit.meta, commit.arrays)
     with pytest.raises(ValueError, match=f"backend: 'another' .* '{BACKEND}' here"):
         fit(tmp_path, epochs=2)
 
@@ -257,7 +264,7 @@ def test_a_full_disk_ends_the_training_with_the_commits_before_it(
             raise OSError(errno.ENOSPC, "No space left on device")
         real(descriptor)
 
-    monkeypatch.setattr(_commits.os, "fsync", fsync)
+    monkeypatch.setattr(_files.os, "fsync", fsync)
     with pytest.raises(OSError, match=r"(?s)could not be written.*No space left.*room"):
         fit(tmp_path, background=background)
     monkeypatch.undo()
@@ -394,14 +401,13 @@ def test_the_next_fit_waits_for_what_a_broken_one_is_still_writing(
         write_commit(*arguments)
         under_way.pop()
 
-    write_commit = _commits.write_commit
-    monkeypatch.setattr(_commits, "write_commit", slowly)
+    monkeypatch.setattr(_directory, "write_commit", slowly)
     with pytest.raises(StopError) as kept:  # as a notebook keeps the last exception
         fit(tmp_path, StopAt(0, 3), every=1)
     seen = []
-    newest = _commits.CommitDirectory.newest
+    newest = CommitDirectory.newest
     monkeypatch.setattr(
-        _commits.CommitDirectory,
+        CommitDirectory,
         "newest",
         lambda self: (seen.append(len(under_way)), newest(self))[1],
     )

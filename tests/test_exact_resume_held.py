@@ -8,7 +8,8 @@ import pytest
 from networks import Gan
 from resuming import X, broken_and_resumed, fit, same_bits
 
-from fmkit.callbacks import ExactResume, _held
+from fmkit.callbacks import ExactResume
+from fmkit.callbacks._resume import _held
 from fmkit.data import Batches
 from fmkit.optimizers import ExponentialMovingAverage
 

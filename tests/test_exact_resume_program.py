@@ -11,9 +11,10 @@ import pytest
 from resuming import StopAt, StopError, X, Y, same_bits
 
 from fmkit import _describe
+from fmkit._commits import list_commits, read_commit, read_meta, write_commit
 from fmkit._describe import describe, digest_of_arrays
-from fmkit.callbacks import ExactResume, _commits, _program
-from fmkit.callbacks._commits import list_commits, read_meta
+from fmkit.callbacks import ExactResume
+from fmkit.callbacks._resume import _program
 from fmkit.data import Batches
 from fmkit.optimizers import ExponentialMovingAverage
 from fmkit.schedules import ExponentialDecay
@@ -308,9 +309,9 @@ def test_the_message_says_how_many_more_differ(committed):
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_another_machine_is_a_warning_or_with_strict_an_error(tmp_path):
     train(tmp_path)
-    commit = _commits.read_commit(list_commits(tmp_path)[-1])
+    commit = read_commit(list_commits(tmp_path)[-1])
     commit.meta["machine"] |= {"keras": "3.14.0", "processor": "Another"}
-    _commits.write_commit(tmp_path / "commit-00000099.npz", commit.meta, commit.arrays)
+    write_commit(tmp_path / "commit-00000099.npz", commit.meta, commit.arrays)
     strict = ExactResume(tmp_path, strict=True, verbose=0)
     with pytest.raises(ValueError, match=r"strict=True: keras: '3\.14\.0'.*processor"):
         train(tmp_path, strict, epochs=2)

@@ -18,9 +18,10 @@ from odd_files import ODD_FILES
 from resuming import StopAt, StopError, X, Y, bits, build, data, fit, same_bits
 
 from fmkit import _files
-from fmkit.callbacks import ExactResume, _callback_state, _commits
-from fmkit.callbacks._commits import CommitDirectory, list_commits, read_commit
-from fmkit.callbacks._encoding import decode
+from fmkit._commits import CommitDirectory, _format, list_commits, read_commit
+from fmkit._commits._encoding import decode
+from fmkit.callbacks import ExactResume
+from fmkit.callbacks._resume import _callback_state
 from fmkit.data import Batches
 from fmkit.evaluation import SidecarEvaluator
 
@@ -258,7 +259,7 @@ def test_an_input_output_error_is_an_error_and_no_damage(tmp_path, monkeypatch):
         return Unreadable(file) if number == newest else file
 
     with monkeypatch.context() as patch:
-        patch.setattr(_commits, "open", failing, raising=False)
+        patch.setattr(_format, "open", failing, raising=False)
         with pytest.raises(OSError, match="cannot be read, though it may be sound"):
             fit(tmp_path, epochs=2)
     assert [path.read_bytes() for path in list_commits(tmp_path)] == before

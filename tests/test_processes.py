@@ -6,9 +6,9 @@ import keras
 import numpy as np
 import pytest
 
-from fmkit.callbacks import _processes
-from fmkit.callbacks._commits import Commit, with_part
-from fmkit.callbacks._processes import Job
+from fmkit._commits import Commit, with_part
+from fmkit._job import Job, current_job
+from fmkit.callbacks._resume._parts import check_agreement, gather_parts
 
 pytestmark = pytest.mark.backend("tensorflow")
 
@@ -47,7 +47,7 @@ def both(work):
 
 
 def test_one_process_is_a_job_of_its_own():
-    job = _processes.current_job()
+    job = current_job()
     assert (job.index, job.count) == (0, 1)
     assert job.exchange({"a": [1, None]}) == [{"a": [1, None]}]
     assert job.together(lambda: 3) == 3
@@ -72,11 +72,11 @@ def test_an_error_in_one_process_is_an_error_in_all():
 
 
 def test_processes_that_end_apart_are_refused():
-    first, second = both(lambda job: _processes.check_agreement(job, 4, job.index == 1))
+    first, second = both(lambda job: check_agreement(job, 4, job.index == 1))
     assert str(first) == str(second)
     assert "After epoch 5" in str(first)
     assert "[1] end the training and [0] go on" in str(first)
-    assert both(lambda job: _processes.check_agreement(job, 4, True)) == [None, None]
+    assert both(lambda job: check_agreement(job, 4, True)) == [None, None]
 
 
 def test_the_first_process_keeps_what_differs_in_the_others(tmp_path):
@@ -95,7 +95,7 @@ def test_the_first_process_keeps_what_differs_in_the_others(tmp_path):
             "random/0": np.array([job.index], np.uint64),
         }
         signal = 15 if job.index == 1 else None
-        return meta, arrays, _processes.gather_parts(job, meta, arrays, signal)
+        return meta, arrays, gather_parts(job, meta, arrays, signal)
 
     (meta, arrays, signal), (_, others, signal_there) = both(work)
     # A signal in one process is known to both.

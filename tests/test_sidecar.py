@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from fmkit import optimizers
-from fmkit.callbacks import ExactResume, _training_state
-from fmkit.callbacks._commits import list_commits, read_commit, write_commit
+from fmkit._commits import list_commits, read_commit, write_commit
+from fmkit.callbacks import ExactResume
+from fmkit.callbacks._resume import _training_state
 from fmkit.data import Batches
 from fmkit.evaluation import SidecarEvaluator
 from fmkit.evaluation.__main__ import main

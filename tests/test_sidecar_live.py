@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fmkit.callbacks import _training_state
-from fmkit.callbacks._commits import list_commits, read_commit
+from fmkit._commits import list_commits, read_commit
+from fmkit.callbacks._resume import _training_state
 from fmkit.evaluation import SidecarEvaluator
 
 sys.path.insert(0, str(Path(__file__).parent / "chaos"))

@@ -12,7 +12,7 @@ import numpy as np
 
 from fmkit._checks import check_int
 from fmkit.callbacks._batch_counter import BatchCounter
-from fmkit.callbacks._callback_state import check_settings
+from fmkit.callbacks._saved_settings import check_settings
 
 __all__ = ["BatchValidation"]
 

@@ -16,7 +16,7 @@ from fmkit import _keras_private as private
 from fmkit._batch_norm import batch_norm_statistics, update_batch_norm
 from fmkit._checks import check_one_of
 from fmkit.callbacks._batch_validation import training_undisturbed
-from fmkit.callbacks._callback_state import check_settings
+from fmkit.callbacks._saved_settings import check_settings
 from fmkit.optimizers._averaged import find_averages
 from fmkit.optimizers._swap import holds_averages, swapped
 

@@ -8,7 +8,7 @@ import keras
 
 from fmkit import _keras_private as private
 from fmkit._checks import check_one_of
-from fmkit.callbacks._callback_state import check_settings
+from fmkit.callbacks._saved_settings import check_settings
 
 __all__ = ["LearningRateLogger"]
 

@@ -24,9 +24,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from fmkit.callbacks._commits import (
+from fmkit._commits import (
     Commit,
     DamagedCommitError,
+    commit_number,
     list_commits,
     read_commit,
 )
@@ -93,7 +94,7 @@ def list_checkpoints(directory: Path) -> list[CheckpointFile]:
     for path in list_commits(directory):
         signature = _signature(path)
         if signature is not None:
-            commits.append(CheckpointFile(path, signature, number=_number(path)))
+            commits.append(CheckpointFile(path, signature, number=commit_number(path)))
     files = list(_other_files(directory))
     if all(file.epoch is not None for file in files):
         files.sort(key=lambda f: (f.epoch or 0, f.signature[2], f.path.name))
@@ -120,10 +121,6 @@ def _other_files(directory: Path) -> Iterator[CheckpointFile]:
 
 def _suffix(name: str) -> str | None:
     return next((s for s in (".weights.h5", ".keras") if name.endswith(s)), None)
-
-
-def _number(path: Path) -> int:
-    return int(path.name.removeprefix("commit-").removesuffix(".npz"))
 
 
 def _signature(path: Path) -> tuple[int, int, int] | None:

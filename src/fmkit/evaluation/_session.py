@@ -16,7 +16,7 @@ import numpy as np
 from fmkit._checks import did_you_mean
 from fmkit._files import open_regular, sync_directory
 from fmkit._layer_state import fingerprint, refresh
-from fmkit.callbacks._conditions import keras_rises
+from fmkit._monitor import greater_is_better
 from fmkit.evaluation._checkpoints import (
     Checkpoint,
     CheckpointFile,
@@ -363,7 +363,7 @@ class Session:
     def _resolve_mode(self) -> bool:
         if self.settings.mode != "auto":
             return self.settings.mode == "max"
-        return keras_rises(self.monitor.partition("/")[2], self.settings.model)
+        return greater_is_better(self.monitor.partition("/")[2], self.settings.model)
 
     def _save(self) -> None:
         """Put the model as it is in the place of the best, by one rename."""

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import keras
 
 from fmkit import _keras_private as private
-from fmkit.callbacks._training_state import random_state, restore_random_state
+from fmkit._generators import random_state, restore_random_state
 from fmkit.data import Batches
 
 __all__ = ["Candidate", "Measurement", "measure_candidates"]

@@ -14,13 +14,15 @@ import keras
 import numpy as np
 
 from fmkit import _keras_private as private
+from fmkit._commits import Commit, CommitDirectory, decode, encode, with_part
+from fmkit._generators import random_state, restore_random_state
+from fmkit._job import current_job
 from fmkit._layer_state import refresh
-from fmkit.callbacks import _callback_state, _processes, _program, _training_state
-from fmkit.callbacks._background import Signals, Writer
-from fmkit.callbacks._commits import Commit, CommitDirectory, with_part
-from fmkit.callbacks._encoding import decode, encode
-from fmkit.callbacks._held import Held
-from fmkit.callbacks._stop import Stopper
+from fmkit.callbacks._resume import _callback_state, _program, _training_state
+from fmkit.callbacks._resume._background import Signals, Writer
+from fmkit.callbacks._resume._held import Held
+from fmkit.callbacks._resume._parts import check_agreement, gather_parts
+from fmkit.callbacks._stopping._stop import Stopper
 from fmkit.data import Batches
 from fmkit.optimizers._swap import raw_weights
 
@@ -54,7 +56,7 @@ class Keeper(keras.callbacks.Callback):
         )
         self.writer = Writer(settings.background)
         self.signals = Signals(self.callback_list)
-        self.job = _processes.current_job()
+        self.job = current_job()
         self.signal: int | None = None
         # Runs when `fit` ends by an exception too: then Keras calls nothing, but
         # lets go of its list of callbacks.
@@ -185,7 +187,7 @@ class Keeper(keras.callbacks.Callback):
         last = stopped or epoch + 1 >= self.epochs
         self.epoch, self.steps_before = epoch + 1, self.steps_before + self._length()
         if self.job.count > 1:
-            _processes.check_agreement(self.job, epoch, last)
+            check_agreement(self.job, epoch, last)
         if last or self.settings.keep_best or self._is_signalled() or self._is_due(0):
             self._commit(
                 {
@@ -330,8 +332,7 @@ class Keeper(keras.callbacks.Callback):
         if new and commit is not self.restored:
             self._say(f"no saved state for {', '.join(new)}: starting afresh")
         self.restored = commit
-        random_state = decode(meta["random"], arrays)
-        _training_state.restore_random_state(random_state)
+        restore_random_state(decode(meta["random"], arrays))
 
     def _has_changed(self, *names: str) -> bool:
         return any(each.is_named_in(names) for each in self.changes)
@@ -422,14 +423,14 @@ class Keeper(keras.callbacks.Callback):
                 }
                 for name, each in states.items()
             },
-            "random": encode(_training_state.random_state(), arrays, "random"),
+            "random": encode(random_state(), arrays, "random"),
             "program": self.program,
             "machine": self.machine,
             "time": time.time(),
         }
         if self.job.count > 1:
             received = self.signals.received
-            self.signal = _processes.gather_parts(self.job, meta, arrays, received)
+            self.signal = gather_parts(self.job, meta, arrays, received)
         self.committed_steps = self.steps_before + where["step"]
         self.committed_epoch = where["epoch"]
         self.saved = (where["epoch"], where["step"])

@@ -12,7 +12,7 @@ import keras
 
 from fmkit import _keras_private as private
 from fmkit._checks import check_int, check_number, check_one_of, check_path
-from fmkit.callbacks._keeper import Keeper
+from fmkit.callbacks._resume._keeper import Keeper
 
 __all__ = ["ExactResume"]
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
-from fmkit.callbacks._conditions import in_precision_of
-from fmkit.callbacks._stop import Stop, StopReason, place, shown
+from fmkit.callbacks._stopping._conditions import in_precision_of
+from fmkit.callbacks._stopping._stop import Stop, StopReason, place, shown
 
 if TYPE_CHECKING:
-    from fmkit.callbacks._threshold_stopping import ThresholdStopping
+    from fmkit.callbacks._stopping._threshold_stopping import ThresholdStopping
 
 
 class Check:

@@ -14,21 +14,20 @@ import io
 import json
 import os
 import re
-import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from fmkit._files import InUseError, Lock, open_regular, read_regular, write_whole
+from fmkit._files import open_regular, write_whole
 
 __all__ = [
     "Commit",
-    "CommitDirectory",
     "DamagedCommitError",
+    "commit_number",
     "list_commits",
     "pack",
     "read_commit",
@@ -43,7 +42,6 @@ FORMAT = "fmkit commit"
 VERSION = 1
 _META = "meta.json"
 _NAME = re.compile(r"commit-(\d{8,})\.npz")
-_TEMPORARY = re.compile(r"\.(?:commit-\d+\.npz|model\.json)\.(\d+)\.tmp")
 
 
 class DamagedCommitError(ValueError):
@@ -67,7 +65,7 @@ class Commit:
     @property
     def number(self) -> int:
         """The running number in the file's name: larger is newer."""
-        return _number(self.path)
+        return commit_number(self.path)
 
 
 def list_commits(directory: str | os.PathLike[str]) -> list[Path]:
@@ -77,10 +75,11 @@ def list_commits(directory: str | os.PathLike[str]) -> list[Path]:
     except FileNotFoundError:
         return []
     found = [name for name in names if _NAME.fullmatch(name)]
-    return [Path(directory, name) for name in sorted(found, key=_number)]
+    return [Path(directory, name) for name in sorted(found, key=commit_number)]
 
 
-def _number(path: str | Path) -> int:
+def commit_number(path: str | Path) -> int:
+    """Return the running number in the name of a commit file."""
     match = _NAME.fullmatch(Path(path).name)
     assert match is not None
     return int(match[1])
@@ -294,200 +293,3 @@ def _fields(descr: Any) -> Any:
         )
         for name, kind, *rest in descr
     ]
-
-
-# A directory of commits
-
-
-class CommitDirectory:
-    """The commits of one run, held by one live process at a time.
-
-    Args:
-        path: The directory; made when it is not there.
-        keep: How many of the newest commits stay.
-        keep_best: How many of the best commits stay besides. Best is by
-            `meta["score"]`, lower first; a commit whose score is `None` has none.
-    """
-
-    def __init__(
-        self, path: str | os.PathLike[str], *, keep: int = 2, keep_best: int = 0
-    ) -> None:
-        self.path = Path(path)
-        self.keep = keep
-        self.keep_best = keep_best
-        self._lock: Lock | None = None
-        self._scores: dict[Path, float | None] = {}
-        self._next = 1
-
-    def acquire(
-        self,
-        is_live: Callable[[], bool] = lambda: True,
-        finish: Callable[[], None] = lambda: None,
-    ) -> None:
-        """Make the directory, and hold it until `release` or the end of the process.
-
-        Args:
-            is_live: Tells whether the work that the directory is held for still
-                goes on. If it ended without `release` (an exception that a
-                notebook keeps), the next in this process takes over.
-            finish: Called before the next takes over: waits for what this one is
-                still writing.
-
-        Raises:
-            OSError: If another live process holds it, or it cannot be written.
-        """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            if self._lock is None:
-                self._lock = Lock(self.path / "lock", "fit", is_live, finish)
-            self._lock.acquire()
-            self._remove_temporaries()
-        except InUseError as error:
-            raise OSError(
-                f"Directory {self.path} is in use by another live run ({error}). "
-                "Wait for it to end, stop it, or use another directory."
-            ) from None
-        except OSError as error:
-            raise OSError(
-                f"Directory {self.path} cannot be used for commits: {error}. Give a "
-                "directory that this process may write to."
-            ) from error
-        existing = list_commits(self.path)
-        self._next = _number(existing[-1]) + 1 if existing else 1
-
-    def release(self) -> None:
-        """Let another run use the directory."""
-        if self._lock is not None:
-            self._lock.release()
-
-    def _remove_temporaries(self) -> None:
-        """Remove what a killed run left half-written. The lock is held."""
-        for name in os.listdir(self.path):
-            if _TEMPORARY.fullmatch(name):
-                os.unlink(self.path / name)  # of a link, the link
-
-    def newest(self) -> Commit | None:
-        """Return the newest commit that is sound, or `None` if there never was one.
-
-        Warns:
-            UserWarning: For each newer file that is damaged.
-
-        Raises:
-            DamagedCommitError: If there are files and none is sound.
-            OSError: If one cannot be read: that is no damage, so none before it is
-                taken in its place.
-        """
-        paths = list_commits(self.path)
-        for path in reversed(paths):
-            try:
-                commit = read_commit(path)
-            except DamagedCommitError as error:
-                warnings.warn(
-                    f"Skipping a damaged commit: {error}. Going back to the one "
-                    "before it.",
-                    stacklevel=2,
-                )
-            except OSError as error:
-                raise OSError(
-                    f"Commit {path} cannot be read, though it may be sound: {error}. "
-                    "Nothing was changed. Start again when the disk answers, or move "
-                    "the file away to go on from the commit before it."
-                ) from error
-            else:
-                self._index(paths)
-                return commit
-        if paths:
-            raise DamagedCommitError(
-                f"None of the {len(paths)} commits in {self.path} can be read. "
-                "Restore one of the files from a copy, or give an empty directory to "
-                "start the training from the beginning."
-            )
-        return None
-
-    def read(self, number: int | None) -> Commit | None:
-        """Return the commit of this number, which another process has found.
-
-        Args:
-            number: `None` if it has found none; then only the directory is looked
-                for.
-
-        Raises:
-            OSError: If this process does not see what the other one sees.
-        """
-        path = self._path(number or 0)
-        if (self.path / "lock" if number is None else path).exists():
-            return None if number is None else read_commit(path)
-        raise OSError(
-            f"Process 0 of this job keeps its commits in a directory {self.path} that "
-            "this process does not see. Give a path on a file system that all of "
-            "them share."
-        )
-
-    def _path(self, number: int) -> Path:
-        return self.path / f"commit-{number:08d}.npz"
-
-    def _index(self, paths: list[Path]) -> None:
-        """Learn which of the older files count for `keep` and `keep_best`."""
-        for path in paths:
-            # One that can't be read now is left where it is.
-            with contextlib.suppress(DamagedCommitError, OSError):
-                self._scores[path] = read_meta(path).get("score")
-
-    def describe(self, model: str) -> None:
-        """Write `model.json` beside the commits, unless it says so already.
-
-        Raises:
-            OSError: If it cannot be written.
-        """
-        path = self.path / "model.json"
-        data = model.encode()
-        if not os.path.lexists(path) or read_regular(path) != data:
-            write_whole(path, lambda file: file.write(data))
-
-    def write(self, meta: Mapping[str, Any], arrays: Mapping[str, Array]) -> Path:
-        """Write the next commit; when it is durable, delete what need not stay.
-
-        Raises:
-            OSError: If it cannot be written. Older commits are all still there.
-        """
-        path = self._path(self._next)
-        try:
-            write_commit(path, meta, arrays)
-        except OSError as error:
-            size = sum(array.nbytes for array in arrays.values())
-            raise OSError(
-                f"A commit of {size / 1e6:.1f} MB could not be written to "
-                f"{self.path}: {error}. {self._what_is_left()}"
-            ) from error
-        self._next += 1
-        self._scores[path] = meta.get("score")
-        for old in self._superfluous():
-            # Deleting may fail without harm: the next commit tries again.
-            with contextlib.suppress(OSError):
-                os.unlink(old)
-            if not old.exists():
-                del self._scores[old]
-        return path
-
-    def _what_is_left(self) -> str:
-        """Say after a failed write what the next start will find."""
-        if not self.path.is_dir():
-            return (
-                "The directory was removed during the run, and its commits with it: "
-                "the same program starts from the beginning, or from a copy of the "
-                "directory put back in its place."
-            )
-        paths = list_commits(self.path)
-        if not paths:
-            return "There is no commit before it: make room, and start again."
-        return (
-            f"The commits before it are still there, the newest is {paths[-1].name}: "
-            "make room, and start the same program again."
-        )
-
-    def _superfluous(self) -> list[Path]:
-        newest_last = sorted(self._scores, key=_number)
-        scored = [(s, -_number(p), p) for p, s in self._scores.items() if s is not None]
-        stay = set(newest_last[-self.keep :])
-        stay |= {path for *_, path in sorted(scored)[: self.keep_best]}
-        return [path for path in newest_last if path not in stay]

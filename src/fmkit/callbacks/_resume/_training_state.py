@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import random
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,18 +11,16 @@ import keras
 import numpy as np
 
 from fmkit import _keras_private as private
+from fmkit._commits import decode, encode
 from fmkit._layer_state import assets_as_json
-from fmkit.callbacks._encoding import decode, encode
-from fmkit.callbacks._held import Held, find
+from fmkit.callbacks._resume._held import Held, find
 from fmkit.optimizers._swap import walk
 
 __all__ = [
     "held_by",
     "held_state",
     "model_as_json",
-    "random_state",
     "restore_held",
-    "restore_random_state",
     "restore_variables",
     "snapshot",
     "values_of",
@@ -307,45 +304,3 @@ def model_as_json(model: Any) -> str | None:
         return json.dumps({**config, "fmkit_assets": assets_as_json(model)})
     except Exception:  # noqa: BLE001 - what a user's get_config may raise
         return None
-
-
-# Generators
-
-
-def random_state() -> dict[str, Any]:
-    """Return the state of every global generator that Keras may draw from."""
-    version, words, gauss = random.getstate()
-    state: dict[str, Any] = {
-        "python": [version, np.array(words, np.uint64), gauss],
-        "numpy": list(np.random.get_state()),
-    }
-    seed = private.global_seed_variable()
-    if seed is not None:
-        state["keras"] = np.array(keras.ops.convert_to_numpy(seed))
-    if keras.backend.backend() == "torch":
-        import torch
-
-        state["torch"] = torch.get_rng_state().numpy().copy()
-        if torch.cuda.is_available():
-            devices = torch.cuda.get_rng_state_all()
-            state["torch.cuda"] = [device.numpy().copy() for device in devices]
-    return state
-
-
-def restore_random_state(state: dict[str, Any]) -> None:
-    """Put every generator back to where `random_state` found it."""
-    if "keras" in state:
-        # Making the generator draws from Python's: before that is restored.
-        variable = private.global_seed_variable(create=True)
-        assert variable is not None
-        variable.assign(state["keras"])
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(int(word) for word in words), gauss))
-    np.random.set_state(tuple(state["numpy"]))
-    if "torch" in state:
-        import torch
-
-        torch.set_rng_state(torch.from_numpy(state["torch"]))
-        if "torch.cuda" in state and torch.cuda.is_available():
-            devices = [torch.from_numpy(device) for device in state["torch.cuda"]]
-            torch.cuda.set_rng_state_all(devices)

@@ -23,7 +23,7 @@ from fmkit._describe import (
     uncounted,
 )
 from fmkit._layer_state import adapted_state
-from fmkit.callbacks._held import Held
+from fmkit.callbacks._resume._held import Held
 from fmkit.data import Batches
 
 __all__ = [

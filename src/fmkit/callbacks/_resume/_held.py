@@ -21,8 +21,8 @@ import keras
 import numpy as np
 
 from fmkit import _keras_private as private
+from fmkit._commits import is_storable
 from fmkit._describe import layer_names, library_of
-from fmkit.callbacks._encoding import is_storable
 
 __all__ = ["Held", "State", "find"]
 

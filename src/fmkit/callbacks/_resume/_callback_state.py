@@ -14,18 +14,18 @@ import logging
 import os
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
+from fmkit._commits import encode
 from fmkit._files import write_whole
-from fmkit.callbacks._encoding import encode
+from fmkit.callbacks._saved_settings import check_settings
 
 __all__ = [
-    "check_settings",
     "check_states",
     "continued_files",
     "get_states",
@@ -39,33 +39,6 @@ _logger = logging.getLogger("fmkit.callbacks")
 
 Array = np.ndarray[Any, Any]
 State = dict[str, Any]
-
-
-def check_settings(
-    callback: str, state: Mapping[str, Any], own: Mapping[str, Any]
-) -> None:
-    """Refuse a state that was saved with other settings than the callback's own.
-
-    Args:
-        callback: Its name, for the message.
-        state: What `get_state` returned, with the settings under `"settings"`.
-        own: The settings without which what was counted means something else.
-
-    Raises:
-        ValueError: If a setting was another when the state was saved.
-    """
-    saved = state.get("settings", {})
-    names = [name for name in own if name in saved and saved[name] != own[name]]
-    if not names:
-        return
-    then = ", ".join(f"{name}={saved[name]!r}" for name in names)
-    now = ", ".join(f"{name}={own[name]!r}" for name in names)
-    raise ValueError(
-        f"The state given to {callback} was saved with {then}, but the callback has "
-        f"{now}, and what was counted would mean something else. Set {then} as before "
-        "(callbacks of one class also keep their order in the list), or begin a new "
-        "run: without `set_state`, and with `ExactResume` in another directory."
-    )
 
 
 # Keras's own callbacks

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fmkit._checks import check_number
-from fmkit.callbacks._processes import Job, current_job
-from fmkit.callbacks._stop import Stop, Stopper, StopReason, place
+from fmkit._job import Job, current_job
+from fmkit.callbacks._stopping._stop import Stop, Stopper, StopReason, place
 
 __all__ = ["TimeStopping"]
 

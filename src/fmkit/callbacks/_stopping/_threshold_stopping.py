@@ -9,18 +9,21 @@ from typing import Any
 import numpy as np
 
 from fmkit._checks import check_int, check_number, check_one_of
+from fmkit._monitor import greater_is_better
 from fmkit.callbacks._batch_counter import BatchCounter
-from fmkit.callbacks._callback_state import check_settings
-from fmkit.callbacks._conditions import (
+from fmkit.callbacks._saved_settings import check_settings
+from fmkit.callbacks._stopping._conditions import (
     Condition,
     NoCondition,
     Reached,
     formula,
-    keras_rises,
 )
-from fmkit.callbacks._monitored_names import require_names, warn_of_unseen_names
-from fmkit.callbacks._stop import Stopper, StopReason
-from fmkit.callbacks._threshold_check import Check, number
+from fmkit.callbacks._stopping._monitored_names import (
+    require_names,
+    warn_of_unseen_names,
+)
+from fmkit.callbacks._stopping._stop import Stopper, StopReason
+from fmkit.callbacks._stopping._threshold_check import Check, number
 
 __all__ = ["ThresholdStopping"]
 
@@ -371,7 +374,7 @@ class ThresholdStopping(Stopper):
         """The condition, with what `mode="auto"` means once a model has metrics."""
         if self._known is None:
             model = None if self._model is None else self.model
-            self._known = self.condition.resolved(lambda n: keras_rises(n, model))
+            self._known = self.condition.resolved(lambda n: greater_is_better(n, model))
         return self._known
 
     @property

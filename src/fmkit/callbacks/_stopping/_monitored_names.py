@@ -12,7 +12,7 @@ from fmkit._checks import did_you_mean
 from fmkit.callbacks._batch_validation import BatchValidation
 
 if TYPE_CHECKING:
-    from fmkit.callbacks._threshold_stopping import ThresholdStopping
+    from fmkit.callbacks._stopping._threshold_stopping import ThresholdStopping
 
 
 def require_names(

@@ -7,14 +7,12 @@ import math
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
-import keras
 import numpy as np
 
-from fmkit import _keras_private as private
 from fmkit._checks import check_number, check_one_of
-from fmkit.callbacks._stop import shown
+from fmkit._monitor import greater_is_better
+from fmkit.callbacks._stopping._stop import shown
 
 __all__ = ["AllOf", "AnyOf", "Condition", "Reached"]
 
@@ -128,7 +126,7 @@ class Reached(Condition):
         if not math.isfinite(value):
             return False
         if self.mode == "auto":
-            return self.resolved(keras_rises).holds(logs)
+            return self.resolved(greater_is_better).holds(logs)
         return _COMPARISONS[self.sign](value, in_precision_of(value, self.threshold))
 
     def resolved(self, rises: Callable[[str], bool]) -> Reached:
@@ -229,37 +227,3 @@ def in_precision_of(value: float, threshold: float) -> float:
     with np.errstate(over="ignore"):
         is_single = float(np.float32(value)) == value
         return float(np.float32(threshold)) if is_single else threshold
-
-
-def keras_rises(monitor: str, model: Any = None) -> bool:
-    """Return whether Keras wants `monitor` to be great; asks Keras itself.
-
-    The model's own metrics and losses come first, under their names in the logs, which
-    begin with an output's name if there are several. For any other name `EarlyStopping`
-    holds the rule. It is shown the values 0 and 1; which of them it keeps as the best
-    is the answer, through public methods alone.
-
-    Raises:
-        ValueError: If Keras has no rule for that name.
-    """
-    directions = {} if model is None else private.metric_directions(model)
-    name = monitor.removeprefix("val_")
-    if name not in directions and name.startswith("raw_"):
-        # What `EvaluateWithAverages` writes for the raw weights.
-        monitor = name = name.removeprefix("raw_")
-    if name in directions:
-        return directions[name] == "up"
-    judge = keras.callbacks.EarlyStopping(monitor, patience=10)
-    if model is not None:
-        judge.set_model(model)
-    try:
-        judge.on_epoch_end(0, {monitor: 0.0})
-    except ValueError as error:
-        raise ValueError(
-            f"mode='auto' follows Keras's rule, and Keras has none for {monitor!r}: "
-            "it knows the losses and its own metrics of a compiled model, with the "
-            "names that the logs of `fit` give them. Say "
-            "mode='max' if a greater value is better, mode='min' if a smaller one is."
-        ) from error
-    judge.on_epoch_end(1, {monitor: 1.0})
-    return bool(judge.best == 1.0)

@@ -1,0 +1,17 @@
+"""Callbacks that stop a run: at a threshold, or when the time is up."""
+
+from fmkit.callbacks._stopping._conditions import AllOf, AnyOf, Condition, Reached
+from fmkit.callbacks._stopping._stop import Stop, StopReason
+from fmkit.callbacks._stopping._threshold_stopping import ThresholdStopping
+from fmkit.callbacks._stopping._time_stopping import TimeStopping
+
+__all__ = [
+    "AllOf",
+    "AnyOf",
+    "Condition",
+    "Reached",
+    "Stop",
+    "StopReason",
+    "ThresholdStopping",
+    "TimeStopping",
+]
