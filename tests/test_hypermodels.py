@@ -407,7 +407,7 @@ def test_what_makes_no_sense_ends_the_search_before_it_trains(
 def test_hyperband_refuses_epochs_of_the_space(tmp_path):
     tuner = keras_tuner.Hyperband(space(epochs=[1, 2]), "val_accuracy", max_epochs=2,
                                   directory=tmp_path)  # fmt: skip
-    with pytest.raises(errors.FatalValueError, match="gives out the epochs itself"):
+    with pytest.raises(errors.FatalValueError, match="chooses the epochs itself"):
         search(tuner, epochs=None)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 def check_int(name: str, value: Any, *, minimum: int = 1) -> int:
     """Return `value` as an `int`, or refuse it if it is not one, or too small."""
-    # bool is an int to Python; as a count it is always a slip of the pen.
+    # bool is an int to Python; as a count it is always a mistake.
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(
             f"`{name}` must be an integer, got {name}={value!r} "
@@ -75,7 +75,7 @@ def check_one_of(name: str, value: Any, options: Iterable[str]) -> str:
 
 
 def check_path(name: str, value: Any) -> Path:
-    """Return a path as an absolute one, so that `os.chdir` does not change it."""
+    """Return an absolute path, so that `os.chdir` does not change it."""
     if not isinstance(value, (str, os.PathLike)) or isinstance(value, bytes):
         raise TypeError(
             f"`{name}` must be a path, as a text or pathlib.Path, got {name}={value!r} "

@@ -1,4 +1,4 @@
-r"""Entropy and its relatives, on arrays in float64 and on tensors with gradients.
+r"""Entropy and related measures, on arrays in float64 and on tensors with gradients.
 
 NumPy arrays, lists and numbers are computed in NumPy, in float64, and give NumPy
 back; tensors of Keras's backend give tensors back, in their own float dtype (float32
@@ -39,15 +39,15 @@ __all__ = [
     "perplexity",
 ]
 
-# Infinities are meant: log 0, and what a logit of -inf takes out.
-_quiet = np.errstate(divide="ignore", invalid="ignore", over="ignore")
+# Infinities are expected: log 0, and classes that a logit of -inf excludes.
+_expect_infinities = np.errstate(divide="ignore", invalid="ignore", over="ignore")
 
 # Log-probabilities are logits of themselves.
 _LOGITS = ("logits", "log_probabilities")
 _FORMS = ("probabilities", *_LOGITS, "counts")
 
 
-@_quiet
+@_expect_infinities
 def entropy(
     p: Any,
     *,
@@ -86,11 +86,11 @@ def entropy(
     xp, x, axis = _read("p", p, form, axis, unit, sum_tolerance)
     if form == "logits":
         return entropy_from_logits(x, axis, xp) / UNITS[unit]
-    probabilities, nll = _distribution(x, form, axis, xp)
-    return _mean(probabilities, nll, axis, xp) / UNITS[unit]
+    probabilities, nll = _probabilities(x, form, axis, xp)
+    return _expectation(probabilities, nll, axis, xp) / UNITS[unit]
 
 
-@_quiet
+@_expect_infinities
 def cross_entropy(
     p: Any,
     q: Any,
@@ -124,13 +124,13 @@ def cross_entropy(
         >>> round(float(cross_entropy([1.0, 0.0], [0.8, 0.2], unit="bans")), 3)
         0.097
     """
-    xp, axis, (_, p, _), (_, _, q_nll) = _pair(
+    xp, axis, (_, p, _), (_, _, q_nll) = _read_pair(
         p, q, form, q_form, axis, unit, sum_tolerance
     )
-    return _mean(p, q_nll, axis, xp) / UNITS[unit]
+    return _expectation(p, q_nll, axis, xp) / UNITS[unit]
 
 
-@_quiet
+@_expect_infinities
 def kl_divergence(
     p: Any,
     q: Any,
@@ -145,7 +145,7 @@ def kl_divergence(
 
     Args:
         p: The distribution that the outcomes follow.
-        q: The distribution compared with, same shape.
+        q: The distribution to compare with, same shape.
         form: What `p` holds; see `entropy`.
         q_form: What `q` holds; the same as `p` if None.
         axis: The axis of the outcomes.
@@ -162,13 +162,15 @@ def kl_divergence(
         >>> round(float(kl_divergence([0.5, 0.5], [0.9, 0.1])), 4)
         0.5108
     """
-    xp, axis, p_parts, q_parts = _pair(p, q, form, q_form, axis, unit, sum_tolerance)
+    xp, axis, p_parts, q_parts = _read_pair(
+        p, q, form, q_form, axis, unit, sum_tolerance
+    )
     ratio = -_log_ratio(p_parts, q_parts, axis, xp)
     terms = divergence_terms(p_parts[1], q_parts[1], ratio, xp)
     return xp.sum(terms, axis=axis) / UNITS[unit]
 
 
-@_quiet
+@_expect_infinities
 def jensen_shannon_divergence(
     p: Any,
     q: Any,
@@ -202,7 +204,9 @@ def jensen_shannon_divergence(
         >>> float(jensen_shannon_divergence([1.0, 0.0], [0.0, 1.0], unit="bits"))
         1.0
     """
-    xp, axis, p_parts, q_parts = _pair(p, q, form, q_form, axis, unit, sum_tolerance)
+    xp, axis, p_parts, q_parts = _read_pair(
+        p, q, form, q_form, axis, unit, sum_tolerance
+    )
     ratio = _log_ratio(p_parts, q_parts, axis, xp)
     return jensen_shannon(p_parts[1], q_parts[1], ratio, axis, xp) / UNITS[unit]
 
@@ -218,11 +222,11 @@ def perplexity(
 ) -> Any:
     r"""Perplexity $e^{H(p)}$, or $e^{H(p, q)}$ if `q` is given.
 
-    The number of equally likely outcomes that would be as uncertain.
+    It is the number of equally likely outcomes with the same uncertainty.
 
     Args:
         p: The distribution that the outcomes follow.
-        q: The distribution that predicts them, if another.
+        q: The distribution that predicts them, if a different one.
         form: What `p` holds; see `entropy`.
         q_form: What `q` holds; the same as `p` if None.
         axis: The axis of the outcomes.
@@ -275,7 +279,7 @@ def joint_counts(x: Any, y: Any) -> np.ndarray:
     return table
 
 
-@_quiet
+@_expect_infinities
 def joint_entropy(
     x: Any,
     y: Any = None,
@@ -288,7 +292,7 @@ def joint_entropy(
 
     Args:
         x: A joint table, shape `(..., X, Y)`; or labels, if `y` is given too.
-        y: Labels that belong to the labels `x`.
+        y: Labels paired with the labels `x`.
         form: What a table holds: `"probabilities"`, `"log_probabilities"`,
             `"logits"` or `"counts"`. Not used for labels.
         unit: `"nats"`, `"bits"` or `"bans"`.
@@ -304,11 +308,11 @@ def joint_entropy(
         >>> round(float(joint_entropy([[0.25, 0.25], [0.5, 0.0]], unit="bits")), 4)
         1.5
     """
-    xp, table = _table(x, y, form, unit, sum_tolerance)
+    xp, table = _read_table(x, y, form, unit, sum_tolerance)
     return xp.sum(_self_information(table, table, xp), axis=(-2, -1)) / UNITS[unit]
 
 
-@_quiet
+@_expect_infinities
 def conditional_entropy(
     x: Any,
     y: Any = None,
@@ -324,7 +328,7 @@ def conditional_entropy(
 
     Args:
         x: A joint table, shape `(..., X, Y)`; or labels, if `y` is given too.
-        y: Labels that belong to the labels `x`.
+        y: Labels paired with the labels `x`.
         form: What a table holds; see `joint_entropy`.
         unit: `"nats"`, `"bits"` or `"bans"`.
         sum_tolerance: How far from 1 a table may sum; None turns the check off.
@@ -340,12 +344,12 @@ def conditional_entropy(
         >>> round(float(conditional_entropy(table, unit="bits")), 4)
         0.5
     """
-    xp, table = _table(x, y, form, unit, sum_tolerance)
-    rows = table / _harmless(xp.sum(table, axis=-1, keepdims=True), xp)
+    xp, table = _read_table(x, y, form, unit, sum_tolerance)
+    rows = table / _one_for_zero(xp.sum(table, axis=-1, keepdims=True), xp)
     return xp.sum(_self_information(table, rows, xp), axis=(-2, -1)) / UNITS[unit]
 
 
-@_quiet
+@_expect_infinities
 def mutual_information(
     x: Any,
     y: Any = None,
@@ -361,7 +365,7 @@ def mutual_information(
 
     Args:
         x: A joint table, shape `(..., X, Y)`; or labels, if `y` is given too.
-        y: Labels that belong to the labels `x`.
+        y: Labels paired with the labels `x`.
         form: What a table holds; see `joint_entropy`.
         unit: `"nats"`, `"bits"` or `"bans"`.
         sum_tolerance: How far from 1 a table may sum; None turns the check off.
@@ -376,7 +380,7 @@ def mutual_information(
         >>> round(float(mutual_information([0, 0, 1, 1], [1, 1, 0, 0], unit="bits")), 4)
         1.0
     """
-    xp, table = _table(x, y, form, unit, sum_tolerance)
+    xp, table = _read_table(x, y, form, unit, sum_tolerance)
     product = xp.sum(table, axis=-1, keepdims=True) * xp.sum(
         table, axis=-2, keepdims=True
     )
@@ -435,29 +439,29 @@ def _check_weights(
         )
 
 
-def _distribution(x: Any, form: str, axis: int, xp: Any) -> tuple[Any, Any]:
+def _probabilities(x: Any, form: str, axis: int, xp: Any) -> tuple[Any, Any]:
     """Return probabilities that sum to 1, and their surprisals in nats."""
     if form in _LOGITS:
         return softmax(x, axis, xp)
     p = x / xp.sum(x, axis=axis, keepdims=True)
-    return p, xp.where(p > 0.0, -xp.log(_harmless(p, xp)), float("inf"))
+    return p, xp.where(p > 0.0, -xp.log(_one_for_zero(p, xp)), float("inf"))
 
 
-def _harmless(x: Any, xp: Any) -> Any:
-    """Return `x` with 1 in place of 0, so that neither log nor division complains."""
+def _one_for_zero(x: Any, xp: Any) -> Any:
+    """Return `x` with 1 in place of 0, so that log and division stay finite."""
     return xp.where(x > 0.0, x, xp.ones_like(x))
 
 
-def _mean(p: Any, nll: Any, axis: int, xp: Any) -> Any:
+def _expectation(p: Any, nll: Any, axis: int, xp: Any) -> Any:
     """Return the sum of p times nll, where 0 times infinity is 0."""
     return xp.sum(p * xp.where(p > 0.0, nll, 0.0), axis=axis)
 
 
 def _self_information(p: Any, of: Any, xp: Any) -> Any:
-    return p * -xp.log(_harmless(of, xp))
+    return p * -xp.log(_one_for_zero(of, xp))
 
 
-def _pair(
+def _read_pair(
     p: Any,
     q: Any,
     form: str,
@@ -480,15 +484,15 @@ def _pair(
     return (
         xp,
         front,
-        (p if form in _LOGITS else None, *_distribution(p, form, front, xp)),
-        (q if q_form in _LOGITS else None, *_distribution(q, q_form, front, xp)),
+        (p if form in _LOGITS else None, *_probabilities(p, form, front, xp)),
+        (q if q_form in _LOGITS else None, *_probabilities(q, q_form, front, xp)),
     )
 
 
 def _log_ratio(
     p_parts: tuple[Any, Any, Any], q_parts: tuple[Any, Any, Any], axis: int, xp: Any
 ) -> Any:
-    """Return log(p / q); where both are 0 it weighs nothing and is 0."""
+    """Return log(p / q), and 0 where both are 0."""
     (z, p, p_nll), (w, q, q_nll) = p_parts, q_parts
     if z is not None and w is not None:
         return log_ratio(z, w, p_nll, q_nll, axis, xp)[0]
@@ -517,7 +521,7 @@ def _label_array(name: str, labels: Any) -> np.ndarray:
     return values.astype("int64")
 
 
-def _table(
+def _read_table(
     x: Any, y: Any, form: str, unit: str, tolerance: float | None
 ) -> tuple[Any, Any]:
     """Return the namespace and the joint probabilities, shape (..., X, Y)."""

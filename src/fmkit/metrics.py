@@ -1,4 +1,9 @@
-"""Metrics of predicted distributions: how sure, how calibrated, how near the truth."""
+"""Metrics of predicted distributions: uncertainty, calibration, accuracy.
+
+Each is a function, which documents formula, shapes and options, and a Keras metric with
+the same options and Keras's `name` and `dtype`; a dtype narrower than float32 is raised
+to float32.
+"""
 
 from __future__ import annotations
 
@@ -88,7 +93,7 @@ def brier_score(
 
     Raises:
         ValueError: If shapes do not fit, or, where values are known, a label is out
-            of range or targets are no distribution. Inside a compiled step a label
+            of range or targets are not a distribution. Inside a compiled step a label
             out of range scores NaN.
 
     Examples:
@@ -273,14 +278,14 @@ class BrierScore(_OfPredictions):
 
 
 class _BinnedMean(keras.metrics.Mean):
-    """Adds up what belongs to each bin; `MeanMetricWrapper` hands it the weights."""
+    """Sums per bin; `MeanMetricWrapper` passes it the weights."""
 
     def update_state(self, values: Tensor, sample_weight: Any = None) -> None:
         sums = _bin_sums(values, sample_weight, self.bins)
         self.sums.assign_add(ops.cast(sums, self.sums.dtype))
 
     def reset_state(self) -> None:
-        # That of `Mean` clears its own two variables only.
+        # `Mean` resets its own two variables only.
         super().reset_state()
         self.sums.assign(ops.zeros((3, self.bins)))
 

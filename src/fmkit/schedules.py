@@ -39,13 +39,13 @@ class ExponentialDecay(LearningRateSchedule):
       \text{or, with `staircase`,}\quad \eta(n) = \eta_0\, r^{\lfloor n/T \rfloor}.$$
 
     This is TensorFlow 1's `tf.train.exponential_decay`. The quotient is taken in
-    integers, so a stair comes at exactly its step: up to $2^{53}$ for Python integers
-    and for TensorFlow and PyTorch counters, up to the end of its int32 on JAX.
+    integers, so each stair comes at exactly its step: up to $2^{53}$ for Python
+    integers and for TensorFlow and PyTorch counters, up to the end of its int32 on JAX.
     Keras's class of this name divides in float32 and steps too early at large counts.
 
-    Before the decay come, if asked for, a linear warm-up of `warmup_steps` steps from
-    `warmup_initial` to $\eta_0$ and `transition_begin` steps at $\eta_0$; $n$ counts
-    from the end of both.
+    The decay may be preceded by a linear warm-up of `warmup_steps` steps from
+    `warmup_initial` to $\eta_0$ and then by `transition_begin` steps at $\eta_0$; $n$
+    counts from the end of both.
 
     Args:
         initial_learning_rate: $\eta_0 > 0$.
@@ -54,9 +54,9 @@ class ExponentialDecay(LearningRateSchedule):
             is read as the nearest fraction with a denominator up to 65,536: so
             `60000 / 128` steps at the first step after each multiple of 468.75.
         decay_rate: Factor $r > 0$; above 1 the rate grows.
-        staircase: Whether the rate keeps still between multiples of `decay_steps`.
-        end_value: Where the rate stops: its lower bound for $r < 1$, its upper bound
-            for $r > 1$. `None` sets no bound.
+        staircase: Whether the rate is constant between multiples of `decay_steps`.
+        end_value: Where the rate stops changing: its lower bound for $r < 1$, its upper
+            bound for $r > 1$. `None` sets no bound.
         transition_begin: Steps at $\eta_0$ before the decay begins.
         warmup_steps: Steps of linear warm-up; step 0 has the rate `warmup_initial`.
         warmup_initial: Rate at step 0 of the warm-up.
@@ -123,11 +123,11 @@ class ExponentialDecay(LearningRateSchedule):
         warmup_epochs: int = 0,
         warmup_initial: float = 0.0,
     ) -> ExponentialDecay:
-        """Make the schedule from epochs, as the tutorial does.
+        """Build the schedule from epochs, as the tutorial does.
 
         The period is `epochs_per_decay * num_examples / batch_size` steps, kept as an
-        exact fraction. Where `batch_size` does not divide `num_examples`, `fit` on
-        arrays takes a last, smaller batch and so has a few more steps to the epoch.
+        exact fraction. If `batch_size` does not divide `num_examples`, `fit` on arrays
+        ends each epoch with a smaller batch and so has slightly more steps per epoch.
 
         Args:
             initial_learning_rate: As in the class.
@@ -214,7 +214,7 @@ class ExponentialDecay(LearningRateSchedule):
         exponent = math.floor(periods) if self.staircase else float(periods)
         log_rate = math.log(self.initial_learning_rate)
         log_rate += exponent * math.log(self.decay_rate)
-        # Beyond exp(700) float64 ends; float32, the result's type, long before.
+        # exp overflows float64 above 700, and float32, the result's type, long before.
         rate = math.exp(log_rate) if log_rate < 700 else math.inf
         if self.end_value is None:
             return rate
@@ -288,7 +288,7 @@ class _Joined(LearningRateSchedule):
         schedules: Sequence[LearningRateSchedule | float],
         boundaries: Sequence[int],
     ):
-        self.schedules = [_read_part(part) for part in schedules]
+        self.schedules = [_read_schedule(part) for part in schedules]
         self.boundaries = [check_int("boundaries", b) for b in boundaries]
         if len(self.boundaries) != len(self.schedules) - 1:
             raise ValueError(
@@ -340,7 +340,7 @@ class _Joined(LearningRateSchedule):
 
 
 def _read_decay_steps(value: Any) -> Fraction:
-    """Return the period as an exact fraction, or say why it can't be one."""
+    """Return the period as an exact fraction, or refuse it."""
     if isinstance(value, (tuple, list)):
         if len(value) != 2:
             raise ValueError(
@@ -375,7 +375,7 @@ def _divide_exactly(count: Any, period: Fraction) -> tuple[Any, Any]:
         keras.backend.standardize_dtype(count.dtype), 31
     )
     if numerator >= 2**bits:
-        # A counter this narrow never comes to the end of the first period.
+        # A counter this narrow never reaches the end of the first period.
         return ops.zeros_like(count), ops.cast(count, "float32") / float(period)
     blocks = count // numerator
     inside = count - blocks * numerator
@@ -389,7 +389,7 @@ def _divide_exactly(count: Any, period: Fraction) -> tuple[Any, Any]:
 
 
 def _integer_tensor(step: Any) -> Any:
-    # Asked before it becomes a tensor: an optimizer's counter is a keras.Variable.
+    # An optimizer's counter is a keras.Variable.
     step = ops.convert_to_tensor(step)
     dtype = keras.backend.standardize_dtype(step.dtype)
     if "int" not in dtype:
@@ -406,7 +406,7 @@ def _not_negative(count: Any) -> Any:
     return count * ops.cast(count > 0, count.dtype)
 
 
-def _read_part(part: Any) -> LearningRateSchedule | float:
+def _read_schedule(part: Any) -> LearningRateSchedule | float:
     if isinstance(part, LearningRateSchedule):
         return part
     if callable(part) or isinstance(part, str):

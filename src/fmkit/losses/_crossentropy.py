@@ -52,16 +52,16 @@ def crossentropy_from_logits(
         + \lambda \Bigl(\log \sum_j e^{z_j / T}\Bigr)^2,
       \qquad q' = (1 - \varepsilon)\, q + \varepsilon / K.$$
 
-    Values are in nats. A label that was not smoothed costs
+    Values are in nats. A label without smoothing costs
     $\log(1 + \sum_{j \ne y} e^{z_j - z_y})$, computed so that neither a very small
     cost nor its gradient is lost to rounding.
 
     Args:
         y_true: Labels $0 \dots K-1$ of the shape of `y_pred` without the class axis
             (or with length 1 there), or probabilities of the shape of `y_pred`.
-            The shapes tell which.
-        y_pred: Logits $z$, shape `(batch, ..., K)`. A logit of `-inf` takes a class
-            out. float16 and bfloat16 are computed in float32.
+            The shape decides which.
+        y_pred: Logits $z$, shape `(batch, ..., K)`. A logit of `-inf` excludes a
+            class. float16 and bfloat16 are computed in float32.
         label_smoothing: $\varepsilon$ in [0, 1).
         class_weights: $w$, one factor per class. They scale the terms and do not
             enter the divisor of a mean.
@@ -80,8 +80,8 @@ def crossentropy_from_logits(
     Raises:
         ValueError: If an argument is out of range, shapes do not fit, the batch is
             empty, or, where values are known (outside a compiled step), a label is
-            out of range or dense targets are no distribution. Inside a compiled step
-            a label out of range costs NaN, with a gradient of NaN, on each backend.
+            out of range or dense targets are not a distribution. Inside a compiled
+            step a label out of range costs NaN, with a gradient of NaN.
 
     Examples:
         >>> logits = [[2.0, 1.0, 0.1]]
@@ -101,12 +101,12 @@ def crossentropy_from_logits(
     )
     logits, axis = read_logits(y_pred, axis)
     targets, integer = read_targets(y_true, logits, axis)
-    weights = _weights(class_weights, logits, axis)
+    weights = _weights_along(class_weights, logits, axis)
     z = logits if temperature == 1.0 else logits / temperature
     options = (axis, weights, label_smoothing, focal_gamma, z_loss)
     if integer:
         checked = check_labels(y_true, logits.shape[axis], ignore_class)
-        return _of_labels(targets, z, ignore_class, checked, *options)
+        return _cost_of_labels(targets, z, ignore_class, checked, *options)
     if ignore_class is not None:
         raise ValueError(
             f"`ignore_class` goes with integer labels, got ignore_class="
@@ -114,10 +114,10 @@ def crossentropy_from_logits(
             "Use `sample_weight` or a mask instead."
         )
     check_probabilities(y_true, axis, sum_tolerance)
-    return _dense(targets, z, *options)
+    return _cost_of_distribution(targets, z, *options)
 
 
-def _of_labels(
+def _cost_of_labels(
     labels: Tensor,
     z: Tensor,
     ignore_class: int | None,
@@ -136,21 +136,23 @@ def _of_labels(
     valid = None if checked else valid_labels(labels, size)
     ignored = None if ignore_class is None else ops.equal(labels, ignore_class)
     if ignored is not None:
-        # Logits of ignored positions may be anything, NaN too.
+        # Logits of ignored positions may be anything, even NaN.
         labels = ops.where(ignored, 0, labels)
         z = ops.where(ops.expand_dims(ignored, axis), 0.0, z)
         valid = None if valid is None else ops.logical_or(valid, ignored)
     picked = one_hot_mask(labels, size, axis, namespace(z))
     if label_smoothing:
         q = ops.cast(picked, z.dtype)
-        loss = _dense(q, z, axis, weights, label_smoothing, focal_gamma, z_loss)
+        loss = _cost_of_distribution(
+            q, z, axis, weights, label_smoothing, focal_gamma, z_loss
+        )
     else:
-        loss = _hard(picked, z, axis, weights, focal_gamma, z_loss)
+        loss = _cost_of_one_class(picked, z, axis, weights, focal_gamma, z_loss)
     loss = loss if valid is None else nan_unless(valid, loss)
     return loss if ignored is None else ops.where(ignored, 0.0, loss)
 
 
-def _hard(
+def _cost_of_one_class(
     picked: Tensor,
     z: Tensor,
     axis: int,
@@ -161,7 +163,7 @@ def _hard(
     """Cost of one picked class per row."""
     xp = namespace(z)
     loss, partition = surprisal(*split(z, picked, axis, xp), xp)
-    loss = _focus(loss, focal_gamma)
+    loss = _focal(loss, focal_gamma)
     if weights is not None:
         weight = ops.where(picked, weights, 0.0)
         loss = loss * ops.sum(weight, axis=axis, keepdims=True)
@@ -170,7 +172,7 @@ def _hard(
     return xp.squeeze(loss, axis)
 
 
-def _dense(
+def _cost_of_distribution(
     q: Tensor,
     z: Tensor,
     axis: int,
@@ -186,18 +188,18 @@ def _dense(
         q = q * weights
     # 0 log 0 = 0, also for a class that a logit of -inf takes out.
     terms = ops.where(q == 0.0, 0.0, surprisals(z, axis, namespace(z)))
-    loss = ops.sum(q * _focus(terms, focal_gamma), axis=axis)
+    loss = ops.sum(q * _focal(terms, focal_gamma), axis=axis)
     if z_loss:
         loss = loss + z_loss * ops.square(ops.logsumexp(z, axis=axis))
     return loss
 
 
-def _focus(nll: Tensor, gamma: float) -> Tensor:
+def _focal(nll: Tensor, gamma: float) -> Tensor:
     """Scale `nll` by (1 - p)^gamma, where p = exp(-nll)."""
     return nll * ops.power(-ops.expm1(-nll), gamma) if gamma else nll
 
 
-def _weights(
+def _weights_along(
     class_weights: Sequence[float] | None, logits: Tensor, axis: int
 ) -> Tensor | None:
     """Return the class weights as a row along the class axis."""
@@ -226,8 +228,8 @@ def _check_options(
     if 0.0 < gamma < 1.0:
         raise ValueError(
             f"`focal_gamma` must be 0 (off) or at least 1, got "
-            f"focal_gamma={focal_gamma!r}: between 0 and 1 the gradient has no bound "
-            "where p nears 1."
+            f"focal_gamma={focal_gamma!r}: between 0 and 1 the gradient is unbounded "
+            "as p approaches 1."
         )
     return (
         check_number("label_smoothing", label_smoothing, at_least=0.0, below=1.0),
@@ -238,7 +240,7 @@ def _check_options(
 
 
 class _IgnoreMask(keras.layers.Layer):
-    """Puts a Keras mask on the losses, so that a mean counts the valid ones only."""
+    """Puts a Keras mask on the losses, so that a mean counts only the valid ones."""
 
     def __init__(self) -> None:
         super().__init__(dtype="float32", autocast=False)

@@ -48,13 +48,13 @@ def kl_divergence_from_logits(
 
     The factor $T^2$ keeps the size of the gradient when the temperature changes, as
     in distillation. Each $D(a \| b)$ is summed as $a \log(a/b) - a + b$: the same
-    where both sum to 1, never negative, and right in its last digits for
+    if both sum to 1, never negative, and accurate to the last digits for
     distributions that are almost equal.
 
     Args:
         y_true: Target, shape of `y_pred`.
-        y_pred: Logits $z$, shape `(batch, ..., K)`. A logit of `-inf` takes a class
-            out. float16 and bfloat16 are computed in float32.
+        y_pred: Logits $z$, shape `(batch, ..., K)`. A logit of `-inf` excludes a
+            class. float16 and bfloat16 are computed in float32.
         target_form: What `y_true` holds: `"probabilities"` or `"log_probabilities"`
             (both taken as they are, whatever the temperature), or `"logits"` (of a
             teacher; divided by the temperature as well).
@@ -71,8 +71,8 @@ def kl_divergence_from_logits(
     Raises:
         ValueError: If an argument is out of range, the targets are integer labels,
             shapes do not fit, the batch is empty, or, where values are known
-            (outside a compiled step), the targets are no distribution. Inside a
-            compiled step such targets are not seen: the sum above is what comes out.
+            (outside a compiled step), the targets are not a distribution. Inside
+            a compiled step such targets are not noticed: the sum above is returned.
 
     Examples:
         >>> round(float(kl_divergence_from_logits([[1.0, 0.0]], [[0.0, 200.0]])[0]), 4)

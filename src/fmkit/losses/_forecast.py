@@ -1,4 +1,4 @@
-"""Costs of forecasts that are too low or too high, and their quantile form."""
+"""Costs of forecasts that are too low or too high."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def asymmetric_error(
         y_pred: Forecasts, shape `(batch, ..., d)`. float16 and bfloat16 are computed
             in float32.
         under: $u \ge 0$, cost of one unit of forecast too low, for instance the
-            profit that was missed.
-        over: $o \ge 0$, cost of one unit of forecast too high, for instance what an
-            unsold piece has cost to make.
+            lost profit.
+        over: $o \ge 0$, cost of one unit of forecast too high, for instance the
+            cost of an unsold piece.
 
     Returns:
         Mean over the last axis, shape `(batch, ...)`.
 
     Raises:
-        ValueError: If `under` or `over` is negative, or both are 0, shapes differ or
-            are empty.
+        ValueError: If `under` or `over` is negative, or both are 0, or the shapes
+            differ or are empty.
 
     Examples:
         >>> cost = asymmetric_error([[10.0], [10.0]], [[8.0], [12.0]], under=9, over=1)
@@ -94,7 +94,7 @@ def pinball(
     if isinstance(levels, float):
         y_true, y_pred = _same_shape(y_true, y_pred)
     else:
-        y_true, y_pred = _one_truth_for_all(y_true, y_pred, len(levels))
+        y_true, y_pred = _one_target_per_level(y_true, y_pred, len(levels))
     tau = ops.convert_to_tensor(levels, y_pred.dtype)
     shortage = y_true - y_pred
     cost = ops.where(shortage > 0.0, tau * shortage, (tau - 1.0) * shortage)
@@ -106,7 +106,7 @@ def _mean(cost: Tensor) -> Tensor:
     return ops.sum(cost, axis=-1) / ops.cast(ops.shape(cost)[-1], cost.dtype)
 
 
-def _read(y_true: Any, y_pred: Any) -> tuple[Tensor, Tensor]:
+def _read_forecast(y_true: Any, y_pred: Any) -> tuple[Tensor, Tensor]:
     y_pred = at_least_float32(y_pred)
     y_true = ops.cast(ops.convert_to_tensor(y_true), y_pred.dtype)
     if len(y_pred.shape) == 0 or 0 in tuple(y_pred.shape):
@@ -117,7 +117,7 @@ def _read(y_true: Any, y_pred: Any) -> tuple[Tensor, Tensor]:
 
 
 def _same_shape(y_true: Any, y_pred: Any) -> tuple[Tensor, Tensor]:
-    y_true, y_pred = _read(y_true, y_pred)
+    y_true, y_pred = _read_forecast(y_true, y_pred)
     true, pred = tuple(y_true.shape), tuple(y_pred.shape)
     # (batch,) minus (batch, 1) would broadcast to (batch, batch), without an error.
     if len(true) == len(pred) - 1 and pred[-1] == 1:
@@ -131,8 +131,10 @@ def _same_shape(y_true: Any, y_pred: Any) -> tuple[Tensor, Tensor]:
     return y_true, y_pred
 
 
-def _one_truth_for_all(y_true: Any, y_pred: Any, levels: int) -> tuple[Tensor, Tensor]:
-    y_true, y_pred = _read(y_true, y_pred)
+def _one_target_per_level(
+    y_true: Any, y_pred: Any, levels: int
+) -> tuple[Tensor, Tensor]:
+    y_true, y_pred = _read_forecast(y_true, y_pred)
     true, pred = tuple(y_true.shape), tuple(y_pred.shape)
     if len(true) == len(pred) - 1:
         y_true, true = ops.expand_dims(y_true, -1), (*true, 1)
@@ -149,8 +151,8 @@ def _check_costs(under: Any, over: Any) -> tuple[float, float]:
     over = check_number("over", over, at_least=0.0)
     if under == over == 0.0:
         raise ValueError(
-            "One of `under` and `over` must be positive, got 0 for both: every "
-            "forecast would be free."
+            "At least one of `under` and `over` must be positive, got 0 for both: "
+            "every forecast would cost nothing."
         )
     return under, over
 

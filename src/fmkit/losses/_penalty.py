@@ -21,12 +21,12 @@ def confidence_penalty(y_pred: Any, *, weight: float = 0.1, axis: int = -1) -> T
 
     $$\ell = -\beta\, H(p) = \beta \sum_j p_j \log p_j.$$
 
-    A positive $\beta$ makes confident predictions cost more; a negative one makes
-    unsure predictions cost more (entropy minimization on unlabelled data).
+    A positive $\beta$ penalizes confident predictions; a negative one penalizes
+    uncertain predictions (entropy minimization on unlabelled data).
 
     Args:
-        y_pred: Logits $z$, shape `(batch, ..., K)`. A logit of `-inf` takes a class
-            out. float16 and bfloat16 are computed in float32.
+        y_pred: Logits $z$, shape `(batch, ..., K)`. A logit of `-inf` excludes a
+            class. float16 and bfloat16 are computed in float32.
         weight: $\beta$, of either sign.
         axis: The class axis.
 
@@ -85,18 +85,12 @@ class ConfidencePenalty(ExactLoss):
 
 @keras.saving.register_keras_serializable("fmkit")
 class ConfidenceRegularizer(keras.regularizers.Regularizer):
-    r"""Negative entropy as the `activity_regularizer` of the layer that makes logits.
+    r"""Negative entropy as the `activity_regularizer` of the layer that outputs logits.
 
-    What is added to the loss of the model is the mean of `confidence_penalty` over
-    all positions. Masks and sample weights don't reach a regularizer. Called by
-    itself it returns that mean times the batch size, since Keras divides by it.
-
-    Args:
-        weight: $\beta$, of either sign.
-        axis: The class axis.
-
-    Raises:
-        ValueError: If `weight` is not finite.
+    It adds the mean of `confidence_penalty` over all positions to the model's loss,
+    and takes the same options. Keras passes no masks or sample weights to a
+    regularizer. Called directly it returns that mean times the batch size, since
+    Keras divides by it.
 
     Examples:
         >>> import keras

@@ -53,9 +53,9 @@ def mean_squared_error_from_logits(
             computed in float32.
         activation: `"linear"` or `"softmax"`.
         k: Weight $k > 0$ of the true class.
-        M: Value $M > 0$ that the true class is drawn to.
+        M: Target value $M > 0$ of the true class.
         sum_tolerance: How far from 1 the sum of dense targets may be; None turns off
-            the check, for targets that are no distribution.
+            the check, for targets that are not a distribution.
         axis: The class axis.
 
     Returns:
@@ -64,8 +64,8 @@ def mean_squared_error_from_logits(
     Raises:
         ValueError: If an argument is out of range, shapes do not fit, the batch is
             empty, or, where values are known (outside a compiled step), a label is
-            out of range or dense targets are no distribution. Inside a compiled step
-            a label out of range costs NaN, with a gradient of NaN, on each backend.
+            out of range or dense targets are not a distribution. Inside a compiled
+            step a label out of range costs NaN, with a gradient of NaN.
 
     Examples:
         >>> round(float(mean_squared_error_from_logits([1], [[0.5, 2.0]])[0]), 4)
