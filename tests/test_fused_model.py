@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from fmkit import callbacks, losses, optimizers, schedules
+from fmkit._blocks import Blocks, cut
 from fmkit.data import Batches
-from fmkit.data._blocks import Blocks, cut
 from fmkit.performance import FusedModel, fit_settings
 
 BACKEND = keras.backend.backend()
