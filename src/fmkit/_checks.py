@@ -44,18 +44,19 @@ def check_number(
             f"`{name}` must be a number, got {name}={value!r} ({type(value).__name__})."
         )
     number = float(value)
-    bounds = [
-        (above, number > (above or 0.0), "above"),
-        (at_least, number >= (at_least or 0.0), "at least"),
-        (below, number < (below or 0.0), "below"),
-        (at_most, number <= (at_most or 0.0), "at most"),
-    ]
-    if not math.isfinite(number) or any(
-        bound is not None and not holds for bound, holds, _ in bounds
+    if not (
+        math.isfinite(number)
+        and (above is None or number > above)
+        and (at_least is None or number >= at_least)
+        and (below is None or number < below)
+        and (at_most is None or number <= at_most)
     ):
-        rule = " and ".join(
-            f"{word} {bound:g}" for bound, _, word in bounds if bound is not None
+        limits = zip(
+            ("above", "at least", "below", "at most"),
+            (above, at_least, below, at_most),
+            strict=True,
         )
+        rule = " and ".join(f"{word} {x:g}" for word, x in limits if x is not None)
         raise ValueError(
             f"`{name}` must be a finite number{' ' + rule if rule else ''}, "
             f"got {name}={value!r}."

@@ -9,7 +9,7 @@ The unit is `"nats"` (base $e$), `"bits"` (base 2) or `"bans"` (base 10).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -86,8 +86,8 @@ def entropy(
     xp, x, axis = _read("p", p, form, axis, unit, sum_tolerance)
     if form == "logits":
         return entropy_from_logits(x, axis, xp) / UNITS[unit]
-    probabilities, nll = _probabilities(x, form, axis, xp)
-    return _expectation(probabilities, nll, axis, xp) / UNITS[unit]
+    read = _distribution(x, form, axis, xp)
+    return _expectation(read.p, read.nll, axis, xp) / UNITS[unit]
 
 
 @_expect_infinities
@@ -124,10 +124,8 @@ def cross_entropy(
         >>> round(float(cross_entropy([1.0, 0.0], [0.8, 0.2], unit="bans")), 3)
         0.097
     """
-    xp, axis, (_, p, _), (_, _, q_nll) = _read_pair(
-        p, q, form, q_form, axis, unit, sum_tolerance
-    )
-    return _expectation(p, q_nll, axis, xp) / UNITS[unit]
+    xp, axis, p, q = _read_pair(p, q, form, q_form, axis, unit, sum_tolerance)
+    return _expectation(p.p, q.nll, axis, xp) / UNITS[unit]
 
 
 @_expect_infinities
@@ -162,11 +160,8 @@ def kl_divergence(
         >>> round(float(kl_divergence([0.5, 0.5], [0.9, 0.1])), 4)
         0.5108
     """
-    xp, axis, p_parts, q_parts = _read_pair(
-        p, q, form, q_form, axis, unit, sum_tolerance
-    )
-    ratio = -_log_ratio(p_parts, q_parts, axis, xp)
-    terms = divergence_terms(p_parts[1], q_parts[1], ratio, xp)
+    xp, axis, p, q = _read_pair(p, q, form, q_form, axis, unit, sum_tolerance)
+    terms = divergence_terms(p.p, q.p, -_log_ratio(p, q, axis, xp), xp)
     return xp.sum(terms, axis=axis) / UNITS[unit]
 
 
@@ -204,11 +199,9 @@ def jensen_shannon_divergence(
         >>> float(jensen_shannon_divergence([1.0, 0.0], [0.0, 1.0], unit="bits"))
         1.0
     """
-    xp, axis, p_parts, q_parts = _read_pair(
-        p, q, form, q_form, axis, unit, sum_tolerance
-    )
-    ratio = _log_ratio(p_parts, q_parts, axis, xp)
-    return jensen_shannon(p_parts[1], q_parts[1], ratio, axis, xp) / UNITS[unit]
+    xp, axis, p, q = _read_pair(p, q, form, q_form, axis, unit, sum_tolerance)
+    ratio = _log_ratio(p, q, axis, xp)
+    return jensen_shannon(p.p, q.p, ratio, axis, xp) / UNITS[unit]
 
 
 def perplexity(
@@ -439,12 +432,19 @@ def _check_weights(
         )
 
 
-def _probabilities(x: Any, form: str, axis: int, xp: Any) -> tuple[Any, Any]:
-    """Return probabilities that sum to 1, and their surprisals in nats."""
+class _Distribution(NamedTuple):
+    logits: Any  # None for probabilities and counts
+    p: Any
+    nll: Any  # surprisals in nats
+
+
+def _distribution(x: Any, form: str, axis: int, xp: Any) -> _Distribution:
+    """Return probabilities that sum to 1, and their surprisals."""
     if form in _LOGITS:
-        return softmax(x, axis, xp)
+        return _Distribution(x, *softmax(x, axis, xp))
     p = x / xp.sum(x, axis=axis, keepdims=True)
-    return p, xp.where(p > 0.0, -xp.log(_one_for_zero(p, xp)), float("inf"))
+    nll = xp.where(p > 0.0, -xp.log(_one_for_zero(p, xp)), float("inf"))
+    return _Distribution(None, p, nll)
 
 
 def _one_for_zero(x: Any, xp: Any) -> Any:
@@ -469,8 +469,8 @@ def _read_pair(
     axis: int,
     unit: str,
     tolerance: float | None,
-) -> tuple[Any, int, tuple[Any, Any, Any], tuple[Any, Any, Any]]:
-    """Return namespace, axis, and for p and q: logits or None, p, surprisals."""
+) -> tuple[Any, int, _Distribution, _Distribution]:
+    """Return the namespace, the axis, and what `p` and `q` hold."""
     q_form = form if q_form is None else q_form
     xp, p, front = _read("p", p, form, axis, unit, tolerance)
     q_xp, q, _ = _read("q", q, q_form, axis, unit, tolerance)
@@ -481,19 +481,13 @@ def _read_pair(
             f"`p` and `q` must have the same shape, got {tuple(p.shape)} and "
             f"{tuple(q.shape)}."
         )
-    return (
-        xp,
-        front,
-        (p if form in _LOGITS else None, *_probabilities(p, form, front, xp)),
-        (q if q_form in _LOGITS else None, *_probabilities(q, q_form, front, xp)),
-    )
+    p, q = _distribution(p, form, front, xp), _distribution(q, q_form, front, xp)
+    return xp, front, p, q
 
 
-def _log_ratio(
-    p_parts: tuple[Any, Any, Any], q_parts: tuple[Any, Any, Any], axis: int, xp: Any
-) -> Any:
+def _log_ratio(left: _Distribution, right: _Distribution, axis: int, xp: Any) -> Any:
     """Return log(p / q), and 0 where both are 0."""
-    (z, p, p_nll), (w, q, q_nll) = p_parts, q_parts
+    (z, p, p_nll), (w, q, q_nll) = left, right
     if z is not None and w is not None:
         return log_ratio(z, w, p_nll, q_nll, axis, xp)[0]
     if z is None and w is None:
