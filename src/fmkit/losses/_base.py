@@ -20,7 +20,7 @@ class ExactLoss(keras.losses.Loss):
     """
 
     # Takes targets, predictions and the options. A static method of the subclass.
-    function: ClassVar[Callable[..., Tensor]]
+    _function: ClassVar[Callable[..., Tensor]]
 
     def __init__(
         self, name: str | None, reduction: str | None, dtype: Any, **options: Any
@@ -32,7 +32,7 @@ class ExactLoss(keras.losses.Loss):
 
     def call(self, y_true: Any, y_pred: Any) -> Tensor:
         """Return the cost of each position."""
-        return self.function(y_true, y_pred, **self._options())
+        return self._function(y_true, y_pred, **self._options())
 
     def _options(self) -> dict[str, Any]:
         return {option: getattr(self, option) for option in self._option_names}

@@ -266,7 +266,7 @@ class CrossentropyFromLogits(ExactLoss):
         0.7578
     """
 
-    function = staticmethod(crossentropy_from_logits)
+    _function = staticmethod(crossentropy_from_logits)
 
     def __init__(
         self,

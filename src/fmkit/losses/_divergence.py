@@ -141,7 +141,7 @@ class KLDivergenceFromLogits(ExactLoss):
         1.8485
     """
 
-    function = staticmethod(kl_divergence_from_logits)
+    _function = staticmethod(kl_divergence_from_logits)
 
     def __init__(
         self,

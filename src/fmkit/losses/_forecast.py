@@ -178,7 +178,7 @@ class AsymmetricError(ExactLoss):
         10.0
     """
 
-    function = staticmethod(asymmetric_error)
+    _function = staticmethod(asymmetric_error)
 
     def __init__(
         self,
@@ -203,7 +203,7 @@ class Pinball(ExactLoss):
         1.0
     """
 
-    function = staticmethod(pinball)
+    _function = staticmethod(pinball)
 
     def __init__(
         self,

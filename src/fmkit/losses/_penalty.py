@@ -78,8 +78,7 @@ class ConfidencePenalty(ExactLoss):
         super().__init__(name, reduction, dtype, weight=weight, axis=axis)
 
     @staticmethod
-    def function(y_true: Any, y_pred: Any, **options: Any) -> Tensor:
-        """Return the penalty of each position, whatever the targets."""
+    def _function(y_true: Any, y_pred: Any, **options: Any) -> Tensor:
         return confidence_penalty(y_pred, **options)
 
 

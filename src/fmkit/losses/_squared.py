@@ -120,7 +120,7 @@ class MeanSquaredErrorFromLogits(ExactLoss):
         0.3125
     """
 
-    function = staticmethod(mean_squared_error_from_logits)
+    _function = staticmethod(mean_squared_error_from_logits)
 
     def __init__(
         self,
