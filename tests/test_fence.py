@@ -35,11 +35,17 @@ def is_private(name: str) -> bool:
 
 def names_used(tree: ast.AST) -> list[tuple[int, str]]:
     """Return the line and name of each attribute, also those in a string."""
-    found = []
+    found, ends = [], set()
     for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            ends |= set(map(id, node.values))
         if isinstance(node, ast.Attribute):
             found.append((node.lineno, node.attr))
-        elif isinstance(node, ast.Constant) and node.value in NAMES_OF_KERAS:
+        elif (
+            isinstance(node, ast.Constant)
+            and node.value in NAMES_OF_KERAS
+            and id(node) not in ends
+        ):
             # For `getattr` and its like, in whichever way it gets there.
             found.append((node.lineno, node.value))
     return found
