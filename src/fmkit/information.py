@@ -1,8 +1,8 @@
 r"""Entropy and related measures, on arrays in float64 and on tensors with gradients.
 
-NumPy arrays, lists and numbers are computed in NumPy, in float64, and give NumPy
-back; tensors of Keras's backend give tensors back, in their own float dtype (float32
-at least), and can be differentiated. Everywhere $0 \log 0 = 0$.
+NumPy arrays, lists and numbers are computed by NumPy in float64, and NumPy is returned;
+tensors of Keras's backend return tensors, in their own float dtype (float32 at least),
+and can be differentiated. Everywhere $0 \log 0 = 0$.
 
 The unit is `"nats"` (base $e$), `"bits"` (base 2) or `"bans"` (base 10).
 """
@@ -377,9 +377,9 @@ def mutual_information(
     product = xp.sum(table, axis=-1, keepdims=True) * xp.sum(
         table, axis=-2, keepdims=True
     )
-    some = xp.where(table > 0.0, table, xp.ones_like(table))
+    positive = _one_for_zero(table, xp)
     # log1p of the relative difference keeps the digits that log(a / b) would round.
-    ratio = xp.log1p((product - some) / some)
+    ratio = xp.log1p((product - positive) / positive)
     ratio = xp.where(table > 0.0, ratio, float("inf"))
     terms = divergence_terms(table, product, ratio, xp)
     return xp.sum(terms, axis=(-2, -1)) / UNITS[unit]

@@ -63,8 +63,8 @@ def predictive_entropy(
     y_pred, axis = read_logits(y_pred, axis)
     if form == "logits":
         return entropy_from_logits(y_pred, axis) / UNITS[unit]
-    some = ops.where(y_pred > 0.0, y_pred, 1.0)
-    return -ops.sum(y_pred * ops.log(some), axis=axis) / UNITS[unit]
+    positive = ops.where(y_pred > 0.0, y_pred, 1.0)
+    return -ops.sum(y_pred * ops.log(positive), axis=axis) / UNITS[unit]
 
 
 def brier_score(

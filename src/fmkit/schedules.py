@@ -1,7 +1,7 @@
 r"""Learning-rate schedules that change at exactly the step they promise.
 
 `ExponentialDecay` is TensorFlow 1's formula with the number of stairs computed in
-integers; `join` runs schedules one after another. Both give a `LearningRateSchedule`
+integers; `join` runs schedules one after another. Both make a `LearningRateSchedule`
 for `keras.optimizers.*(learning_rate=...)`; `visualization.learning_rate_curve` draws
 any schedule.
 """

@@ -111,8 +111,8 @@ def kl_divergence_from_logits(
     else:
         check_probabilities(y_true, axis, sum_tolerance)
         q = targets
-        some = ops.where(q > 0.0, q, 1.0)
-        log_p_over_q = ops.where(q > 0.0, -z_nll - ops.log(some), float("inf"))
+        positive = ops.where(q > 0.0, q, 1.0)
+        log_p_over_q = ops.where(q > 0.0, -z_nll - ops.log(positive), float("inf"))
     if direction == "forward":
         loss = ops.sum(divergence_terms(q, p, log_p_over_q), axis=axis)
     elif direction == "reverse":

@@ -55,9 +55,9 @@ def confidence_penalty(y_pred: Any, *, weight: float = 0.1, axis: int = -1) -> T
 class ConfidencePenalty(ExactLoss):
     """`confidence_penalty` as a Keras loss, its options as attributes.
 
-    Targets are ignored. Use it on an output of its own or on unlabelled data. To add
-    the penalty to another loss on the same output, give the last layer a
-    `ConfidenceRegularizer`.
+    Targets are ignored. Use it on a separate output or on unlabelled data. To add the
+    penalty to another loss on the same output, pass a `ConfidenceRegularizer` to the
+    last layer.
 
     Examples:
         >>> loss = ConfidencePenalty(weight=1.0)

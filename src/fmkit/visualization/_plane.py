@@ -125,7 +125,7 @@ def _scores(predict: Callable[[Any], Any] | Any, points: np.ndarray) -> np.ndarr
     scores = as_array(scores)
     if scores.shape not in ((len(points),), (len(points), 1)):
         raise ValueError(
-            f"`predict` must give one score for each of {len(points)} points, got "
+            f"`predict` must return one score for each of {len(points)} points, got "
             f"shape {scores.shape}. For a network with two outputs write "
             "predict=lambda points: model.predict(points)[:, 1]."
         )
