@@ -16,7 +16,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from benchmarks._measure import interleave, row, seconds
+from benchmarks._measure import interleave, number, row, seconds
 from fmkit._commits import write_commit
 from fmkit.callbacks._resume._training_state import snapshot
 from fmkit.optimizers import ExponentialMovingAverage, averaged
@@ -73,7 +73,7 @@ def rows_of(weights: int) -> list[dict[str, Any]]:
         {
             "name": f"{name}, {weights:,} weights",
             "ratio": 1e9 * cost / weights,
-            "detail": f"{1e3 * cost:.3g} ms",
+            "detail": f"{number(1e3 * cost)} ms",
             **per_weight,
         }
         for name, cost in costs.items()
