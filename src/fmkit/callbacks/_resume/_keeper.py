@@ -22,7 +22,7 @@ from fmkit.callbacks._resume import _callback_state, _program, _training_state
 from fmkit.callbacks._resume._background import Signals, Writer
 from fmkit.callbacks._resume._held import Held
 from fmkit.callbacks._resume._parts import check_agreement, gather_parts
-from fmkit.callbacks._stopping._stop import Stopper
+from fmkit.callbacks._stopping._stopper import Stopper
 from fmkit.data import Batches
 from fmkit.optimizers._swap import raw_weights
 
