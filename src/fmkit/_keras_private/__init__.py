@@ -22,6 +22,7 @@ from fmkit._keras_private._callback_list import (
     put_last,
     take_out,
 )
+from fmkit._keras_private._callbacks import CALLBACK_ATTRIBUTES, STATELESS_CALLBACKS
 from fmkit._keras_private._calls import (
     FitCall,
     running_fit,
@@ -35,6 +36,7 @@ from fmkit._keras_private._global_state import (
 )
 from fmkit._keras_private._model import (
     all_layers,
+    attributes_of_every_layer,
     build_variables,
     compile_arguments,
     metric_directions,
@@ -48,7 +50,9 @@ from fmkit._keras_private._optimizer import (
 from fmkit._keras_private._tuner import restore_grid
 
 __all__ = [
+    "CALLBACK_ATTRIBUTES",
     "CHECKED_ON",
+    "STATELESS_CALLBACKS",
     "DataSource",
     "EpochIterator",
     "Feed",
@@ -57,6 +61,7 @@ __all__ = [
     "all_layers",
     "around_epoch_end",
     "around_steps",
+    "attributes_of_every_layer",
     "bind_hook",
     "build_variables",
     "compile_arguments",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import keras
 
 __all__ = [
     "all_layers",
+    "attributes_of_every_layer",
     "build_variables",
     "compile_arguments",
     "metric_directions",
@@ -79,3 +81,18 @@ def synchronize(model: Any) -> None:
     """
     if hasattr(model, "jax_state_sync"):
         model.jax_state_sync()
+
+
+@functools.cache
+def attributes_of_every_layer() -> frozenset[str]:
+    """Return the names of the attributes that every layer or model of Keras has."""
+    inputs = keras.Input((1,), name="fmkit_example")
+    functional = keras.Model(inputs, inputs, name="fmkit_example")
+    sequential = keras.Sequential([inputs], name="fmkit_example")
+    subclassed = keras.Model(name="fmkit_example")
+    models = [functional, sequential, subclassed]
+    for model in models:
+        model.compile(optimizer=None)
+    layer = keras.layers.Layer(name="fmkit_example")
+    names = {name for each in (layer, *models) for name in vars(each)}
+    return frozenset(names | {"history", "_eval_epoch_iterator", "_initial_epoch"})
