@@ -343,14 +343,14 @@ def test_ctrl_c_while_the_raw_weights_come_back_is_heeded_after():
             if next(presses, False):
                 raise KeyboardInterrupt
 
-    swap = model.optimizer._swap
+    swap = model.optimizer.swap
     swap.put_in(model.optimizer.averages)
     assert holds_averages(model)
-    swap.aside.insert(1, (Bias(), None))
+    swap.saved.insert(1, (Bias(), None))
     with pytest.raises(KeyboardInterrupt):
         swap.take_out()
     assert state(model) == before
-    assert swap.aside is None
+    assert swap.saved is None
     assert next(presses, None) is None
 
 

@@ -902,7 +902,7 @@ def test_a_subclassed_model_is_copied_by_its_config_or_refused():
         assert bits(copy.variables) == bits(model.variables[: len(copy.variables)])
     # A config that leaves out what the variables' shapes depend on.
     model.get_config = lambda: {}
-    with pytest.raises(ValueError, match="has other variables than the model"):
+    with pytest.raises(ValueError, match="has different variables from the model"):
         averaged_model(model)
 
 

@@ -171,9 +171,9 @@ def check_the_report(settings):
 
 def test_without_the_restore_a_measurement_would_show(monkeypatch):
     # Negative control: copying and training a model draws from the generators.
-    from fmkit.performance import _measure
+    from fmkit import _generators
 
-    monkeypatch.setattr(_measure, "restore_random_state", lambda state: None)
+    monkeypatch.setattr(_generators, "restore_random_state", lambda state: None)
     model = compiled(K.Dropout(0.5))
     before = everything(model)
     copied = [Candidate(BACKEND == "jax", 1)]

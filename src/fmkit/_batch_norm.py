@@ -11,6 +11,7 @@ import numpy as np
 from keras import ops
 
 from fmkit._checks import check_int
+from fmkit._generators import undisturbed
 from fmkit._keras_private import all_layers
 
 __all__ = ["batch_norm_statistics", "update_batch_norm"]
@@ -136,7 +137,7 @@ def _measuring(model: keras.Model, layers: list[Any]) -> Iterator[None]:
             # Zero times an infinite old statistic would not be zero.
             layer.moving_mean.assign(ops.zeros(layer.moving_mean.shape))
             layer.moving_variance.assign(ops.ones(layer.moving_variance.shape))
-        with _no_trace():
+        with _without_gradients(), undisturbed("torch", "torch.cuda"):
             yield
     except BaseException:
         _assign(old)
@@ -147,18 +148,13 @@ def _measuring(model: keras.Model, layers: list[Any]) -> Iterator[None]:
         _assign(kept)
 
 
-@contextlib.contextmanager
-def _no_trace() -> Iterator[None]:
-    """On PyTorch, record no gradients and give back the random generator's state."""
+def _without_gradients() -> contextlib.AbstractContextManager[Any]:
+    """Record no gradients, which only PyTorch does by itself."""
     if keras.backend.backend() != "torch":
-        yield
-        return
+        return contextlib.nullcontext()
     import torch
 
-    # All devices by name: without, PyTorch warns where there is more than one.
-    devices = range(torch.cuda.device_count())
-    with torch.no_grad(), torch.random.fork_rng(devices):
-        yield
+    return torch.no_grad()
 
 
 def _assign(pairs: Iterable[tuple[Any, Any]]) -> None:

@@ -1,8 +1,10 @@
-"""The state of every global generator that a training may draw from."""
+"""The global random generators that a training may draw from."""
 
 from __future__ import annotations
 
+import contextlib
 import random
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import keras
@@ -10,39 +12,65 @@ import numpy as np
 
 from fmkit import _keras_private as private
 
-__all__ = ["random_state", "restore_random_state"]
+__all__ = ["random_state", "restore_random_state", "undisturbed"]
+
+# PyTorch's are read only where it is Keras's backend.
+GENERATORS = ("python", "numpy", "keras", "torch", "torch.cuda")
 
 
-def random_state() -> dict[str, Any]:
-    """Return the state of every global generator that Keras may draw from."""
-    version, words, gauss = random.getstate()
-    state: dict[str, Any] = {
-        "python": [version, np.array(words, np.uint64), gauss],
-        "numpy": list(np.random.get_state()),
-    }
-    seed = private.global_seed_variable()
+@contextlib.contextmanager
+def undisturbed(*generators: str) -> Iterator[None]:
+    """Put global generators back, at the end of a block, to where they were before it.
+
+    Args:
+        generators: Which ones, among `GENERATORS`; all of them if none is named. The
+            state of Keras's and of each CUDA device is read from the device.
+    """
+    names = generators or GENERATORS
+    state = random_state(names)
+    try:
+        yield
+    finally:
+        if "keras" in names and "keras" not in state:
+            # There was none yet: whoever needs one next draws its start anew.
+            private.forget_global_seed()
+        restore_random_state(state)
+
+
+def random_state(names: Collection[str] = GENERATORS) -> dict[str, Any]:
+    """Return the state of every global generator, or of those with these `names`."""
+    state: dict[str, Any] = {}
+    if "python" in names:
+        version, words, gauss = random.getstate()
+        state["python"] = [version, np.array(words, np.uint64), gauss]
+    if "numpy" in names:
+        state["numpy"] = list(np.random.get_state())
+    seed = private.global_seed_variable() if "keras" in names else None
     if seed is not None:
         state["keras"] = np.array(keras.ops.convert_to_numpy(seed))
     if keras.backend.backend() == "torch":
         import torch
 
-        state["torch"] = torch.get_rng_state().numpy().copy()
-        if torch.cuda.is_available():
+        if "torch" in names:
+            state["torch"] = torch.get_rng_state().numpy().copy()
+        if "torch.cuda" in names and torch.cuda.is_available():
             devices = torch.cuda.get_rng_state_all()
             state["torch.cuda"] = [device.numpy().copy() for device in devices]
     return state
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Put every generator back to where `random_state` found it."""
+    """Put every generator in `state` back to where `random_state` found it."""
     if "keras" in state:
         # Making the generator draws from Python's: before that is restored.
         variable = private.global_seed_variable(create=True)
         assert variable is not None
         variable.assign(state["keras"])
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(int(word) for word in words), gauss))
-    np.random.set_state(tuple(state["numpy"]))
+    if "python" in state:
+        version, words, gauss = state["python"]
+        random.setstate((version, tuple(int(word) for word in words), gauss))
+    if "numpy" in state:
+        np.random.set_state(tuple(state["numpy"]))
     if "torch" in state:
         import torch
 

@@ -14,48 +14,50 @@ from keras import ops
 from fmkit import _keras_private as private
 from fmkit._batch_norm import batch_norm_statistics, update_batch_norm
 from fmkit._checks import check_one_of
-from fmkit.callbacks._batch_validation import training_undisturbed
+from fmkit._swap import Averages, active_swaps, find_averages, swapped
+from fmkit.callbacks._evaluation import evaluate_undisturbed
 from fmkit.callbacks._saved_settings import check_settings
-from fmkit.optimizers._averaged import find_averages
-from fmkit.optimizers._swap import holds_averages, swapped
 
 __all__ = ["EvaluateWithAverages"]
 
 
 class EvaluateWithAverages(keras.callbacks.Callback):
-    """Lets the model hold the averages of its weights while it is judged.
+    """Lets the model hold the averages of its weights while it is evaluated.
 
-    In `fit` the averages are in the model during each validation, and while the
-    callbacks are told of the end of an epoch: what `ModelCheckpoint`, Keras Tuner,
-    `EarlyStopping(restore_best_weights=True)` or `ThresholdStopping` then score and
-    save are the same weights. Given to `evaluate` or `predict`, they are in it for the
-    batches of that call. Afterwards every weight has the bits it had before, also after
-    an early stop, an exception or Ctrl-C, and wherever in the list of callbacks this
-    one stands. Training goes on from the raw weights, and the model holds them at the
+    In `fit` the averages are in the model during each validation and each
+    `on_epoch_end`, so that `ModelCheckpoint`, Keras Tuner,
+    `EarlyStopping(restore_best_weights=True)` and `ThresholdStopping` score and save
+    the same weights. Passed to `evaluate` or `predict`, the callback puts the averages
+    in for the batches of that call. Afterwards every weight is restored bit for bit,
+    also after an early stop, an exception or Ctrl-C, and wherever this callback is in
+    the list. Training continues from the raw weights, and the model holds them at the
     end of `fit`: `fmkit.optimizers.averaged` gives the averages.
 
-    Until the averages have had their first update the raw weights stay in place.
+    Before the first averaging update the model keeps its raw weights.
 
-    What a callback puts into the model when training ends stays, as the best averages
-    that `EarlyStopping(restore_best_weights=True)` restores. What it puts in when an
-    epoch ends is lost with the averages. `ExactResume` always commits raw weights.
+    What a callback assigns to the model in `on_train_end` stays, such as the best
+    averages that `EarlyStopping(restore_best_weights=True)` restores. What it assigns
+    in `on_epoch_end` is lost with the averages. `ExactResume` always commits raw
+    weights.
 
     Args:
         batch_norm: Statistics of `BatchNormalization` while the averages are in:
-            `"copy"`, the model's own, as TensorFlow 1 does; `"average"`, an average of
-            them with the decays of the weights; `"recompute"`, measured on
+            `"copy"`, the model's own, as in TensorFlow 1; `"average"`, an average of
+            them with the same decays as the weights; `"recompute"`, measured on
             `batch_norm_data` by `fmkit.evaluation.update_batch_norm` each time.
-            `"average"` reads them after each step, or group of steps with
-            `steps_per_execution`, which on JAX and accelerators waits for its end.
-        batch_norm_data: Data for `"recompute"`: a part of the training set will do.
+            `"average"` reads them after each step, or each group of
+            `steps_per_execution` steps, which on JAX and accelerators waits for the
+            step to end.
+        batch_norm_data: Data for `"recompute"`; part of the training set is enough.
         raw_validation_data: `(x, y)`, `(x, y, sample_weight)` or a data set, on which
-            the raw weights are evaluated at the end of each epoch too, without a trace
-            in the training. The results stand in the logs with `val_raw_` before their
-            names, beside the `val_` of the averages.
+            the raw weights are evaluated too at the end of each epoch; the training is
+            not affected. The logs have the results as `val_raw_...`, beside the
+            `val_...` of the averages.
 
     Raises:
-        ValueError: If an argument doesn't fit, or, as training or evaluation begins,
-            if the model's optimizer keeps no averages.
+        ValueError: If `batch_norm` is not one of these, or `batch_norm_data` does not
+            go with it; when training or evaluation begins, if the model's optimizer
+            keeps no averages.
         RuntimeError: If it is not called by `fit`, `evaluate` or `predict`.
 
     Examples:
@@ -92,20 +94,20 @@ class EvaluateWithAverages(keras.callbacks.Callback):
         self._statistics: list[Any] | None = None
         self._seen_updates = 0
         if self.batch_norm == "average":
-            # Only here: a class that has this method keeps Keras from running
-            # callbacks beside the steps.
+            # On this instance only: with this method on the class, Keras would not
+            # run callbacks while the steps run.
             private.bind_hook(self, "on_train_batch_end", self._average_statistics)
 
     # What Keras calls.
 
     def set_model(self, model: keras.Model) -> None:
-        """Take the model; averages of another model's statistics are forgotten."""
+        """Take the model; averages of a different model's statistics are dropped."""
         if private.model_of(self) not in (None, model):
             self._statistics, self._seen_updates = None, 0
         super().set_model(model)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Check that there are averages, and take part in the end of every epoch."""
+        """Check that there are averages, and put them in at the end of every epoch."""
         find_averages(self.model)
         fit = private.running_fit(self)
         if fit is None:
@@ -113,11 +115,11 @@ class EvaluateWithAverages(keras.callbacks.Callback):
         private.around_epoch_end(fit.callback_list, self._epoch_end)
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Let the batches of this evaluation see the averages."""
+        """Let the model hold the averages during this evaluation."""
         self._put_around_steps("evaluate")
 
     def on_predict_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Let the batches of this prediction see the averages."""
+        """Let the model hold the averages during this prediction."""
         self._put_around_steps("predict")
 
     def _put_around_steps(self, name: str) -> None:
@@ -138,8 +140,8 @@ class EvaluateWithAverages(keras.callbacks.Callback):
         """Take what `get_state` returned.
 
         Raises:
-            ValueError: If either of both averages statistics (`batch_norm="average"`)
-                and the other doesn't.
+            ValueError: If only one of the callback and the state averages statistics
+                (`batch_norm="average"`).
         """
         own = {"batch_norm": self.batch_norm}
         # The other policies carry nothing from step to step.
@@ -155,13 +157,12 @@ class EvaluateWithAverages(keras.callbacks.Callback):
     @contextlib.contextmanager
     def _averages_in(self) -> Iterator[None]:
         model = self.model  # on JAX this synchronises
-        optimizers = find_averages(model)
-        held_already = holds_averages(optimizers)
-        if held_already or not any(each.has_averages for each in optimizers):
+        averages = find_averages(model)
+        if active_swaps(averages) or not any(each.has_averages for each in averages):
             yield
             return
-        with swapped(model, optimizers):
-            self._put_in_statistics(model, optimizers)
+        with swapped(model, averages):
+            self._put_in_statistics(model, averages)
             yield
 
     @contextlib.contextmanager
@@ -171,12 +172,11 @@ class EvaluateWithAverages(keras.callbacks.Callback):
         with self._averages_in():
             yield
 
-    def _put_in_statistics(self, model: keras.Model, optimizers: list[Any]) -> None:
+    def _put_in_statistics(self, model: keras.Model, averages: list[Averages]) -> None:
         if self.batch_norm == "copy":
             return
         statistics = batch_norm_statistics(model)
-        swap = next(each._swap for each in optimizers if each._swap.aside is not None)
-        swap.hold(statistics)
+        active_swaps(averages)[0].save(statistics)
         if self.batch_norm == "recompute":
             update_batch_norm(model, self.batch_norm_data)
         elif self._statistics is not None:
@@ -187,11 +187,11 @@ class EvaluateWithAverages(keras.callbacks.Callback):
         self, batch: int, logs: dict[str, Any] | None = None
     ) -> None:
         model = self.model
-        optimizer = find_averages(model)[0]
-        now = optimizer.updates
-        # The share that the old average keeps after all updates since the last look.
+        averages = find_averages(model)[0]
+        now = averages.updates
+        # The share that the old average keeps after all updates since the last call.
         share = math.prod(
-            optimizer.decay_at(update)
+            averages.decay_at(update)
             for update in range(self._seen_updates + 1, now + 1)
         )
         self._seen_updates = now
@@ -205,20 +205,13 @@ class EvaluateWithAverages(keras.callbacks.Callback):
         ]
 
     def _evaluate_raw(self) -> dict[str, Any]:
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(
-            self.raw_validation_data
-        )
-        model = self.model
-        with training_undisturbed(model, ()):
-            results = model.evaluate(
-                x, y, sample_weight=sample_weight, verbose=0, return_dict=True
-            )
+        results = evaluate_undisturbed(self.model, self.raw_validation_data)
         return {f"val_raw_{name}": value for name, value in results.items()}
 
 
 def _not_in_a_call(name: str) -> RuntimeError:
     return RuntimeError(
         f"EvaluateWithAverages works inside of Keras: pass it as model.{name}(..., "
-        "callbacks=[EvaluateWithAverages()]). In a loop of your own write\n"
+        "callbacks=[EvaluateWithAverages()]). In your own loop, write\n"
         "    with fmkit.optimizers.averaged(model):\n        ..."
     )

@@ -1,4 +1,4 @@
-"""The averages of a model: for a block, as a model of their own, or by optimizer."""
+"""The averages of a model: in it for a block, or as a model of their own."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ import keras
 from keras import ops
 
 from fmkit._layer_state import copy_state
-from fmkit.optimizers._exponential_moving_average import ExponentialMovingAverage
-from fmkit.optimizers._swap import swapped, walk
+from fmkit._swap import find_averages, swapped
 
 
 @contextlib.contextmanager
 def averaged(model: keras.Model) -> Iterator[keras.Model]:
     """Let `model` hold the averages of its weights for the length of a block.
 
-    At the end of the block, also by an exception or Ctrl-C, every weight has the bits
-    it had before; meanwhile they are held aside, which takes the memory of one more
-    copy. Weights that the block sets are lost with it. Blocks can be nested: the
-    outermost puts in and takes out. Before the first update of the averages the model
-    keeps its weights. Statistics of `BatchNormalization` stay as they are.
+    At the end of the block, also by an exception or Ctrl-C, every weight is restored
+    bit for bit. A copy is kept meanwhile, which takes the memory of the weights once
+    more. Weights assigned within the block are lost at its end. Blocks can be nested;
+    only the outermost swaps. Before the first averaging update the model keeps its
+    weights. Statistics of `BatchNormalization` are not touched.
 
     Args:
         model: A model compiled with `ExponentialMovingAverage`.
@@ -30,8 +29,9 @@ def averaged(model: keras.Model) -> Iterator[keras.Model]:
         `model` itself.
 
     Raises:
-        ValueError: If the model's optimizer keeps no averages, or was built for
-            another model.
+        TypeError: If `model` is not a model.
+        ValueError: If the model's optimizer keeps no averages, or was built for a
+            different model.
         RuntimeError: If the block trained the model: those steps are undone.
     """
     with swapped(model, find_averages(model)):
@@ -41,9 +41,9 @@ def averaged(model: keras.Model) -> Iterator[keras.Model]:
 def averaged_model(model: keras.Model) -> keras.Model:
     """Return a copy of `model`, with no optimizer, whose weights are the averages.
 
-    For serving and export, as TensorFlow 1's `variables_to_restore`. Everything but
-    the averaged weights is copied as it is: statistics of `BatchNormalization`, what
-    layers have learnt by `adapt`, and what layers of your own save by Keras's hooks
+    For serving and export, like TensorFlow 1's `variables_to_restore`. All else is
+    copied as it is: statistics of `BatchNormalization`, what layers have learnt in
+    `adapt`, and what your own layers save through Keras's hooks
     (`save_own_variables`, `save_assets`).
 
     Args:
@@ -53,8 +53,9 @@ def averaged_model(model: keras.Model) -> keras.Model:
         A model of the same class that shares nothing with `model`.
 
     Raises:
-        ValueError: If the model's optimizer keeps no averages, or the copy has other
-            variables, as a subclassed model's may whose `get_config` is incomplete.
+        TypeError: If `model` is not a model.
+        ValueError: If the model's optimizer keeps no averages, or the copy has
+            different variables, as when the `get_config` of a subclass is incomplete.
     """
     find_averages(model)
     copy = keras.models.clone_model(model)
@@ -62,45 +63,13 @@ def averaged_model(model: keras.Model) -> keras.Model:
     shapes = [tuple(v.shape) for v in model.variables]
     if [tuple(v.shape) for v in copy.variables] != shapes:
         raise ValueError(
-            f"The copy of {model.name!r} made from its `get_config` has other "
-            "variables than the model. Make the copy by hand, and assign to it inside "
+            f"The copy of {model.name!r} made from its `get_config` has different "
+            "variables from the model's. Make the copy by hand, and assign to it in "
             "`with fmkit.optimizers.averaged(model)`."
         )
     with averaged(model):
         for target, source in zip(copy.variables, model.variables, strict=True):
             target.assign(ops.copy(source))
-        # Within the block: a layer may make something of its weights.
+        # Within the block: a layer may compute with values made from its weights.
         copy_state(model, copy)
     return copy
-
-
-def find_averages(model: keras.Model) -> list[ExponentialMovingAverage]:
-    """Return the averaging optimizers of `model`, or say what to write.
-
-    Args:
-        model: A compiled model.
-
-    Returns:
-        One optimizer, or several inside a `MultiOptimizer`.
-
-    Raises:
-        TypeError: If `model` is no model.
-        ValueError: If there is none.
-    """
-    if not isinstance(model, keras.Model):
-        raise TypeError(
-            "`model` must be a keras.Model that was compiled with "
-            f"ExponentialMovingAverage, got {model!r} ({type(model).__name__})."
-        )
-    optimizer = getattr(model, "optimizer", None)
-    found = [
-        part for part in walk(optimizer) if isinstance(part, ExponentialMovingAverage)
-    ]
-    if not found:
-        name = getattr(optimizer, "name", None)
-        raise ValueError(
-            f"The optimizer of model {model.name!r} is {name!r}, which keeps no "
-            "averages of the weights. Compile with\n    model.compile(fmkit.optimizers."
-            f"ExponentialMovingAverage({name or 'adam'!r}, decay=0.99), ...)"
-        )
-    return found

@@ -1,27 +1,25 @@
-"""The optimizer that averages: its rule, its variables, what it delegates."""
+"""The optimizer that averages: its arguments, its variables, its step."""
 
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
-from fmkit import _keras_private as private
 from fmkit._checks import check_int, check_number, did_you_mean
-from fmkit._math import namespace
-from fmkit.optimizers._inner import to_optimizer
-from fmkit.optimizers._swap import Swap, path_of, swapped, value_of, walk
+from fmkit._swap import Swap, path_of, swapped
+from fmkit.optimizers import _inner, _rule, _variables
+from fmkit.optimizers._wrapper import OptimizerWrapper
 
-_HALF_TYPES = ("float16", "bfloat16")
+__all__ = ["ExponentialMovingAverage"]
 
 
 @keras.saving.register_keras_serializable("fmkit")
-class ExponentialMovingAverage(keras.optimizers.Optimizer):
-    r"""Optimizer that also averages the weights which another optimizer trains.
+class ExponentialMovingAverage(OptimizerWrapper):
+    r"""Optimizer that also averages the weights that another optimizer trains.
 
     After each update of the weights $w$, the average $s$ becomes
 
@@ -34,26 +32,26 @@ class ExponentialMovingAverage(keras.optimizers.Optimizer):
     closely in the beginning and smoothly later on. The model itself always holds the
     raw weights, also after `fit`; see `averaged` for the averages.
 
-    Averages of float16 and bfloat16 weights are float32. With gradient accumulation,
-    only steps that change the weights count; steps which a `LossScaleOptimizer` around
-    this optimizer skips do not count either.
+    Averages of float16 and bfloat16 weights are float32. Only steps that change the
+    weights count: not those that accumulate gradients, nor those that a
+    `LossScaleOptimizer` around this optimizer skips.
 
     Args:
-        optimizer: The optimizer to wrap, by name, config or instance. It must not have
-            been built, and must not use Keras's own `use_ema`. A `LossScaleOptimizer`
-            goes around this optimizer, not inside.
+        optimizer: The optimizer to wrap: a name, a config or an instance. It must not
+            be built yet, nor use Keras's own `use_ema`. A `LossScaleOptimizer` goes
+            around this optimizer, not inside.
         decay: Largest decay $0 \le d < 1$, for each update of the averages.
         num_updates: Which $n$ the rule takes. `"after"` counts the update that was just
             made, so the first is $n = 1$: TensorFlow 1 with `apply` under
             `control_dependencies([train_step])`, the form of its documentation.
             `"before"` starts at $n = 0$. `None` keeps the decay constant, as in
             TensorFlow 1.
-        zero_debias: Whether to leave the initial weights out: the average is then
-            divided by the sum of the weights it gave, so that the first one equals the
+        zero_debias: Whether to leave out the initial weights: the average is then
+            divided by the sum of its coefficients, so that the first one equals the
             weights after the first update.
-        start_step: Updates before averaging begins; until then the averages equal the
-            weights. $n$ counts from there.
-        update_interval: Updates of the weights for one update of the averages.
+        start_step: Updates of the weights before averaging begins; until then the
+            averages equal the weights. $n$ counts from there.
+        update_interval: Updates of the weights per update of the averages.
         exclude: Regular expressions; a variable whose path contains a match has no
             average and keeps its raw value everywhere.
         name: Name of the optimizer.
@@ -62,18 +60,17 @@ class ExponentialMovingAverage(keras.optimizers.Optimizer):
         inner_optimizer: The wrapped optimizer.
 
     Raises:
-        TypeError: If `optimizer` is no optimizer, nor the name or config of one.
+        TypeError: If `optimizer` is not an optimizer, nor the name or config of one.
         ValueError: If an argument is outside its range, or `optimizer` can't be
             wrapped.
 
     Examples:
         >>> model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
         >>> model.compile(ExponentialMovingAverage("sgd", decay=0.99), "mse")
-        >>> history = model.fit(
-        ...     keras.ops.ones((8, 1)), keras.ops.ones((8, 1)), verbose=0)
+        >>> x, y = keras.ops.ones((8, 1)), keras.ops.ones((8, 1))
+        >>> history = model.fit(x, y, verbose=0)
         >>> with model.optimizer.averaged(model):
-        ...     loss = model.evaluate(
-        ...         keras.ops.ones((8, 1)), keras.ops.ones((8, 1)), verbose=0)
+        ...     loss = model.evaluate(x, y, verbose=0)
 
     References:
         Polyak and Juditsky, [*Acceleration of stochastic approximation by
@@ -92,25 +89,22 @@ class ExponentialMovingAverage(keras.optimizers.Optimizer):
         exclude: str | Sequence[str] = (),
         name: str | None = None,
     ):
-        inner = _check_inner(to_optimizer(optimizer))
+        inner = _inner.check_inner(_inner.to_optimizer(optimizer))
         if num_updates not in ("after", "before", None):
             raise ValueError(
                 "`num_updates` must be 'after', 'before' or None, got "
                 f"num_updates={num_updates!r}."
                 f"{did_you_mean(num_updates, ['after', 'before'])}"
             )
-        # A callable rate keeps Keras from adding a learning-rate variable that
-        # nothing would read; `learning_rate` below asks the wrapped optimizer.
-        super().__init__(learning_rate=_no_rate, name=name)
-        self.inner_optimizer = inner
+        super().__init__(inner, name=name)
         self.decay = check_number("decay", decay, at_least=0, below=1)
         self.num_updates = num_updates
         self.zero_debias = bool(zero_debias)
         self.start_step = check_int("start_step", start_step, minimum=0)
         self.update_interval = check_int("update_interval", update_interval)
         self.exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
-        self._swap = Swap()
-        self._start_later = False
+        self.swap = Swap()
+        self._start_is_pending = False
 
     @classmethod
     def from_half_life(
@@ -138,51 +132,36 @@ class ExponentialMovingAverage(keras.optimizers.Optimizer):
         return cls(optimizer, 2.0 ** (-interval / half_life), **arguments)
 
     def build(self, variables: list[Any]) -> None:
-        """Make the averages, as copies of `variables`, and build the inner one."""
+        """Build the wrapped optimizer, and make the averages: copies of `variables`."""
         if self.built:
             return
-        self._check_exclude(variables)
-        with _outside_of_functions():
-            self._start_later = not _have_values(variables)
+        _variables.check_patterns(self.exclude, variables)
+        with _variables.outside_of_functions():
+            self._start_is_pending = not _variables.are_initialized(variables)
             self._build(variables)
 
     def _build(self, variables: list[Any]) -> None:
         self.inner_optimizer.build(variables)
         super().build(variables)
         if self.zero_debias:
-            self._weight_sum = self.add_variable(
-                (),
-                dtype="float32",
-                aggregation="only_first_replica",
-                name="weight_sum",
+            self._weight_sum = _variables.add_scalar(self, "weight_sum")
+        # Not the weights themselves: Keras makes variables of the optimizer of all
+        # that is in a list of it.
+        self._averaged_indices = [
+            index
+            for index, variable in enumerate(variables)
+            if not _variables.is_excluded(variable, self.exclude)
+        ]
+        self._averages = [
+            _variables.add_average(
+                self, variables[index], copy=not self._start_is_pending
             )
-        self._averages = []
-        self._averaged_indices = []
-        for index, variable in enumerate(variables):
-            if not self._is_excluded(variable):
-                self._averaged_indices.append(index)
-                self._averages.append(self._add_average(variable))
-
-    def _add_average(self, variable: Any) -> Any:
-        dtype = keras.backend.standardize_dtype(variable.dtype)
-        distribution = keras.distribution.distribution()
-        path = path_of(variable)
-        return self.add_variable(
-            variable.shape,
-            # A copy: an alias would be donated with the weights on JAX, and be the
-            # weights themselves on PyTorch.
-            initializer="zeros"
-            if self._start_later
-            else lambda shape, dtype: ops.cast(ops.copy(variable), dtype),
-            dtype="float32" if dtype in _HALF_TYPES else dtype,
-            # What lets a replica of tf.distribute assign to it.
-            aggregation="only_first_replica",
-            layout=distribution and distribution.get_variable_layout(variable),
-            name=f"{path.replace('/', '_').replace(':', '_')}_average",
-        )
+            for index in self._averaged_indices
+        ]
+        self.swap.weights = list(variables)
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> None:
-        """Update the weights by the inner optimizer, then their averages."""
+        """Update the weights by the wrapped optimizer, then their averages."""
         grads = list(grads)
         if trainable_variables is not None:
             trainable_variables = list(trainable_variables)
@@ -190,104 +169,56 @@ class ExponentialMovingAverage(keras.optimizers.Optimizer):
                 self.build(trainable_variables)
         if not grads:
             return
-        if self._start_later:
+        if self._start_is_pending:
             self._start_averages()
-        before = self._counters()
+        before = _inner.update_counts(self.inner_optimizer)
         self.inner_optimizer.apply(grads, trainable_variables)
-        changed = self._counters_differ(before)
+        changed = _inner.counts_differ(
+            before, _inner.update_counts(self.inner_optimizer)
+        )
         if changed is None:
-            self._iterations.assign_add(1)
+            self._own_count.assign_add(1)
         else:
-            self._iterations.assign_add(ops.cast(changed, self._iterations.dtype))
+            self._own_count.assign_add(ops.cast(changed, self._own_count.dtype))
         self._update_averages(changed)
 
     def _start_averages(self) -> None:
         """Start averages at initial weights that had no values yet in `build`.
 
         A `tf.function` that makes variables is traced twice: they get their values
-        after the first time, and only the second program is run. Should an initial
-        value depend on the function's arguments, the first program makes the first
-        step; then the averages start within it.
+        after the first trace, and only the second program is run. If an initial value
+        depends on the function's arguments, the first program makes the first step;
+        then the averages start within it.
         """
-        with _outside_of_functions():
-            if _have_values([weight for weight, _ in self.averages]):
-                self._start_later = False
+        with _variables.outside_of_functions():
+            if _variables.are_initialized([weight for weight, _ in self.averages]):
+                self._start_is_pending = False
                 if self.updates == 0:
                     self.reset_averages()
                 return
-        first = ops.equal(self._iterations, 0)
+        first = ops.equal(self._own_count, 0)
         for weight, average in self.averages:
             start = ops.cast(weight, average.dtype)
             average.assign(ops.where(first, start, ops.convert_to_tensor(average)))
 
-    def _counters(self) -> list[Any]:
-        """Counts of updates of inner optimizers that accumulate gradients."""
-        inner = _parts(self.inner_optimizer)
-        if not any(each.gradient_accumulation_steps for each in inner):
-            return []
-        # The quotient is a fresh tensor; a bare counter would change in place.
-        return [each.iterations + 0 for each in inner]
-
-    def _counters_differ(self, before: list[Any]) -> Any:
-        """Whether the weights changed; `None` where every step changes them."""
-        changed = None
-        for old, new in zip(before, self._counters(), strict=True):
-            differs = ops.not_equal(old, new)
-            changed = differs if changed is None else ops.logical_or(changed, differs)
-        return changed
-
     def _update_averages(self, changed: Any) -> None:
-        # `due` and `copy` are None where they would be true, or false, at every step:
-        # a plain average then costs nothing but its own arithmetic.
-        due, copy = changed, None
-        count = self._iterations - self.start_step
-        if self.update_interval > 1:
-            due = _both(due, ops.equal(count % self.update_interval, 0))
-        step_size = self._step_size(count)
-        if self.start_step:
-            copy = count <= 0
-            due = None if due is None else ops.logical_or(due, copy)
+        count = self._own_count - self.start_step
+        due, copy = _rule.masks(count, changed, self.start_step, self.update_interval)
+        step_size = _rule.step_size(count, self.decay, self.num_updates)
         if self.zero_debias:
-            step_size, first = self._normalise(step_size, due, copy)
+            step_size, first = _rule.normalise(self._weight_sum, step_size, due, copy)
             copy = first if copy is None else ops.logical_or(copy, first)
-        if due is None and copy is None and _in_place():
-            _move(self.averages, step_size)
-            return
-        for index, average in zip(self._averaged_indices, self._averages, strict=True):
-            weight = ops.cast(private.trainable_variables(self)[index], average.dtype)
-            size = ops.cast(step_size, average.dtype)
-            new = average + size * (weight - average)
-            if copy is not None:
-                new = ops.where(copy, weight, new)
-            if due is not None:
-                new = ops.where(due, new, ops.convert_to_tensor(average))
-            average.assign(new)
-
-    def _step_size(self, count: Any) -> Any:
-        """Return `1 - d`, with TensorFlow 1's rounding while `d` grows.
-
-        The bound `1 - decay` is taken in float64: in float32, 1 - 0.9999 is off by
-        3e-5 of itself.
-        """
-        if self.num_updates is None:
-            return 1.0 - self.decay
-        xp = namespace(count)
-        count = ops.cast(count, "float32")
-        if self.num_updates == "before":
-            count = count - 1.0
-        # Before the start step the size is not used, but must be finite.
-        count = xp.relu(count)
-        return xp.maximum(1.0 - self.decay, 1.0 - (1.0 + count) / (10.0 + count))
+        _rule.move(self.averages, step_size, due, copy)
 
     def decay_at(self, update: int) -> float:
-        """Return the decay that the given update of the weights applies.
+        """Return the decay that an update of the weights applies to the averages.
 
         Args:
             update: Number of the update, the first being 1.
 
         Returns:
-            The decay $d$: 0 up to the start step, 1 where the update interval leaves
-            the averages alone. `zero_debias` is not in it.
+            The decay $d$: 0 up to the start step, 1 where the averages are not updated
+            because of the interval. It does not include `zero_debias`.
 
         Examples:
             >>> ExponentialMovingAverage("sgd", decay=0.99).decay_at(1)
@@ -298,35 +229,16 @@ class ExponentialMovingAverage(keras.optimizers.Optimizer):
             return 0.0
         if count % self.update_interval:
             return 1.0
-        if self.num_updates is None:
-            return self.decay
-        n = count - (self.num_updates == "before")
-        return min(self.decay, (1 + n) / (10 + n))
-
-    def _normalise(self, step_size: Any, due: Any, copy: Any) -> tuple[Any, Any]:
-        r"""Turn the step size into one that gives the initial weights no part.
-
-        With $c$ the sum of the weights given so far, $c \leftarrow c + a(1 - c)$ for
-        step size $a$, the average of a sequence without its start moves by $a/c$.
-        """
-        old = ops.convert_to_tensor(self._weight_sum) + 0.0
-        new = old + step_size * (1.0 - old)
-        first = ops.equal(old, 0.0)
-        kept = new if due is None else ops.where(due, new, old)
-        if copy is not None:
-            kept = ops.where(copy, ops.zeros_like(old), kept)
-        self._weight_sum.assign(kept)
-        return step_size / ops.where(new > 0, new, ops.ones_like(new)), first
+        return _rule.decay_at(count, self.decay, self.num_updates)
 
     @property
     def averages(self) -> list[tuple[Any, Any]]:
         """Pairs of a model's variable and the variable that holds its average."""
-        if not self.built:
+        weights = self.swap.weights
+        if weights is None:
             return []
-        weights = [
-            private.trainable_variables(self)[index] for index in self._averaged_indices
-        ]
-        return list(zip(weights, self._averages, strict=True))
+        averaged = [weights[index] for index in self._averaged_indices]
+        return list(zip(averaged, self._averages, strict=True))
 
     def average(self, variable: Any) -> Any:
         """Return the variable that holds the average of `variable`.
@@ -343,33 +255,33 @@ class ExponentialMovingAverage(keras.optimizers.Optimizer):
         for weight, average in self.averages:
             if weight is variable:
                 return average
-        if self.built and any(v is variable for v in private.trainable_variables(self)):
+        if any(weight is variable for weight in self.swap.weights or []):
             return None
+        reason = (
+            "was built for other variables."
+            if self.built
+            else "is not built; call `fit`, or `build(model.trainable_variables)`."
+        )
         raise ValueError(
-            f"This optimizer has no average of {path_of(variable)!r}: it "
-            + (
-                "was built for other variables."
-                if self.built
-                else "is not built; call `fit`, or `build(model.trainable_variables)`."
-            )
+            f"This optimizer has no average of {path_of(variable)!r}: it {reason}"
         )
 
     def reset_averages(self) -> None:
-        """Start again: the averages become the present weights, the count 0."""
+        """Start again: the averages become the current weights, the count 0."""
         for weight, average in self.averages:
             average.assign(ops.cast(ops.copy(weight), average.dtype))
         if self.zero_debias and self.built:
             self._weight_sum.assign(0.0)
-        self._iterations.assign(0)
+        self._own_count.assign(0)
 
     @property
     def updates(self) -> int:
         """Updates of the weights so far. Reads a counter from the device."""
-        return int(ops.convert_to_numpy(self._iterations))
+        return int(ops.convert_to_numpy(self._own_count))
 
     @property
     def has_averages(self) -> bool:
-        """Whether the averages differ by their making from the weights.
+        """Whether at least one averaging update has been applied.
 
         False before the optimizer is built, before the first update, and until
         `start_step`. Reads a counter from the device.
@@ -381,107 +293,10 @@ class ExponentialMovingAverage(keras.optimizers.Optimizer):
     ) -> contextlib.AbstractContextManager[keras.Model]:
         """Return a context manager in which `model` holds the averages.
 
-        The same as `fmkit.optimizers.averaged(model)`, but for a model that is not
-        compiled with this optimizer, as in a training loop of one's own.
+        The same as `fmkit.optimizers.averaged(model)`, but also for a model that is
+        not compiled with this optimizer, as in your own training loop.
         """
         return swapped(model, [self])
-
-    def _check_exclude(self, variables: list[Any]) -> None:
-        paths = [path_of(variable) for variable in variables]
-        for pattern in self.exclude:
-            if not any(re.search(pattern, path) for path in paths):
-                raise ValueError(
-                    f"`exclude` has {pattern!r}, which matches no variable. "
-                    f"The paths are {paths}."
-                )
-
-    def _is_excluded(self, variable: Any) -> bool:
-        # float8 scales and histories are set by their "gradients", not trained.
-        if getattr(variable, "overwrite_with_gradient", False):
-            return True
-        path = path_of(variable)
-        return any(re.search(pattern, path) for pattern in self.exclude)
-
-    # What follows makes the wrapper stand for the wrapped optimizer.
-
-    @property
-    def variables(self) -> list[Any]:
-        """Variables of this optimizer, then those of the wrapped one."""
-        return [*self._variables, *self.inner_optimizer.variables]
-
-    @property
-    def iterations(self) -> Any:
-        """Count of steps of the wrapped optimizer."""
-        return self.inner_optimizer.iterations
-
-    @property
-    def learning_rate(self) -> Any:
-        """Learning rate of the wrapped optimizer; can be set."""
-        return self.inner_optimizer.learning_rate
-
-    @learning_rate.setter
-    def learning_rate(self, learning_rate: Any) -> None:
-        self.inner_optimizer.learning_rate = learning_rate
-
-    @property
-    def loss_scale_factor(self) -> Any:
-        """Factor of the loss, held by the wrapped optimizer; can be set."""
-        inner = self.__dict__.get("inner_optimizer")
-        return None if inner is None else inner.loss_scale_factor
-
-    @loss_scale_factor.setter
-    def loss_scale_factor(self, factor: float | None) -> None:
-        # The base class sets it before there is a wrapped optimizer.
-        if "inner_optimizer" in self.__dict__:
-            self.inner_optimizer.loss_scale_factor = factor
-
-    def scale_loss(self, loss: Any) -> Any:
-        """Scale the loss as the wrapped optimizer does."""
-        return self.inner_optimizer.scale_loss(loss)
-
-    def finalize_variable_values(self, var_list: list[Any]) -> None:
-        """Finish as the wrapped optimizer does; the weights stay raw."""
-        self.inner_optimizer.finalize_variable_values(var_list)
-
-    def exclude_from_weight_decay(self, *args: Any, **kwargs: Any) -> None:
-        """Exclude variables from the weight decay of the wrapped optimizer."""
-        self.inner_optimizer.exclude_from_weight_decay(*args, **kwargs)
-
-    def set_weights(self, weights: Sequence[Any]) -> None:
-        """Set all of `variables`, in their order."""
-        self._check_shapes([tuple(weight.shape) for weight in weights])
-        for variable, weight in zip(self.variables, weights, strict=True):
-            variable.assign(weight)
-
-    def save_own_variables(self, store: Any) -> None:
-        """Write the averages; Keras saves the wrapped optimizer by itself."""
-        for index, variable in enumerate(self._variables):
-            store[str(index)] = ops.convert_to_numpy(variable)
-
-    def load_own_variables(self, store: Any) -> None:
-        """Read the averages, or say that they belong to another network."""
-        if not self.built or not len(store.keys()):
-            # As every Keras optimizer does: it warns, and the weights still load.
-            super().load_own_variables(store)
-            return
-        arrays = [store[str(index)] for index in range(len(store.keys()))]
-        self._check_shapes([array.shape for array in arrays], own=True)
-        for variable, array in zip(self._variables, arrays, strict=True):
-            variable.assign(array)
-
-    def _check_shapes(self, shapes: list[Any], *, own: bool = False) -> None:
-        expected = [
-            tuple(variable.shape)
-            for variable in (self._variables if own else self.variables)
-        ]
-        found = [tuple(shape) for shape in shapes]
-        if found != expected:
-            raise ValueError(
-                "The averages to restore are of another network, or of another "
-                f"optimizer: shapes {found} were found where {expected} are needed. "
-                "Load into the network they were saved from, compiled with the same "
-                "arguments, or load the weights before `compile`."
-            )
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments as plain Python values."""
@@ -503,83 +318,3 @@ class ExponentialMovingAverage(keras.optimizers.Optimizer):
         """Make the optimizer that `get_config` described."""
         inner = keras.optimizers.deserialize(config["optimizer"], custom_objects)
         return cls(**{**config, "optimizer": inner})
-
-
-def _check_inner(optimizer: Any) -> Any:
-    """Return `optimizer`, or say why it can't be wrapped."""
-    for part in walk(optimizer):
-        if isinstance(part, ExponentialMovingAverage):
-            raise ValueError(
-                f"`optimizer` must not average already, got {optimizer.name!r} around "
-                f"{part.name!r}. Wrap once."
-            )
-        if isinstance(part, keras.optimizers.LossScaleOptimizer):
-            raise ValueError(
-                "`optimizer` must not be a LossScaleOptimizer. Write "
-                "LossScaleOptimizer(ExponentialMovingAverage(optimizer)): then a step "
-                "skipped for its infinite gradients leaves the averages alone too."
-            )
-        if part.use_ema:
-            raise ValueError(
-                f"`optimizer` must not use Keras's own averages, which replace the "
-                f"weights at the end of `fit`: give {part.name!r} without "
-                "use_ema=True."
-            )
-        if part.built:
-            raise ValueError(
-                f"`optimizer` must not be built, but {part.name!r} has done "
-                f"{int(part.iterations)} steps on variables of its own. Give a new "
-                "one, for instance type(optimizer).from_config(optimizer.get_config())."
-            )
-    return optimizer
-
-
-def _parts(optimizer: Any) -> list[Any]:
-    """Return the optimizers that update weights themselves."""
-    return list(getattr(optimizer, "optimizers", ())) or [optimizer]
-
-
-def _outside_of_functions() -> contextlib.AbstractContextManager[Any]:
-    """Leave `tf.function`, where XLA could not read the initial weights."""
-    if keras.backend.backend() != "tensorflow":
-        return contextlib.nullcontext()
-    import tensorflow as tf
-
-    return tf.init_scope()
-
-
-def _have_values(variables: list[Any]) -> bool:
-    """Whether `variables` are initialised: not yet while a `tf.function` makes them."""
-    values = [value_of(variable) for variable in variables]
-    # Only TensorFlow's variables have the question.
-    return all(
-        bool(value.is_initialized())
-        for value in values
-        if hasattr(value, "is_initialized")
-    )
-
-
-def _both(first: Any, second: Any) -> Any:
-    return second if first is None else ops.logical_and(first, second)
-
-
-def _in_place() -> bool:
-    """Whether variables may be changed in place, which PyTorch does fastest."""
-    return keras.backend.backend() == "torch" and not private.in_stateless_scope()
-
-
-def _move(pairs: list[tuple[Any, Any]], step_size: Any) -> None:
-    """Move each average in place by `step_size` of its way to its weight."""
-    import torch
-
-    with torch.no_grad():
-        for weight, average in pairs:
-            held = average.value
-            way = weight.value.to(held.dtype) - held
-            if isinstance(step_size, torch.Tensor):
-                step_size = step_size.to(held.dtype)
-            held.add_(way.mul_(step_size))
-
-
-def _no_rate() -> float:
-    return 0.0

@@ -1,17 +1,15 @@
-"""Time candidate settings on copies of a model, and leave no trace."""
+"""Time candidate settings on copies of a model, which itself stays as it is."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import keras
 
-from fmkit import _keras_private as private
-from fmkit._generators import random_state, restore_random_state
+from fmkit._generators import undisturbed
 from fmkit.data import Batches
 
 __all__ = ["Candidate", "Measurement", "measure_candidates"]
@@ -56,8 +54,8 @@ class Measurement:
         """Return the settings and the estimate, in words."""
         return (
             f"{'XLA' if self.jit_compile else 'no XLA'} with "
-            f"{self.steps_per_execution} steps an execution {self.total(steps):.3g} s "
-            f"({self.start:.2g} s to start, {1e3 * self.step:.2g} ms a step)"
+            f"{self.steps_per_execution} steps per execution {self.total(steps):.3g} s "
+            f"({self.start:.2g} s to start, {1e3 * self.step:.2g} ms per step)"
         )
 
 
@@ -69,24 +67,11 @@ def measure_candidates(
     clock: Clock = time.perf_counter,
 ) -> tuple[Measurement, ...]:
     """Time every candidate on a copy of `model`."""
-    with _no_trace():
+    with undisturbed():
         return tuple(
             _measure(_copy(model, candidate), batches, candidate, seconds, clock)
             for candidate in candidates
         )
-
-
-@contextmanager
-def _no_trace() -> Iterator[None]:
-    """Put all global random generators back."""
-    state = random_state()
-    try:
-        yield
-    finally:
-        if "keras" not in state:
-            # There was none yet: whoever needs one next draws its start anew.
-            private.forget_global_seed()
-        restore_random_state(state)
 
 
 def _copy(model: keras.Model, candidate: Candidate) -> keras.Model:

@@ -18,13 +18,13 @@ from fmkit._commits import Commit, CommitDirectory, Meta, decode, encode, with_p
 from fmkit._generators import random_state, restore_random_state
 from fmkit._job import current_job
 from fmkit._layer_state import refresh
+from fmkit._swap import raw_weights
 from fmkit.callbacks._resume import _callback_state, _program, _training_state
 from fmkit.callbacks._resume._background import Signals, Writer
 from fmkit.callbacks._resume._held import Held
 from fmkit.callbacks._resume._parts import check_agreement, gather_parts
 from fmkit.callbacks._stopping._stopper import Stopper
 from fmkit.data import Batches
-from fmkit.optimizers._swap import raw_weights
 
 __all__ = ["Keeper"]
 

@@ -13,8 +13,8 @@ import numpy as np
 from fmkit import _keras_private as private
 from fmkit._commits import VariableEntry, decode, encode, list_variables
 from fmkit._layer_state import assets_as_json
+from fmkit._swap import walk
 from fmkit.callbacks._resume._held import Held, find
-from fmkit.optimizers._swap import walk
 
 __all__ = [
     "held_by",

@@ -1,0 +1,264 @@
+"""Averages in the place of the weights for a while, and the weights back bit for bit.
+
+What keeps averages is described by `Averages`, so that optimizers, callbacks and resume
+need to know only this module. It makes no averages itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, TypeGuard
+
+import keras
+from keras import ops
+
+from fmkit import _keras_private as private
+
+__all__ = [
+    "Averages",
+    "Swap",
+    "active_swaps",
+    "find_averages",
+    "has_swap",
+    "path_of",
+    "raw_weights",
+    "swapped",
+    "value_of",
+    "walk",
+]
+
+
+class Averages(Protocol):
+    """One average of each weight that an optimizer trains.
+
+    An optimizer that keeps one kind of averages is that itself. For several kinds an
+    optimizer would make one such object per kind: they share its `swap`, so the weights
+    hold one kind at a time.
+
+    Attributes:
+        swap: The optimizer's weights, and what they were while they hold averages.
+    """
+
+    swap: Swap
+
+    @property
+    def averages(self) -> list[tuple[Any, Any]]:
+        """Pairs of a model's variable and the variable that holds its average."""
+
+    @property
+    def has_averages(self) -> bool:
+        """Whether at least one averaging update has been applied."""
+
+    @property
+    def updates(self) -> int:
+        """Updates of the weights so far."""
+
+    def decay_at(self, update: int) -> float:
+        """Return the decay that the given update of the weights applied."""
+
+
+class Swap:
+    """The weights of one optimizer, and a copy of them while they hold averages.
+
+    Bits are copied out and back. Exchanging them by adding and subtracting would round:
+    1e-6 beside 1e3 would become 0, and 3e38 beside 3e38 nan.
+
+    Attributes:
+        weights: The variables that the optimizer trains; `None` until it is built.
+        saved: Pairs of a variable, or its part on one replica, and its raw value;
+            `None` while the weights are raw.
+    """
+
+    def __init__(self) -> None:
+        self.weights: list[Any] | None = None
+        self.saved: list[tuple[Any, Any]] | None = None
+
+    def put_in(self, pairs: list[tuple[Any, Any]]) -> None:
+        """Assign averages, given as pairs of a weight and its average, to weights."""
+        if self.saved is None:
+            self.saved = _copies(weight for weight, _ in pairs)
+            for weight, average in pairs:
+                weight.assign(ops.cast(ops.copy(average), weight.dtype))
+
+    def save(self, variables: list[Any]) -> None:
+        """Save further variables, which `take_out` restores with the weights."""
+        self.saved = [*(self.saved or []), *_copies(variables)]
+
+    def take_out(self) -> None:
+        """Restore all that is saved; Ctrl-C takes effect only afterwards."""
+        interruption: BaseException | None = None
+        while self.saved is not None:
+            try:
+                for part, value in self.saved:
+                    part.assign(value)
+                self.saved = None
+            except (KeyboardInterrupt, SystemExit) as error:
+                interruption = error
+        if interruption is not None:
+            raise interruption
+
+
+# Finding averages
+
+
+def walk(optimizer: Any) -> Iterator[Any]:
+    """Yield `optimizer` and all optimizers inside it."""
+    if optimizer is None:
+        return
+    yield optimizer
+    if hasattr(optimizer, "inner_optimizer"):
+        yield from walk(optimizer.inner_optimizer)
+    for part in getattr(optimizer, "optimizers", ()):
+        yield from walk(part)
+
+
+def has_swap(optimizer: Any) -> TypeGuard[Averages]:
+    """Return whether `optimizer` keeps averages."""
+    return isinstance(getattr(optimizer, "swap", None), Swap)
+
+
+def find_averages(model: keras.Model) -> list[Averages]:
+    """Return the averages of the weights of `model`.
+
+    Args:
+        model: A compiled model.
+
+    Returns:
+        Its averaging optimizer, or several inside a `MultiOptimizer`.
+
+    Raises:
+        TypeError: If `model` is not a model.
+        ValueError: If its optimizer keeps no averages.
+    """
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            "`model` must be a keras.Model that was compiled with "
+            f"ExponentialMovingAverage, got {model!r} ({type(model).__name__})."
+        )
+    optimizer = getattr(model, "optimizer", None)
+    found = [part for part in walk(optimizer) if has_swap(part)]
+    if not found:
+        name = getattr(optimizer, "name", None)
+        raise ValueError(
+            f"The optimizer of model {model.name!r} is {name!r}, which keeps no "
+            "averages of the weights. Compile with\n    model.compile(fmkit.optimizers."
+            f"ExponentialMovingAverage({name or 'adam'!r}, decay=0.99), ...)"
+        )
+    return found
+
+
+# Averages in, raw weights back
+
+
+@contextlib.contextmanager
+def swapped(model: keras.Model, averages: Sequence[Averages]) -> Iterator[keras.Model]:
+    """Let `model` hold its averages, where there are any yet, for a block.
+
+    Blocks can be nested; the outermost one swaps.
+
+    Yields:
+        `model` itself.
+
+    Raises:
+        TypeError: If `model` is not a model.
+        ValueError: If the averages are those of a different model.
+        RuntimeError: If the block trained the model.
+    """
+    private.synchronize(model)
+    _check_owner(model, averages)
+    outermost = [each for each in averages if each.swap.saved is None]
+    steps = _total_updates(averages)
+    try:
+        for each in outermost:
+            if each.has_averages:
+                each.swap.put_in(each.averages)
+        yield model
+    finally:
+        private.synchronize(model)
+        for each in outermost:
+            each.swap.take_out()
+    if outermost and _total_updates(averages) != steps:
+        raise RuntimeError(
+            "The model was trained inside `with averaged(model)`. Those steps are "
+            "undone, since the block restores the weights it found; call `fit` "
+            "outside the block."
+        )
+
+
+@contextlib.contextmanager
+def raw_weights(model: keras.Model) -> Iterator[keras.Model]:
+    """Let `model` hold its raw weights for the length of a block.
+
+    Within `swapped` the averages are back in their place afterwards; elsewhere nothing
+    is to be done.
+    """
+    swaps = [each.swap for each in walk(model.optimizer) if has_swap(each)]
+    saved = [pair for swap in swaps for pair in swap.saved or []]
+    if saved:
+        private.synchronize(model)
+    present = [(part, ops.copy(part)) for part, _ in saved]
+    try:
+        for part, value in saved:
+            # A copy: what is saved must outlive the block.
+            part.assign(ops.copy(value))
+        yield model
+    finally:
+        for part, value in present:
+            part.assign(value)
+
+
+def active_swaps(averages: Sequence[Averages]) -> list[Swap]:
+    """Return the swaps whose weights are averages at present."""
+    return [each.swap for each in averages if each.swap.saved is not None]
+
+
+def _total_updates(averages: Sequence[Averages]) -> int:
+    return sum(each.updates for each in averages)
+
+
+def _check_owner(model: keras.Model, averages: Sequence[Averages]) -> None:
+    if not hasattr(model, "trainable_variables"):
+        raise TypeError(
+            "`model` must be the model that this optimizer trains, got "
+            f"{model!r} ({type(model).__name__})."
+        )
+    known = set()
+    for each in averages:
+        if each.swap.weights is None:
+            return
+        known |= {id(weight) for weight in each.swap.weights}
+    missing = [path_of(v) for v in model.trainable_variables if id(v) not in known]
+    if missing:
+        raise ValueError(
+            f"The averages are of another network than model {model.name!r}: there is "
+            f"none of {missing[:3]}. Give the model whose `fit` used this optimizer, "
+            "and compile again after adding layers."
+        )
+
+
+# Variables
+
+
+def value_of(variable: Any) -> Any:
+    """Return what a Keras variable holds; a plain `tf.Variable` is its own value."""
+    return variable.value if isinstance(variable, keras.Variable) else variable
+
+
+def path_of(variable: Any) -> str:
+    """Return the path of a Keras variable, or the name of a plain `tf.Variable`."""
+    return str(getattr(variable, "path", variable.name))
+
+
+def _copies(variables: Any) -> list[tuple[Any, Any]]:
+    return [(part, ops.copy(part)) for each in variables for part in _parts(each)]
+
+
+def _parts(variable: Any) -> list[Any]:
+    """Return what `variable` consists of: a part for each replica, or itself.
+
+    Replicas of `tf.distribute` may differ, as BatchNorm's statistics do; read or
+    written as a whole they would become one.
+    """
+    replicas = getattr(value_of(variable), "values", None)
+    return list(replicas) if isinstance(replicas, tuple) else [variable]
