@@ -1,24 +1,17 @@
 """Moving averages against TensorFlow 1, NumPy in float64 and hand arithmetic."""
 
-import json
-import os
 import re
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+from fresh_process import run_python
 from keras import ops
 
-import fmkit
 from fmkit import schedules
 from fmkit.optimizers import ExponentialMovingAverage, averaged, averaged_model
 
 BACKEND = keras.backend.backend()
-SOURCE = Path(fmkit.__file__).parents[1]
 
 
 class Follow(keras.optimizers.Optimizer):
@@ -919,24 +912,6 @@ def test_the_averaged_model_of_a_subclass():
 # Saving.
 
 
-def test_the_config_round_trip_keeps_every_argument():
-    optimizer = ExponentialMovingAverage(
-        keras.optimizers.Adam(schedules.ExponentialDecay(0.1, 3, 0.5)),
-        0.9,
-        num_updates="before",
-        zero_debias=True,
-        start_step=3,
-        update_interval=2,
-        exclude=["bias"],
-        name="mine",
-    )
-    config = json.loads(json.dumps(keras.optimizers.serialize(optimizer)))
-    again = keras.optimizers.deserialize(config)
-    assert isinstance(again, ExponentialMovingAverage)
-    assert again.get_config() == optimizer.get_config()
-    assert isinstance(again.inner_optimizer, keras.optimizers.Adam)
-
-
 FRESH = """
     import sys, numpy as np, keras
     import fmkit.optimizers
@@ -970,20 +945,6 @@ FRESH = """
         assert found.tobytes() == expected[f"scaled{index}"].tobytes(), index
     print("all", len(averages))
 """
-
-
-def run_python(code, *arguments, **environment):
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code), *arguments],
-        env=os.environ
-        | {"PYTHONPATH": str(SOURCE), "TF_CPP_MIN_LOG_LEVEL": "3"}
-        | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
 
 
 def test_a_fresh_process_loads_weights_averages_and_slots_to_the_bit(tmp_path):

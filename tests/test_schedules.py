@@ -149,21 +149,6 @@ def test_schedules_in_sequence_each_count_from_their_own_start():
     np.testing.assert_allclose([float(schedule(n)) for n in range(7)], expected, 1e-6)
 
 
-def test_a_round_trip_through_the_config_keeps_every_rate():
-    inner = schedules.ExponentialDecay(
-        0.2, 468.75, 0.9, True, end_value=0.001, warmup_steps=3, transition_begin=7
-    )
-    schedule = schedules.Sequential([0.1, inner], [50])
-    for each in (inner, schedule):
-        again = keras.optimizers.schedules.deserialize(
-            keras.optimizers.schedules.serialize(each)
-        )
-        assert type(again) is type(each)
-        assert again.get_config() == each.get_config()
-        steps = np.arange(0, 3000, 11)
-        assert np.array_equal(rates(again, steps), rates(each, steps))
-
-
 def test_the_optimizer_takes_the_rate_of_its_own_count():
     variable = keras.Variable(np.zeros(1, "float32"))
     optimizer = keras.optimizers.SGD(

@@ -58,17 +58,24 @@ class LearningRateLogger(keras.callbacks.Callback):
         super().__init__()
         self.every = check_one_of("every", every, ["epoch", "step"])
         self.name = name
-        self.steps: list[int] = []
-        self.learning_rates: list[float] = []
-        self._epoch_start = 0
-        self._latest: dict[str, float] = {}
+        self._restored = False
+        self._reset()
         if self.every == "step":
             # Only here: a class that has this method keeps Keras from running
             # callbacks beside the steps.
             self.on_train_batch_end = self._log_step
 
+    def _reset(self) -> None:
+        self.steps: list[int] = []
+        self.learning_rates: list[float] = []
+        self._epoch_start = 0
+        self._latest: dict[str, float] = {}
+
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Take the first place in the list of callbacks."""
+        """Forget the last run, unless `set_state` has just restored this one.
+
+        Then take the first place in the list of callbacks.
+        """
         fit = private.running_fit(self._model)
         if fit is None:
             raise RuntimeError(
@@ -79,6 +86,8 @@ class LearningRateLogger(keras.callbacks.Callback):
         # place, so that the next in turn is still the one after it.
         calls = fit.callback_list.callbacks
         calls[:] = [self, *(each for each in calls if each is not self)]
+        if not self._restored:
+            self._reset()
 
     def _log_step(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self._latest = self._rates()
@@ -96,6 +105,10 @@ class LearningRateLogger(keras.callbacks.Callback):
             self._epoch_start = self.steps[-1] + 1
         if logs is not None:
             logs.update(self._latest or self._rates())
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """End the run that `set_state` may have restored."""
+        self._restored = False
 
     def _rates(self) -> dict[str, float]:
         model = self.model  # on JAX this synchronises
@@ -131,6 +144,7 @@ class LearningRateLogger(keras.callbacks.Callback):
             ValueError: If the state was saved with another `every` or `name`.
         """
         check_settings(type(self).__name__, state, self._settings())
+        self._restored = True
         self.steps = list(state["steps"])
         self.learning_rates = list(state["learning_rates"])
         self._epoch_start = int(state["epoch_start"])
