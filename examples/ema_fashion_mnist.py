@@ -1,8 +1,9 @@
-"""Train at a high, decaying rate and judge the raw weights beside their averages.
+"""Train at a high, decaying rate and compare the raw weights with their averages.
 
-The TensorFlow 1 tutorials' recipe on real Fashion-MNIST: a rate that decays in stairs,
-and averages of the weights. Writes a figure and `best.keras`. No network: the full data
-set if this machine has it, else the sample in the package.
+The TensorFlow 1 tutorials' recipe on real Fashion-MNIST: a staircase learning-rate
+decay and averages of the weights. Writes a figure and `best.keras`. It needs no
+network: it uses the full data set if this machine has it, and otherwise the sample that
+ships with fmkit.
 """
 
 from pathlib import Path
@@ -24,7 +25,7 @@ def accuracy(model: keras.Model, batches: data.Batches, calls: list = ()) -> flo
 
 
 def main(epochs: int = 20, folder: str = "outputs") -> dict[str, list[float]]:
-    """Train for `epochs` epochs; return the accuracies of each, raw and averaged."""
+    """Train for `epochs` epochs; return the raw and averaged accuracies of each."""
     (output := Path(folder)).mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(0)
     source, found = datasets.fashion_mnist, datasets.fashion_mnist.find()
@@ -33,9 +34,9 @@ def main(epochs: int = 20, folder: str = "outputs") -> dict[str, list[float]]:
     train, val = preprocessing.split(*training, validation_split=0.1, seed=0)
     batches = data.Batches(*train, batch_size=128, seed=0)
     validation = data.Batches(*val, batch_size=1000, shuffle=False)
-    judged = data.Batches(*test, batch_size=1000, shuffle=False)
+    test_batches = data.Batches(*test, batch_size=1000, shuffle=False)
 
-    # 0.2 is a high rate for this network: the accuracy jumps up and down for long.
+    # 0.2 is a high rate for this network: the accuracy fluctuates for many epochs.
     rate = ExponentialDecay.from_epochs(
         0.2, 0.95, num_examples=len(train[0]), batch_size=128, staircase=True
     )
@@ -45,7 +46,7 @@ def main(epochs: int = 20, folder: str = "outputs") -> dict[str, list[float]]:
         losses.CrossentropyFromLogits(),
         metrics=["accuracy"],
     )
-    # The validation, the checkpoint's score and the weights in its file: the averages.
+    # Validation, the checkpoint's score and the weights it saves all use the averages.
     with_averages = callbacks.EvaluateWithAverages(raw_validation_data=validation)
     best = keras.callbacks.ModelCheckpoint(
         output / "best.keras", monitor="val_accuracy", save_best_only=True
@@ -53,13 +54,13 @@ def main(epochs: int = 20, folder: str = "outputs") -> dict[str, list[float]]:
     calls = [with_averages, best, callbacks.LearningRateLogger()]
     seen: dict[str, list[float]] = {"test_raw": [], "test_averaged": []}
     for epoch in range(epochs):
-        # One epoch at a time, to judge both on test images: nothing is lost between.
+        # One epoch at a time, to test both sets of weights; no state is lost between.
         span = {"initial_epoch": epoch, "epochs": epoch + 1, "callbacks": calls}
         history = model.fit(batches, validation_data=validation, verbose=2, **span)
         for name, values in history.history.items():
             seen.setdefault(name, []).extend(values)
-        seen["test_raw"].append(accuracy(model, judged))
-        seen["test_averaged"].append(accuracy(model, judged, [with_averages]))
+        seen["test_raw"].append(accuracy(model, test_batches))
+        seen["test_averaged"].append(accuracy(model, test_batches, [with_averages]))
 
     raw, averaged = seen["test_raw"], seen["test_averaged"]
     labels = {"metric": "test accuracy", "xlabel": "epoch"}
@@ -67,8 +68,8 @@ def main(epochs: int = 20, folder: str = "outputs") -> dict[str, list[float]]:
     ax.set_xticks(range(5, epochs + 1, 5))
     ax.figure.savefig(output / FIGURE, dpi=120, metadata={"Software": None})
     plt.close(ax.figure)
-    # The epoch is chosen by validation; the test images only say how good it is.
-    chosen = accuracy(keras.saving.load_model(output / "best.keras"), judged)
+    # The epoch is chosen by validation; the test images only measure its accuracy.
+    chosen = accuracy(keras.saving.load_model(output / "best.keras"), test_batches)
     print(
         f"\nTest after {epochs} epochs: raw {raw[-1]:.4f}, averaged {averaged[-1]:.4f}"
     )

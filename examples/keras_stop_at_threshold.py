@@ -1,13 +1,13 @@
-"""The Keras tutorial on Fashion-MNIST, and the two wishes at which it ends.
+"""The Keras tutorial on Fashion-MNIST, and the two goals it ends with.
 
-Its network 784-128-10, trained until the loss is below 0.4; then until accuracy is
-95 %, which takes so long that the test images show overfitting at 15 and 30 epochs.
-Its experiments: pixels that nobody scaled, a wider and a deeper network. Its two
-mistakes, refused before any training: images that nobody flattened, and five outputs
-for ten classes.
+Its network 784-128-10 is trained until the loss is below 0.4, then until the accuracy
+is 95 %, which takes so long that the test images show overfitting at 15 and 30 epochs.
+Its experiments follow: unscaled pixels, a wider and a deeper network. Its two mistakes
+are refused before training: images that are not flattened, and five outputs for ten
+classes.
 
-Writes `keras_stop_at_threshold.png` and `.md`. No network: the full data set if this
-machine has it, else the sample in the package.
+Writes `keras_stop_at_threshold.png` and `.md`. It needs no network: it uses the full
+data set if this machine has it, and otherwise the sample that ships with fmkit.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ from fmkit.preprocessing import Preprocess
 
 
 def mistakes(labels) -> list[str]:
-    """Build two networks that can't learn these labels; return what fmkit says."""
+    """Build two networks that can't learn these labels; return fmkit's messages."""
     layers = [keras.layers.Dense(128, "relu"), keras.layers.Dense(10)]
     wrong = {
         "Not flattened": keras.Sequential([keras.Input((28, 28)), *layers]),
@@ -38,7 +38,7 @@ def mistakes(labels) -> list[str]:
 
 
 def train(splits, epochs: int, *stops, units=(128,), scale=fmkit.preprocess):
-    """Train a network anew until a callback says stop; return the history."""
+    """Train a new network until a callback stops it; return the history."""
     (x, y), test = splits
     keras.utils.set_random_seed(0)
     model = models.mlp(units)
@@ -56,14 +56,14 @@ def train(splits, epochs: int, *stops, units=(128,), scale=fmkit.preprocess):
         verbose=0,
         callbacks=[*stops],
     )
-    # What stopped the run stands in the history too, for programs to read.
+    # The history records what stopped the run.
     for stop in history.params.get("stops", []):
         print(stop["message"])
     return history
 
 
 def row(name: str, history: keras.callbacks.History, epoch: int) -> str:
-    """Return a row of the table: what the numbers were after `epoch` epochs."""
+    """Return a row of the table: the values after `epoch` epochs."""
     columns = ("loss", "val_loss", "accuracy", "val_accuracy")
     numbers = " | ".join(f"{history.history[key][epoch - 1]:.4f}" for key in columns)
     return f"| {name} | {epoch} | {numbers} |"
@@ -122,7 +122,7 @@ def main(epochs: int = 40, folder: str = "outputs") -> list[callbacks.Stop | Non
 
 
 def title(stopping: callbacks.ThresholdStopping) -> str:
-    """Say in a picture's title where the run was stopped."""
+    """Return a plot title that says where the run stopped."""
     if (stop := stopping.stop) is None:
         return "not reached"
     return f"{stop.monitor} {stop.value:.4f} after epoch {stop.epoch + 1}"

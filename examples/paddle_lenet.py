@@ -1,14 +1,14 @@
 """The Paddle tutorial on handwritten digits, from its JSON file to a saved LeNet.
 
-In its order: read `mnist.json.gz` and check it; read batches one after the other and
-ahead of the training; a linear regressor on the digit's value, the sigmoid network
-784-10-10-1, the CNN with squared error and with cross-entropy, LeNet on pixels in
-[-1, 1]; evaluate, predict, draw four predictions, save and load.
+In the tutorial's order: read `mnist.json.gz` and check it; read batches synchronously
+and asynchronously; train a linear regressor on the digit's value, the sigmoid network
+784-10-10-1, the CNN with squared error and with cross-entropy, and LeNet on pixels in
+[-1, 1]; evaluate, predict, plot four predictions, save and load.
 
-`main(digits="mnist.json.gz")` trains on the tutorial's file. Without it a small file
-in the same form is made and read, and the training is on Fashion-MNIST: the full set
-if this machine has it, else the sample in the package. Writes `paddle_lenet.png`,
-`.md` and `.keras`. No network.
+`main(digits="mnist.json.gz")` trains on the tutorial's file. Without it, a small file
+in the same format is written and read, and training uses Fashion-MNIST: the full set if
+this machine has it, and otherwise the sample that ships with fmkit. Writes
+`paddle_lenet.png`, `.md` and `.keras`. It needs no network.
 """
 
 import gzip
@@ -27,7 +27,7 @@ from fmkit import visualization as draw
 
 
 def make_json(path: Path, images: np.ndarray, labels: np.ndarray) -> Path:
-    """Write a small file in the tutorial's form: train, valid and eval."""
+    """Write a small file in the tutorial's format: train, valid and eval."""
     rows = (images.reshape(len(images), -1) / 255).round(4)
     cuts = [slice(0, 500), slice(500, 600), slice(600, 700)]
     splits = [[rows[cut].tolist(), labels[cut].tolist()] for cut in cuts]
@@ -37,7 +37,7 @@ def make_json(path: Path, images: np.ndarray, labels: np.ndarray) -> Path:
 
 
 def read_json(path: Path) -> tuple:
-    """Read the tutorial's file, split by split, and let the machine check it."""
+    """Read and check the tutorial's file, split by split."""
     modes = ("train", "valid", "eval")
     splits = {mode: datasets.mnist.load_data(path, mode=mode) for mode in modes}
     report = preprocessing.check_arrays(num_classes=10, **splits)
@@ -46,12 +46,12 @@ def read_json(path: Path) -> tuple:
     images, labels = splits["valid"]
     slip = np.where(np.arange(len(labels)) == 3, 10, labels)
     report = preprocessing.check_arrays(num_classes=10, valid=(images, slip))
-    print(f"With a slip in it: {report.problems[0]}\n")
+    print(f"With one wrong label: {report.problems[0]}\n")
     return tuple((splits[k][0].reshape(-1, 28, 28), splits[k][1]) for k in modes[::2])
 
 
 def ahead(batches: data.Batches) -> Iterator:
-    """Yield the batches; while one is used, a second thread reads the next."""
+    """Yield the batches; a second thread reads the next while one is in use."""
     with ThreadPoolExecutor(1) as pool:
         source = iter(batches)
         coming = pool.submit(next, source, None)
@@ -61,7 +61,7 @@ def ahead(batches: data.Batches) -> Iterator:
 
 
 def time_reading(batches: data.Batches) -> dict[str, float]:
-    """Return the seconds of an epoch: read in turn, read ahead, and by `fit`."""
+    """Return the seconds per epoch: reading in turn, reading ahead, and with `fit`."""
     model = models.linear()
     model.compile(keras.optimizers.SGD(1e-3), "mean_squared_error")
     # Compiling is not counted.
@@ -101,7 +101,7 @@ def networks(top: float) -> dict:
 
 
 def classes(outputs: np.ndarray) -> np.ndarray:
-    """Return the class that the outputs mean: the highest, or the nearest number."""
+    """Return the predicted class: the highest score, or the nearest number."""
     return outputs.argmax(-1) if outputs.shape[1] > 1 else outputs[:, 0].round()
 
 
@@ -119,32 +119,32 @@ def main(epochs: int = 2, folder: str = "outputs", digits: str | None = None) ->
     (x, y), top = train, float(train[0].max())
 
     for way, seconds in time_reading(data.Batches(x, y, 100)).items():
-        print(f"{way:<13} {seconds:5.2f} s for an epoch of {len(x)} images")
+        print(f"{way:<13} {seconds:5.2f} s per epoch of {len(x)} images")
 
     keras.utils.set_random_seed(0)
     accuracies, lines = {}, ["| network | loss | weights | test loss | test accuracy |"]
     lines.append("|---" * 5 + "|")
     for name, (model, optimizer, loss, scale) in networks(top).items():
         models.check_outputs(model, y)
-        judged = data.Batches(*test, 1000, map=scale)
+        test_batches = data.Batches(*test, 1000, map=scale)
         model.compile(optimizer, loss)
         model.fit(data.Batches(x, y, 100, map=scale), epochs=epochs, verbose=0)
-        predicted = classes(model.predict(judged, verbose=0))
+        predicted = classes(model.predict(test_batches, verbose=0))
         accuracies[name] = float(np.mean(predicted == test[1]))
         lines.append(
             f"| {name} | {loss.name} | {model.count_params():,} | "
-            f"{model.evaluate(judged, verbose=0):.4f} | {accuracies[name]:.4f} |"
+            f"{model.evaluate(test_batches, verbose=0):.4f} | {accuracies[name]:.4f} |"
         )
         print(lines[-1], flush=True)
     (output / "paddle_lenet.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
-    # The last one is LeNet: four predictions, then out to a file and back.
+    # The last one is LeNet: four predictions, then save and load it.
     four = scale(test[0][:4])
     logits = model.predict(four, verbose=0)
     model.save(output / "paddle_lenet.keras")
     loaded = keras.saving.load_model(output / "paddle_lenet.keras")
     if not np.array_equal(loaded.predict(four, verbose=0), logits):
-        raise RuntimeError("The loaded model predicts otherwise than the saved one")
+        raise RuntimeError("The loaded model and the saved one differ")
     print("The loaded model predicts the same bits as the saved one.")
 
     _, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")

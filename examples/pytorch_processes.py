@@ -31,10 +31,10 @@ from fmkit.optimizers import ExponentialMovingAverage
 
 
 class MeanGradient:
-    """Put before an optimizer's class: it works on the mean of all gradients."""
+    """Mixin for an optimizer class: it applies the mean of all processes' gradients."""
 
     def apply(self, grads, trainable_variables=None):
-        """Average over the processes, then do as the optimizer does."""
+        """Average the gradients over the processes, then apply the optimizer."""
         flat = torch.cat([gradient.reshape(-1) for gradient in grads])
         distributed.all_reduce(flat)
         flat /= distributed.get_world_size()
@@ -48,7 +48,7 @@ class Adam(MeanGradient, keras.optimizers.Adam):
 
 
 class MeanLogs(keras.callbacks.Callback):
-    """Average the logs of an epoch, so that callbacks after it decide alike."""
+    """Average an epoch's logs, so that later callbacks decide alike everywhere."""
 
     def on_epoch_end(self, epoch, logs=None):
         """Replace each value by its mean over the processes."""
@@ -59,7 +59,7 @@ class MeanLogs(keras.callbacks.Callback):
 
 
 def train(folder="run", epochs=3):
-    """Train in this process, as one of the job; return its history and weights."""
+    """Train as one process of the job; return the history and the weights."""
     distributed.init_process_group("gloo")
     rank, count = distributed.get_rank(), distributed.get_world_size()
     keras.utils.set_random_seed(1)  # the same initial weights everywhere
@@ -82,7 +82,7 @@ def train(folder="run", epochs=3):
 
 
 def main(folder="run", epochs=3, processes=2):
-    """Start the processes here, and wait for them; a failed one ends the others."""
+    """Start the processes here and wait for them; raise if one of them failed."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -97,7 +97,7 @@ def main(folder="run", epochs=3, processes=2):
     ]
     codes = [process.wait() for process in running]
     if any(codes):
-        raise SystemExit(f"Processes ended with {codes}.")
+        raise SystemExit(f"The processes exited with codes {codes}.")
 
 
 if __name__ == "__main__":

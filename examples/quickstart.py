@@ -1,7 +1,8 @@
-"""Train, stop, judge, draw, save and reload a Fashion-MNIST classifier.
+"""Train, stop, evaluate, plot, save and reload a Fashion-MNIST classifier.
 
-Run it with `make quickstart`, or with `python quickstart.py` where fmkit is installed.
-No network: the full data set if this machine has it, else the sample in the package.
+Run it with `make quickstart`, or with `python quickstart.py` if fmkit is installed.
+It needs no network: it uses the full data set if this machine has it, and otherwise the
+sample that ships with fmkit.
 """
 
 from pathlib import Path
@@ -15,13 +16,13 @@ from fmkit import visualization as draw
 
 
 def main(epochs: int = 10, target: float = 0.885, folder: str = "outputs") -> float:
-    """Train until `target` validation accuracy; return the accuracy on test images."""
+    """Train to a validation accuracy of `target`; return the test accuracy."""
     output = Path(folder)
     output.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(0)
     source = datasets.fashion_mnist
 
-    # Data: the whole set if it is here, else the bundled sample. Then look at it.
+    # Data: the full set if it is here, else the bundled sample. Then check it.
     found = source.find()
     training, test = source.load_data() if found else source.load_sample()
     print(f"Fashion-MNIST from {found or 'the sample that ships with fmkit'}")
@@ -31,13 +32,13 @@ def main(epochs: int = 10, target: float = 0.885, folder: str = "outputs") -> fl
     report.raise_for_problems()
     print(report)
 
-    # Batches: a full shuffle each epoch, fixed by the seed. A tenth judges the epochs.
+    # Batches: a full shuffle each epoch, fixed by the seed. A tenth is for validation.
     train, val = preprocessing.split(*training, validation_split=0.1, seed=0)
     batches = data.Batches(*train, batch_size=128, seed=0)
     validation = data.Batches(*val, batch_size=1000, shuffle=False)
-    judged = data.Batches(*test, batch_size=1000, shuffle=False)
+    test_batches = data.Batches(*test, batch_size=1000, shuffle=False)
 
-    # Network: raw logits out; the loss reads logits, a second one is reported too.
+    # Network: it outputs raw logits, which the loss and a second, reported loss take.
     model = models.mlp()
     model.compile(
         optimizer=keras.optimizers.Adam(1e-3),
@@ -49,15 +50,15 @@ def main(epochs: int = 10, target: float = 0.885, folder: str = "outputs") -> fl
         batches, epochs=epochs, validation_data=validation, callbacks=[stop]
     )
 
-    # Judgement: on images that nothing above has seen.
-    accuracy = model.evaluate(judged, return_dict=True, verbose=0)["accuracy"]
-    logits = model.predict(judged, verbose=0)
+    # Evaluation: on images that nothing above has used.
+    accuracy = model.evaluate(test_batches, return_dict=True, verbose=0)["accuracy"]
+    logits = model.predict(test_batches, verbose=0)
     labels, predicted = test[1], logits.argmax(-1)
     print(f"\nTest accuracy {accuracy:.4f}")
     for label, name in enumerate(source.CLASS_NAMES):
         print(f"  {name:<12} {np.mean(predicted[labels == label] == label):.3f}")
 
-    # Pictures, and a file that anyone with Keras and fmkit can load.
+    # Plots, and a file that anyone with Keras and fmkit can load.
     draw.learning_curves(history).figure.savefig(output / "learning_curves.png")
     grid = draw.image_grid(
         test[0][:24], labels[:24], predicted[:24], class_names=source.CLASS_NAMES
@@ -66,8 +67,8 @@ def main(epochs: int = 10, target: float = 0.885, folder: str = "outputs") -> fl
     plt.close("all")
     model.save(output / "quickstart.keras")
     reloaded = keras.saving.load_model(output / "quickstart.keras")
-    if not np.array_equal(reloaded.predict(judged, verbose=0), logits):
-        raise RuntimeError("The reloaded model predicts otherwise than the trained one")
+    if not np.array_equal(reloaded.predict(test_batches, verbose=0), logits):
+        raise RuntimeError("The reloaded model and the trained one differ")
     print(f"Saved to {output.resolve()}; the reloaded model predicts the same bits.")
     return accuracy
 

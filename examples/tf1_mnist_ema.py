@@ -1,13 +1,13 @@
-"""The TensorFlow 1 course's handwriting program: averages, resume, an evaluator beside.
+"""The TensorFlow 1 course's MNIST program: averages, exact resume, an evaluator.
 
-784-500-10, batches of 200, momentum 0.9, a rate of 0.1 that falls by 0.99 each epoch,
-L2 of 1e-4, averages with decay 0.99. This program starts the training and the evaluator
-as two processes, kills the training with SIGKILL in the middle, starts it again, and
-compares its end bit by bit with a training that nobody killed.
+784-500-10, batches of 200, momentum 0.9, a learning rate of 0.1 multiplied by 0.99 each
+epoch, L2 of 1e-4, averages with decay 0.99. This program starts training and the
+evaluator as two processes, kills training with SIGKILL halfway, starts it again, and
+compares the result bit by bit with a run that was never killed.
 
-Writes `tf1_mnist_ema.png` and `tf1_mnist_ema.md`. No network needed: Fashion-MNIST from
-this machine or the sample in the package; `--data PATH` takes MNIST's own files.
-`--steps 50000` is the course's length.
+Writes `tf1_mnist_ema.png` and `tf1_mnist_ema.md`. It needs no network: it uses
+Fashion-MNIST from this machine or the sample that ships with fmkit; `--data PATH` takes
+MNIST's own files. The course trains with `--steps 50000`.
 """
 
 import argparse
@@ -39,14 +39,14 @@ def load(source: str) -> tuple:
 
 
 def rate(num_examples: int) -> schedules.ExponentialDecay:
-    """Return the course's learning rate: a stair for each epoch."""
+    """Return the course's learning rate, which drops once per epoch."""
     return schedules.ExponentialDecay.from_epochs(
         0.1, 0.99, num_examples=num_examples, batch_size=BATCH_SIZE, staircase=True
     )
 
 
 def train(source: str, steps: int, every: int, directory: str) -> None:
-    """Train for `steps` steps, or go on with the training that `directory` holds."""
+    """Train for `steps` steps, or resume the run in `directory`."""
     keras.utils.set_random_seed(0)
     (x, y), _ = load(source)
     batches = data.Batches(x, y, batch_size=BATCH_SIZE, seed=0)
@@ -64,7 +64,7 @@ def train(source: str, steps: int, every: int, directory: str) -> None:
         losses.CrossentropyFromLogits(),
         metrics=["accuracy"],
     )
-    # This callback is all that a training needs to go on where it was killed.
+    # With this callback, a killed run continues where it was.
     resume = callbacks.ExactResume(directory, every=every, keep=20)
     per_epoch = min(len(batches), steps)
     model.fit(
@@ -79,7 +79,7 @@ def train(source: str, steps: int, every: int, directory: str) -> None:
 def main(
     steps: int = 1500, source: str | None = None, folder: str = "outputs"
 ) -> tuple[list[dict], bool]:
-    """Run it all; return what was evaluated, and whether the bits are equal."""
+    """Run everything; return the evaluations, and whether the bits are equal."""
     output = Path(folder)
     killed, unkilled = (
         output / "tf1_mnist_ema_killed",
@@ -95,7 +95,7 @@ def main(
     evaluator = start_evaluator(source, killed)
     try:
         killed_after = kill_in_the_middle(source, steps, every, killed)
-        finish(start_training(source, steps, every, killed), "the second training")
+        finish(start_training(source, steps, every, killed), "the resumed run")
         finish(evaluator, "the evaluator")
     finally:
         evaluator.kill()
@@ -116,14 +116,14 @@ def main(
 def start_training(
     source: str, steps: int, every: int, directory: Path
 ) -> subprocess.Popen:
-    """Start this program anew as a training."""
+    """Start this program as a training process."""
     options = ["--train", str(directory), "--data", source]
     options += ["--steps", str(steps), "--every", str(every)]
     return subprocess.Popen([sys.executable, __file__, *options])  # noqa: S603
 
 
 def start_evaluator(source: str, directory: Path) -> subprocess.Popen:
-    """Start the evaluator of `directory`: it waits for commits, and tells of each."""
+    """Start the evaluator of `directory`, which waits for commits and reports each."""
     named = {"fashion_mnist": "fashion_mnist", "sample": "fashion_mnist=sample"}
     options = ["--data", named.get(source, f"mnist={source}"), "--poll", "1"]
     command = [sys.executable, "-m", "fmkit.evaluation", str(directory), *options]
@@ -131,61 +131,63 @@ def start_evaluator(source: str, directory: Path) -> subprocess.Popen:
 
 
 def kill_in_the_middle(source: str, steps: int, every: int, directory: Path) -> int:
-    """Train, and SIGKILL it half way; return the step of its last commit."""
+    """Train, and SIGKILL the process halfway; return the step of its last commit."""
     training = start_training(source, steps, every, directory)
     try:
         while training.poll() is None:
             commit = last_commit(directory)
             if commit is not None and step_of(commit) >= steps // 2:
-                training.kill()  # SIGKILL on Linux and macOS: nothing can be tidied up
+                training.kill()  # SIGKILL on Linux and macOS: no cleanup can run
                 break
             time.sleep(0.02)
     finally:
         training.kill()
     if training.wait() == 0:
-        raise RuntimeError("The training ended before it was killed: take more steps")
-    # Once more: a commit may have come between the look and the kill.
+        raise RuntimeError("Training ended before it was killed: use more steps")
+    # Look again: there may have been a commit between the check and the kill.
     step = step_of(last_commit(directory))
     print(f"Killed; the last commit is of step {step} of {steps}.")
     return step
 
 
 def finish(process: subprocess.Popen, name: str) -> None:
-    """Wait for the end of a process, which must be a good one."""
+    """Wait for a process to end, and raise if it failed."""
     if process.wait() != 0:
         raise RuntimeError(f"{name} ended with status {process.returncode}")
 
 
 def last_commit(directory: Path) -> Path | None:
-    """Return the newest commit's file."""
+    """Return the file of the newest commit."""
     commits = sorted(directory.glob("commit-*.npz"))
     return commits[-1] if commits else None
 
 
 def step_of(commit: Path) -> int:
-    """Return the number of steps before a commit: the archive holds JSON, too."""
+    """Return the number of steps before a commit, from the JSON in its archive."""
     with zipfile.ZipFile(commit) as archive:
         meta = json.loads(archive.read("meta.json"))
     return meta["steps_before"] + meta["step"]
 
 
 def same_bits(a: Path, b: Path) -> bool:
-    """Compare all that two commits hold: weights, momenta, averages, counters."""
+    """Compare everything in two commits: weights, momenta, averages, counters."""
     with np.load(a) as left, np.load(b) as right:
         names = [name for name in left.files if name != "meta.json"]
-        print(f"Comparing {len(names)} arrays with those of a training never killed.")
+        print(
+            f"Comparing {len(names)} arrays with those of a run that was never killed."
+        )
         return set(left.files) == set(right.files) and all(
             left[name].tobytes() == right[name].tobytes() for name in names
         )
 
 
 def accuracies(records: list[dict], kind: str) -> list[float]:
-    """Return the test accuracy of the raw or the averaged weights by commit."""
+    """Return the test accuracy of the raw or averaged weights at each commit."""
     return [next(iter(r["results"][kind].values()))["accuracy"] for r in records]
 
 
 def report(records: list[dict], killed_after: int, equal: bool) -> str:
-    """Return a table of the evaluations, and the outcome of the comparison."""
+    """Return a table of the evaluations, and the result of the comparison."""
     rows = zip(
         [record["step"] for record in records],
         accuracies(records, "raw"),
@@ -206,7 +208,7 @@ def report(records: list[dict], killed_after: int, equal: bool) -> str:
 
 
 def picture(records: list[dict], killed_after: int, num_examples: int) -> plt.Figure:
-    """Draw the evaluator's accuracies, and the rate of learning."""
+    """Plot the evaluator's accuracies and the learning rate."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     steps = [record["step"] for record in records]
     left.axvline(killed_after, color="grey", linestyle="--", label="killed, resumed")

@@ -1,10 +1,10 @@
 """Compare optimizers, batch sizes and steps, as the TensorFlow 1 course asks.
 
-The course's network 784-500-10 on Fashion-MNIST, from the same initial weights in every
-run: gradient descent, with momentum, and Adam, each in three sizes of batches. They are
-judged on images held out of the training set. Writes `tf1_optimizers.png` and
-`tf1_optimizers.md`. No network needed: the full data set if this machine has it, else
-the sample in the package.
+The course's network 784-500-10 on Fashion-MNIST, with the same initial weights in every
+run: gradient descent with and without momentum, and Adam, each with three batch sizes.
+They are evaluated on images held out of the training set. Writes `tf1_optimizers.png`
+and `tf1_optimizers.md`. It needs no network: it uses the full data set if this machine
+has it, and otherwise the sample that ships with fmkit.
 """
 
 from pathlib import Path
@@ -29,11 +29,11 @@ OPTIMIZERS = {
 def train(
     parts: tuple, optimizer: str, batch_size: int, steps: int, every: int
 ) -> list[dict[str, Any]]:
-    """Train one network; return a row for each `every` steps."""
+    """Train one network; return one row per `every` steps."""
     training, (x_val, y_val) = parts
     batches = data.Batches(*training, batch_size=batch_size, seed=0)
-    # The images are scaled once here: they are judged many times.
-    judge = callbacks.BatchValidation(
+    # The images are scaled once here, since they are evaluated many times.
+    validation = callbacks.BatchValidation(
         preprocessing.preprocess(x_val, y_val), every=every, batch_size=1000
     )
     model = models.mlp((500,), seed=0)
@@ -47,7 +47,7 @@ def train(
         batches,
         epochs=-(-steps // per_epoch),
         steps_per_epoch=per_epoch,
-        callbacks=[judge],
+        callbacks=[validation],
         verbose=0,
     )
     return [
@@ -57,7 +57,7 @@ def train(
             "steps": record["batch"],
             "accuracy": float(record["val_accuracy"]),
         }
-        for record in judge.records
+        for record in validation.records
         if record["batch"] <= steps
     ]
 
@@ -115,7 +115,7 @@ def report(rows: list[dict[str, Any]], at: list[int]) -> str:
 def picture(
     rows: list[dict[str, Any]], steps: int, batch_sizes: tuple[int, ...]
 ) -> plt.Figure:
-    """Draw accuracy by steps, then by batch size: same steps, same images."""
+    """Plot accuracy by steps, then by batch size at equal steps and equal images."""
     figure, axes = plt.subplots(
         1, 3, figsize=(12, 3.8), sharey=True, layout="constrained"
     )

@@ -1,9 +1,10 @@
-"""Smooth a decision boundary by L2, on the circle of the TensorFlow 1 course.
+"""Smooth a decision boundary with L2, on the circle of the TensorFlow 1 course.
 
-300 points of the plane, labelled by whether a circle holds them. The network 2-11-1
-learns the labels as numbers, once freely and once with TensorFlow 1's penalty of 0.01
-times half the sum of the squared weights; both begin with the same weights. Writes
-`tf1_regularization.png` and `tf1_regularization.md`. No network needed.
+300 points in the plane, labeled by whether they are inside a circle. The network 2-11-1
+learns the labels as numbers, once without a penalty and once with TensorFlow 1's
+penalty of 0.01 times half the sum of the squared weights; both start from the same
+weights. Writes `tf1_regularization.png` and `tf1_regularization.md`. It needs no
+network.
 """
 
 from pathlib import Path
@@ -17,7 +18,7 @@ from fmkit import visualization as draw
 
 
 def network(l2: float) -> keras.Model:
-    """Return the network 2-11-1 at its start, which is the same for each penalty."""
+    """Return the untrained network 2-11-1, the same for every penalty."""
     return models.mlp(
         (11,),
         1,
@@ -33,11 +34,11 @@ def network(l2: float) -> keras.Model:
 def train(model: keras.Model, steps: int) -> keras.Model:
     """Train for `steps` steps of Adam in batches of 30, in order."""
     x, y = datasets.toy.circle()
-    # The same 10 batches again and again: 100 rounds of them make an epoch for `fit`.
+    # The same 10 batches are repeated: for `fit`, 100 rounds of them are one epoch.
     rounds = min(100, steps // 10)
     repeated = np.tile(x, (rounds, 1)), np.tile(y, (rounds, 1))
     batches = data.Batches(*repeated, batch_size=30, shuffle=False, map=None)
-    # Many steps an execution: so small a network would mostly wait for Python.
+    # Many steps per execution: such a small network would mostly wait for Python.
     adam = keras.optimizers.Adam(1e-4)
     model.compile(adam, "mean_squared_error", steps_per_execution=rounds * 10)
     model.fit(batches, epochs=steps // (rounds * 10), verbose=0)
@@ -54,8 +55,8 @@ def main(
     networks = [train(network(penalty), steps) for penalty in (0.0, l2)]
     rows = [measure(model) for model in networks]
     lines = [
-        "| penalty | sum of squared weights | mean squared error | right of 300 "
-        "| right on 10,000 new points |",
+        "| penalty | sum of squared weights | mean squared error | correct of 300 "
+        "| correct on 10,000 new points |",
         "|---:|---:|---:|---:|---:|",
     ]
     lines += [
@@ -83,7 +84,7 @@ def main(
 
 
 def measure(model: keras.Model) -> dict[str, float]:
-    """Return how large the weights are, and how right the network is."""
+    """Return the size of the weights, and how accurate the network is."""
     kernels = [w for w in model.get_weights() if w.ndim == 2]
     x, y = datasets.toy.circle()
     said = keras.ops.convert_to_numpy(model(x))

@@ -1,10 +1,10 @@
 """The two-layer network of the TensorFlow 1 course, to all printed digits.
 
-32 parts have a volume and a weight; they pass where the two sum to less than 1. A
-network 2-3-1 without offsets or activations learns it by plain gradient descent, in
-batches of 8 in order, 3,000 steps. Prints the course's six losses and its final
-weights, on JAX and PyTorch up to the eighth digit of a weight; writes
-`tf1_two_layers.png` and `tf1_two_layers.md`. No network needed.
+32 parts have a volume and a weight; a part passes if the two sum to less than 1. A
+network 2-3-1 without biases or activations learns this by plain gradient descent, in
+3,000 steps with batches of 8 in order. Prints the course's six losses and its final
+weights (on JAX and PyTorch they agree up to the eighth digit of a weight); writes
+`tf1_two_layers.png` and `tf1_two_layers.md`. It needs no network.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ W2 = [[-0.8113182], [1.4845988], [0.06532937]]
 
 
 def train(steps: int, every: int) -> tuple[keras.Model, list[tuple[int, float]]]:
-    """Train for `steps` steps; return the model, and the loss every so many."""
+    """Train for `steps` steps; return the model, and the loss every `every` steps."""
     x, y = datasets.toy.half_plane()
     batches = data.Batches(x, y, batch_size=8, shuffle=False, map=None)
     model = models.mlp((3,), 1, input_shape=(2,), activation=None, use_bias=False)
@@ -41,7 +41,7 @@ def train(steps: int, every: int) -> tuple[keras.Model, list[tuple[int, float]]]
 def main(
     steps: int = 3000, every: int = 500, folder: str = "outputs"
 ) -> tuple[list[tuple[int, float]], list[np.ndarray]]:
-    """Train and report; return the losses by step, and the weights at the end."""
+    """Train and report; return the losses by step and the final weights."""
     output = Path(folder)
     output.mkdir(parents=True, exist_ok=True)
     model, losses = train(steps, every)
@@ -49,7 +49,7 @@ def main(
     lines = ["| after step | loss on all 32 parts |", "|---:|---:|"]
     lines += [f"| {step} | {loss:g} |" for step, loss in losses]
     w1, w2 = model.get_weights()
-    # Nine digits tell any two float32 numbers apart; NumPy prints as few as do.
+    # NumPy prints as few digits, at most nine, as identify a float32 number.
     lines += ["", "```text", f"w1 =\n{w1}", f"w2 =\n{w2}", "```"]
     table = "\n".join(lines)
     print(table)
@@ -64,20 +64,20 @@ def main(
 
 
 def draw_losses(ax: plt.Axes, losses: list[tuple[int, float]]) -> None:
-    """Draw the losses, each with the number that the course prints."""
+    """Plot the losses, each with the number that the course prints."""
     ax.plot(*zip(*losses, strict=True), "o-", color="black")
     ax.set(xlabel="step", ylabel="mean squared error", yscale="log", ylim=(0.3, 12))
     ax.set_yticks([0.4, 1, 2, 4], ["0.4", "1", "2", "4"])
     ax.minorticks_off()
     for step, loss in losses:
-        # Beside the point, up and to the right, out of the next one's way.
+        # Up and to the right of the point, so that it does not cover the next one.
         ax.text(step + 40, 1.08 * loss, f"{loss:g}", rotation=35)
     ax.set_xlim(-0.05 * losses[-1][0] - 50, 1.2 * losses[-1][0] + 100)
     ax.set_title("loss on all 32 parts")
 
 
 def draw_forecasts(ax: plt.Axes, model: keras.Model) -> None:
-    """Draw what the network says about each part, beside what is true."""
+    """Plot the network's output for each part and the true label."""
     x, y = datasets.toy.half_plane()
     total, said = x.sum(axis=1), model.predict(x, verbose=0)[:, 0]
     for label, style in ((1, "^k"), (0, "ow")):

@@ -1,9 +1,9 @@
-"""Forecast the sales of yogurt: by squared error, then by what a mistake costs.
+"""Forecast yogurt sales: by squared error, then by what a mistake costs.
 
-The TensorFlow 1 course's lesson. The sales of a day are the sum of two factors and a
-little noise. A pot costs 1 to make and earns 9, or the other way round: who loses
-more by a missed sale than by an unsold pot should make too many rather than too few.
-Writes `tf1_yogurt.png` and `tf1_yogurt.md`. No network needed.
+The TensorFlow 1 course's lesson. A day's sales are the sum of two factors and a little
+noise. A pot costs 1 to make and earns 9, or the other way round: if a missed sale costs
+more than an unsold pot, it is better to make too many than too few. Writes
+`tf1_yogurt.png` and `tf1_yogurt.md`. It needs no network.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 
 from fmkit import data, datasets, losses, models
 
-# TensorFlow 1 adds the costs of a batch up where Keras takes their mean.
+# TensorFlow 1 sums the costs of a batch; Keras averages them.
 COSTS = {
     "squared error": "mean_squared_error",
     "too few cost 9, too many 1": losses.AsymmetricError(
@@ -30,14 +30,14 @@ STYLES = [("black", "-", "o"), ("#D55E00", "--", "^"), ("#0072B2", ":", "v")]
 def fit(loss: str | keras.losses.Loss, steps: int) -> np.ndarray:
     """Return the two weights after `steps` steps in batches of 8, in order."""
     x, y = datasets.toy.yogurt_sales()
-    # The same 4 batches again and again: `rounds` of them make one epoch for `fit`.
+    # The same 4 batches are repeated: for `fit`, `rounds` of them are one epoch.
     rounds = steps // 4
     repeated = np.tile(x, (rounds, 1)), np.tile(y, (rounds, 1))
     batches = data.Batches(*repeated, batch_size=8, shuffle=False, map=None)
     model = models.linear(1, input_shape=(2,), use_bias=False)
     # What the course draws with tf.random_normal((2, 1), stddev=1, seed=1).
     model.set_weights([np.array([[-0.8113182], [1.4845988]])])
-    # Many steps an execution: so small a network would mostly wait for Python.
+    # Many steps per execution: such a small network would mostly wait for Python.
     model.compile(keras.optimizers.SGD(0.001), loss, steps_per_execution=100)
     model.fit(batches, verbose=0)
     return model.get_weights()[0][:, 0]
@@ -46,7 +46,7 @@ def fit(loss: str | keras.losses.Loss, steps: int) -> np.ndarray:
 def main(
     steps: int = 3000, squared_steps: int = 20_000, folder: str = "outputs"
 ) -> dict[str, np.ndarray]:
-    """Fit by each cost; return the weights. The mean square is slow: more steps."""
+    """Fit with each cost; return the weights. Squared error needs more steps."""
     output = Path(folder)
     output.mkdir(parents=True, exist_ok=True)
     weights = {
@@ -66,9 +66,9 @@ def main(
 
 
 def report(weights: dict[str, np.ndarray]) -> str:
-    """Return a table: the weights, how often too many, and what each cost gives."""
+    """Return a table of weights, days with too many, and average costs."""
     lines = [
-        "| fitted by | w1 | w2 | days with too many | cost a day at 9:1 | at 1:9 |",
+        "| fitted by | w1 | w2 | days with too many | cost per day at 9:1 | at 1:9 |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     _, y = datasets.toy.yogurt_sales()
@@ -94,7 +94,7 @@ def errors(w: np.ndarray) -> np.ndarray:
 
 
 def draw_costs(ax: plt.Axes) -> None:
-    """Draw the three costs of one day as functions of the forecast's error."""
+    """Plot the three costs of one day as functions of the forecast's error."""
     error = np.linspace(-0.1, 0.1, 201)
     costs = [20 * error**2, np.maximum(-9 * error, error)]
     costs.append(np.maximum(-error, 9 * error))
@@ -108,7 +108,7 @@ def draw_costs(ax: plt.Axes) -> None:
 
 
 def draw_errors(ax: plt.Axes, weights: dict[str, np.ndarray]) -> None:
-    """Draw each fit's errors on the 32 days, from the lowest to the highest."""
+    """Plot each fit's errors on the 32 days, from the lowest to the highest."""
     share = (np.arange(32) + 0.5) / 32
     for w, (colour, dash, marker) in zip(weights.values(), STYLES, strict=True):
         line = ax.plot(np.sort(errors(w)), share, dash, color=colour)[0]

@@ -1,13 +1,14 @@
-"""The GradientTape tutorial on Fashion-MNIST: its loop, and the same run by `fit`.
+"""The GradientTape tutorial on Fashion-MNIST: its loop, and the same run with `fit`.
 
 A network 784-256-128-64-32-10, Adam at 0.001, batches of 128, and the mean squared
 error between one-hot labels and raw logits. Both losses are printed every 100 steps,
-the accuracy on the test images after each epoch. The loop and `fit` see the same
-batches from the same start, so they train the same network; a third run shows what
-the cross-entropy makes of it. `--epochs 20` is what the tutorial takes.
+and the accuracy on the test images after each epoch. The loop and `fit` see the same
+batches and start from the same weights, so they train the same network; a third run
+trains with the cross-entropy. The tutorial uses `--epochs 20`.
 
-Writes `tf2_gradient_tape.png` and `.md`. No network: the full data set if this machine
-has it, else the sample in the package. Keras must run on TensorFlow.
+Writes `tf2_gradient_tape.png` and `.md`. It needs no network: it uses the full data set
+if this machine has it, and otherwise the sample that ships with fmkit. Keras must run
+on TensorFlow.
 """
 
 import argparse
@@ -29,19 +30,21 @@ LOSSES = {
 
 
 def start() -> tuple[keras.Model, keras.Optimizer]:
-    """Return the network and its optimizer, the same ones at each call."""
+    """Return the network and its optimizer, the same at each call."""
     keras.utils.set_random_seed(0)
     return models.mlp(), keras.optimizers.Adam(1e-3)
 
 
 def say(epoch: int, step: int, values: dict[str, float]) -> None:
-    """Print both losses in a line."""
+    """Print both losses on one line."""
     numbers = "  ".join(f"{name} {values[name]:.4f}" for name in LOSSES)
     print(f"  epoch {epoch + 1:2}  step {step:3}  {numbers}")
 
 
-def by_hand(train: data.Batches, judged: data.Batches, labels: np.ndarray, epochs: int):
-    """Train in a loop; return the model, its test accuracies, the printed losses."""
+def by_hand(
+    train: data.Batches, test_batches: data.Batches, labels: np.ndarray, epochs: int
+):
+    """Train in a loop; return the model, its test accuracies and the printed losses."""
     model, optimizer = start()
 
     @tf.function  # compiled once; without this line it is the tutorial's eager loop
@@ -64,21 +67,21 @@ def by_hand(train: data.Batches, judged: data.Batches, labels: np.ndarray, epoch
                     {"step": at, "loss": name, "value": float(values[name])}
                     for name in LOSSES
                 ]
-        predicted = model.predict(judged, verbose=0).argmax(-1)
+        predicted = model.predict(test_batches, verbose=0).argmax(-1)
         accuracies.append(float(np.mean(predicted == labels)))
         print(f"epoch {epoch + 1}: {accuracies[-1]:.4f} of the test images\n")
     return model, accuracies, printed
 
 
 class EveryHundredSteps(keras.callbacks.Callback):
-    """Print the losses every 100 steps: `fit` gives their means in this epoch."""
+    """Print the losses every 100 steps, as means over the epoch so far."""
 
     def on_epoch_begin(self, epoch, logs=None):
         """Remember the epoch."""
         self.epoch = epoch
 
     def on_train_batch_end(self, batch, logs=None):
-        """Print where the tutorial does."""
+        """Print at the same steps as the tutorial."""
         if batch % 100 == 0:
             say(self.epoch, batch, logs)
 
@@ -87,7 +90,7 @@ class EveryHundredSteps(keras.callbacks.Callback):
         print(f"epoch {epoch + 1}: {logs['val_accuracy']:.4f} of the test images\n")
 
 
-def by_fit(train: data.Batches, judged: data.Batches, epochs: int, loss):
+def by_fit(train: data.Batches, test_batches: data.Batches, epochs: int, loss):
     """Train with `fit`; return the model and its test accuracies."""
     model, optimizer = start()
     wrapper = keras.metrics.MeanMetricWrapper
@@ -97,7 +100,7 @@ def by_fit(train: data.Batches, judged: data.Batches, epochs: int, loss):
     history = model.fit(
         train,
         epochs=epochs,
-        validation_data=judged,
+        validation_data=test_batches,
         verbose=0,
         callbacks=[EveryHundredSteps()],
     )
@@ -105,7 +108,7 @@ def by_fit(train: data.Batches, judged: data.Batches, epochs: int, loss):
 
 
 def table(columns: dict[str, list[float]]) -> str:
-    """Return the test accuracies as a Markdown table, a row for each epoch."""
+    """Return the test accuracies as a Markdown table, one row per epoch."""
     lines = [
         "| epoch | " + " | ".join(columns) + " |",
         "|---" * (len(columns) + 1) + "|",
@@ -120,7 +123,7 @@ def table(columns: dict[str, list[float]]) -> str:
 def main(epochs: int = 6, folder: str = "outputs") -> dict[str, list[float]]:
     """Train three times; return the test accuracies after each epoch."""
     if keras.backend.backend() != "tensorflow":
-        raise SystemExit("GradientTape is TensorFlow's: set KERAS_BACKEND=tensorflow.")
+        raise SystemExit("GradientTape needs TensorFlow: set KERAS_BACKEND=tensorflow.")
     output = Path(folder)
     output.mkdir(parents=True, exist_ok=True)
     source = datasets.fashion_mnist
@@ -128,16 +131,21 @@ def main(epochs: int = 6, folder: str = "outputs") -> dict[str, list[float]]:
     (x, y), test = source.load_data() if found else source.load_sample()
     print(f"{len(x)} images from {found or 'the sample that ships with fmkit'}\n")
     train = data.Batches(x, y, batch_size=128, seed=0)
-    judged = data.Batches(*test, batch_size=1000, shuffle=False)
+    test_batches = data.Batches(*test, batch_size=1000, shuffle=False)
 
-    print("The loop, on the mean squared error")
-    by_loop, looped, printed = by_hand(train, judged, test[1], epochs)
-    print("`fit`, on the mean squared error")
-    fitted, same = by_fit(train, judged, epochs, losses.MeanSquaredErrorFromLogits())
-    gap = np.abs(by_loop.predict(judged, verbose=0) - fitted.predict(judged, verbose=0))
+    print("The loop, with the mean squared error")
+    by_loop, looped, printed = by_hand(train, test_batches, test[1], epochs)
+    print("`fit`, with the mean squared error")
+    fitted, same = by_fit(
+        train, test_batches, epochs, losses.MeanSquaredErrorFromLogits()
+    )
+    gap = np.abs(
+        by_loop.predict(test_batches, verbose=0)
+        - fitted.predict(test_batches, verbose=0)
+    )
     print(f"The logits of the two differ by {gap.max():.2g} at most.\n")
-    print("`fit`, on the cross-entropy")
-    _, other = by_fit(train, judged, epochs, losses.CrossentropyFromLogits())
+    print("`fit`, with the cross-entropy")
+    _, other = by_fit(train, test_batches, epochs, losses.CrossentropyFromLogits())
 
     columns = {"loop, MSE": looped, "fit, MSE": same, "fit, cross-entropy": other}
     (output / "tf2_gradient_tape.md").write_text(table(columns), encoding="utf-8")
@@ -161,5 +169,5 @@ def main(epochs: int = 6, folder: str = "outputs") -> dict[str, list[float]]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--epochs", type=int, default=6, help="the tutorial takes 20")
+    parser.add_argument("--epochs", type=int, default=6, help="the tutorial uses 20")
     main(**vars(parser.parse_args()))

@@ -1,12 +1,12 @@
-"""How soon a test accuracy is reached: small networks, one recipe each.
+"""Time to reach a test accuracy: small networks, one recipe each.
 
     KERAS_BACKEND=jax python time_to_accuracy.py short   # seconds
     python time_to_accuracy.py dense
     python time_to_accuracy.py residual_36      # minutes
 
-Every recipe was chosen on 5,000 validation images that were taken from the training
-set. Here it trains on all 60,000 training images for a fixed number of epochs, and
-the test images are looked at once, at the end. The clock starts on the next line.
+Every recipe was chosen on 5,000 validation images held out of the training set. Here it
+trains on all 60,000 training images for a fixed number of epochs, and the test images
+are used once, at the end. The clock starts on the next line.
 """
 
 import time
@@ -25,13 +25,13 @@ from fmkit import data, datasets, losses, models, performance  # noqa: E402
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a training needs besides its network."""
+    """The training settings of a network."""
 
     epochs: int
     batch_size: int
-    rate: float  # at the top of the one cycle
-    compiled: bool = False  # by XLA: pays for matrix products, not for convolutions
-    decay: float = 0.0  # of the weights; 0 is Adam, otherwise SGD with momentum
+    rate: float  # the peak of the one cycle
+    compiled: bool = False  # by XLA: worth it for matrix products, not convolutions
+    decay: float = 0.0  # of the weights; 0 means Adam, otherwise SGD with momentum
     smoothing: float = 0.0  # of the labels
 
 
@@ -47,7 +47,7 @@ RECIPES = {
 
 
 def strided(filters: tuple[int, ...], first: int, seed: int) -> keras.Model:
-    """Return convolutions with BatchNorm, each halving the image."""
+    """Return convolutions with BatchNorm, each of which halves the image."""
     network = keras.Sequential([keras.Input((28, 28, 1))], name="strided")
     for index, count in enumerate(filters):
         side = 3 if index else first
@@ -84,7 +84,7 @@ def residual(seed: int) -> keras.Model:
 
 
 def both_sides(model: keras.Model) -> keras.Model:
-    """Return what judges an image and its mirror image, and takes the mean."""
+    """Return a model that averages the logits of an image and its mirror image."""
     image = keras.Input(model.input_shape[1:])
     logits = (model(image) + model(keras.ops.flip(image, axis=2))) / 2
     return keras.Model(image, logits)
@@ -94,7 +94,7 @@ def build(name: str, seed: int) -> keras.Model:
     """Return the network of a recipe."""
     if name in ("short", "dense"):
         units = (128,) if name == "short" else (512,)
-        # Drawn by NumPy: JAX would compile a generator for each shape, over a second.
+        # Drawn by NumPy: JAX would compile one generator per shape, over a second.
         generator = np.random.default_rng(seed)
 
         def he_normal(shape: tuple[int, ...], dtype: str) -> np.ndarray:
@@ -121,14 +121,14 @@ def main(
     *,
     validation: bool = False,
 ) -> tuple[float, float]:
-    """Train by a recipe; return the accuracy, and the seconds from the first line.
+    """Train with a recipe; return the accuracy and the seconds since the first line.
 
-    With `validation=True` the last 5,000 training images are kept out and judged in
-    place of the test images: the way the recipes were chosen.
+    With `validation=True` the last 5,000 training images are held out and evaluated
+    instead of the test images: this is how the recipes were chosen.
     """
     recipe = RECIPES[name]
     epochs = epochs or recipe.epochs
-    # Every part below has the seed; keras.utils.set_random_seed would import
+    # Each part below gets the seed: keras.utils.set_random_seed would import
     # TensorFlow on any backend, which takes two seconds.
     source = datasets.fashion_mnist
     loaded = source.load_data() if source.find() else source.load_sample()
@@ -142,7 +142,7 @@ def main(
         drop_remainder=recipe.compiled,  # one program to compile, not two
         seed=seed,
     )
-    judged = data.Batches(x_test[..., None], batch_size=1000)
+    held_out = data.Batches(x_test[..., None], batch_size=1000)
 
     steps = epochs * len(train)
     slow_start = steps // 5 if recipe.decay else steps // 4
@@ -161,7 +161,7 @@ def main(
     model = build(name, seed)
     eager = keras.backend.backend() == "torch"
     if recipe.compiled and keras.backend.backend() == "tensorflow":
-        # On JAX its program takes longer to compile than so few epochs give back.
+        # On JAX its program takes longer to compile than it saves in so few epochs.
         model = performance.FusedModel(model.inputs, model.outputs)
     model.compile(
         optimizer,
@@ -170,9 +170,9 @@ def main(
         steps_per_execution=1 if eager else 20,
     )
     model.fit(train, epochs=epochs, verbose=0)
-    if name.startswith("residual"):  # it has learned from mirror images too
+    if name.startswith("residual"):  # it was trained on mirror images too
         model = both_sides(model)
-    predicted = model.predict(judged, verbose=0).argmax(axis=-1)
+    predicted = model.predict(held_out, verbose=0).argmax(axis=-1)
     return float((predicted == y_test).mean()), time.perf_counter() - START
 
 

@@ -1,10 +1,10 @@
 """What if there were more units, more layers, more epochs, another optimizer?
 
-The questions at which the tutorials end, put to Keras Tuner: first one at a time around
-the tutorial's network, then all together by random search. Every choice is made on a
-validation part of the training images; the test images judge once, at the end. Writes
-`tune_mlp.png` and `tune_mlp.csv`. No network: the sample that ships with fmkit, a tenth
-of Fashion-MNIST, so that it takes a minute or two.
+The questions that the tutorials end with, answered by Keras Tuner: first one at a time
+around the tutorial's network, then all together by random search. Every choice is made
+on a validation split of the training images; the test images are used once, at the end.
+Writes `tune_mlp.png` and `tune_mlp.csv`. It needs no network: it uses the sample that
+ships with fmkit, a tenth of Fashion-MNIST, so that it takes only a minute or two.
 """
 
 import csv
@@ -17,7 +17,7 @@ import numpy as np
 from fmkit import data, datasets, hypermodels, preprocessing
 from fmkit import visualization as draw
 
-# The tutorial's network and training; what is asked about replaces one of them.
+# The tutorial's network and training; each question varies one of these settings.
 BASE = {
     "units": 128,
     "depth": 1,
@@ -55,7 +55,7 @@ def main(
     folder: str = "outputs",
     questions: dict[str, list] | None = None,
 ) -> float:
-    """Ask, search, judge; return the test accuracy of the model that was chosen."""
+    """Search and evaluate; return the test accuracy of the best model."""
     questions = QUESTIONS if questions is None else questions
     output = Path(folder)
     output.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ def main(
     validation = data.Batches(*val, batch_size=600, shuffle=False)
 
     def search(name, tuner_class, settings, **options):
-        """Search (a search that was interrupted goes on) and return the tuner."""
+        """Search, or continue an interrupted search, and return the tuner."""
         hypermodel = hypermodels.HyperMLP(**BASE | {"epochs": epochs} | settings)
         tuner = tuner_class(
             hypermodel,
@@ -98,23 +98,23 @@ def main(
     rows += [{"question": "together", **row} for row in found]
     write_table(output / "tune_mlp.csv", rows)
 
-    # The best model comes back with the score that the tuner reported, to the bit.
+    # The best model, once loaded, has exactly the score that the tuner reported.
     model = tuner.get_best_models()[0]
     again = model.evaluate(validation, verbose=0, return_dict=True)["accuracy"]
     if again != found[0]["score"]:
         raise RuntimeError(
-            f"Reported {found[0]['score']}, the loaded model has {again}"
+            f"Reported {found[0]['score']}, but the loaded model has {again}"
         )
-    judged = data.Batches(*test, batch_size=1000, shuffle=False)
-    accuracy = model.evaluate(judged, verbose=0, return_dict=True)["accuracy"]
+    test_batches = data.Batches(*test, batch_size=1000, shuffle=False)
+    accuracy = model.evaluate(test_batches, verbose=0, return_dict=True)["accuracy"]
     best = {name: found[0][name] for name in TOGETHER}
-    print(f"\nBest of {len(found)} together: {best}")
+    print(f"\nBest of {len(found)} combinations: {best}")
     print(f"Validation accuracy {again:.4f}, test accuracy {accuracy:.4f}")
     return accuracy
 
 
 def write_table(path: Path, rows: list[dict]) -> None:
-    """Write one line for each trial: what was asked, its settings, its score."""
+    """Write one line per trial: the question, its settings and its score."""
     names = dict.fromkeys(name for row in rows for name in row if name != "message")
     with open(path, "w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, list(names), extrasaction="ignore", restval="")

@@ -18,6 +18,7 @@ from odd_files import ODD_FILES
 from resuming import StopAt, StopError, X, Y, bits, build, data, fit, same_bits
 
 from fmkit import _files
+from fmkit import _keras_private as private
 from fmkit._commits import CommitDirectory, _format, list_commits, read_commit
 from fmkit._commits._encoding import decode
 from fmkit.callbacks import ExactResume
@@ -25,7 +26,7 @@ from fmkit.callbacks._resume import _callback_state
 from fmkit.data import Batches
 from fmkit.evaluation import SidecarEvaluator
 
-pytestmark = pytest.mark.backend("tensorflow")
+pytestmark = pytest.mark.backend("torch")
 
 if os.name != "posix":  # pragma: no cover
     pytest.skip("pipes, links and signals of POSIX", allow_module_level=True)
@@ -382,7 +383,7 @@ def test_a_state_that_changes_its_kind_names_callback_and_key(tmp_path):
 def test_every_callback_of_keras_is_known():
     others = (keras.callbacks.Callback, keras.callbacks.CallbackList)
     rival = keras.callbacks.BackupAndRestore
-    known = {*_callback_state._TABLE, *_callback_state._STATELESS, *others, rival}
+    known = {*_callback_state._TABLE, *private.STATELESS_CALLBACKS, *others, rival}
     every = {k for k in vars(keras.callbacks).values() if isinstance(k, type)}
     assert every <= known, every - known
 

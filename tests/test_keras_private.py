@@ -22,23 +22,15 @@ def build():
     return model
 
 
-class Arrays(private.DataAdapter):
-    """A data adapter that notes what is asked of it, and by whom."""
+class Steps(private.Feed):
+    """Steps 2 to 4 of an epoch."""
 
-    def __init__(self):
-        self.requests = []
-        self.iterators = 0
+    num_batches, batch_size, has_partial_batch, partial_batch_size = 5, 2, False, None
 
-    @property
-    def num_batches(self):
-        request = private.calling_request()
-        if request is not None:
-            self.requests.append(request)
-            private.enumerate_steps_with(request.epoch_iterator, lambda: (2, 5))
-        return 5
+    def start_epoch(self):
+        return 2, 5
 
     def get_jax_iterator(self):
-        self.iterators += 1
         return iter([(X[:2], Y[:2])] * 3)
 
     get_torch_dataloader = get_jax_iterator
@@ -47,6 +39,20 @@ class Arrays(private.DataAdapter):
         import tensorflow as tf
 
         return tf.data.Dataset.from_tensors((X[:2], Y[:2])).repeat(3)
+
+
+class Arrays(private.DataSource):
+    """Data that note what is asked of them, and by whom."""
+
+    def __init__(self):
+        self.requests = []
+
+    def feed(self, request):
+        self.requests.append(request)
+        return Steps()
+
+    def __len__(self):
+        return 5
 
 
 def test_this_keras_is_one_that_was_read_line_by_line():
@@ -78,17 +84,17 @@ def test_fit_takes_a_data_adapter_and_an_adapter_can_see_who_asks():
     model.fit(adapter, epochs=3, initial_epoch=2, verbose=0)
     assert adapter.requests[0].initial_epoch == 2
     assert adapter.num_batches == 5
-    assert len({id(r.epoch_iterator) for r in adapter.requests}) == 1
+    assert len(adapter.requests) == 1
 
 
 def test_steps_are_numbered_by_the_adapter():
     steps = []
 
-    class Steps(keras.callbacks.Callback):
+    class Note(keras.callbacks.Callback):
         def on_train_batch_begin(self, batch, logs=None):
             steps.append(batch)
 
-    build().fit(Arrays(), epochs=2, verbose=0, callbacks=[Steps()])
+    build().fit(Arrays(), epochs=2, verbose=0, callbacks=[Note()])
     assert steps == [2, 3, 4, 2, 3, 4]
 
 
@@ -97,15 +103,15 @@ def test_a_callback_finds_its_fit_and_can_set_the_first_epoch():
 
     class Look(keras.callbacks.Callback):
         def on_train_begin(self, logs=None):
-            fit = private.running_fit(self._model)
+            fit = private.running_fit(self)
             found.append(fit)
             assert private.is_running(fit.callback_list)
             assert private.is_in_fit(inspect.currentframe(), fit.callback_list)
             assert self in fit.callback_list.callbacks
-            private.set_initial_epoch(self._model, 3)
+            private.set_initial_epoch(private.model_of(self), 3)
 
         def on_epoch_begin(self, epoch, logs=None):
-            private.set_initial_epoch(self._model, None)
+            private.set_initial_epoch(private.model_of(self), None)
             epochs.append(epoch)
 
     model = build()
@@ -115,7 +121,9 @@ def test_a_callback_finds_its_fit_and_can_set_the_first_epoch():
     assert fit.epoch_iterator.num_batches == 1
     assert epochs == [3, 4]
     assert not private.is_running(fit.callback_list)
-    assert private.running_fit(model) is None
+    look = Look()
+    look.set_model(model)
+    assert private.running_fit(look) is None
     epochs.clear()
     model.fit(X, Y, epochs=1, verbose=0)
     assert model.history.epoch == [0]
@@ -144,7 +152,7 @@ def test_a_callback_is_told_whether_a_validation_follows(arguments, validated):
             seen.append(self.epoch)
 
         def on_epoch_end(self, epoch, logs=None):
-            answers.append(private.running_fit(self._model).validates_after(epoch))
+            answers.append(private.running_fit(self).validates_after(epoch))
 
     build().fit(X, Y, epochs=5, verbose=0, callbacks=[Look()], **arguments)
     assert seen == validated
@@ -191,8 +199,8 @@ def test_callbacks_that_join_during_on_train_begin_have_their_turn_last():
 
     class Joins(keras.callbacks.Callback):
         def on_train_begin(self, logs=None):
-            fit = private.running_fit(self._model)
-            fit.callback_list.callbacks.append(Note("late"))
+            fit = private.running_fit(self)
+            private.put_last(fit.callback_list, Note("late"))
 
     build().fit(X, Y, verbose=0, callbacks=[Joins(), Note("early")])
     assert turns == ["begin early", "begin late", "end early", "end late"]
@@ -212,7 +220,7 @@ def test_the_steps_of_a_call_run_within_a_context(end):
 
     class Around(keras.callbacks.Callback):
         def on_test_begin(self, logs=None):
-            assert private.around_steps(self._model, context)
+            assert private.around_steps(self, context)
             events.append("begin")
 
         def on_test_batch_end(self, batch, logs=None):
@@ -239,7 +247,9 @@ def test_the_steps_of_a_call_run_within_a_context(end):
             "raise": ["begin", "in", 0, "out"],
         }[end]
     )
-    assert not private.around_steps(model, context)
+    around = Around()
+    around.set_model(model)
+    assert not private.around_steps(around, context)
 
 
 def test_every_layer_is_found_at_any_depth():
@@ -298,7 +308,7 @@ def test_the_arguments_of_compile_and_fit_are_found_as_they_were_given():
 
     class Look(keras.callbacks.Callback):
         def on_train_begin(self, logs=None):
-            found.update(private.running_fit(self._model).arguments)
+            found.update(private.running_fit(self).arguments)
 
     x = np.ones((4, 1), "float32")
     weights = {0: 2.0, 1: 1.0}
@@ -316,7 +326,7 @@ def test_the_arguments_of_compile_and_fit_are_found_as_they_were_given():
     assert found["validation_data"][1] is x
     assert (found["batch_size"], found["shuffle"]) == (2, False)
     assert found["class_weight"] == weights
-    assert found.keys() == set(private._ARGUMENTS)
+    assert found.keys() == set(private._calls._ARGUMENTS)
 
 
 def test_messages_go_where_keras_prints(capsys):
@@ -326,8 +336,9 @@ def test_messages_go_where_keras_prints(capsys):
 
 @pytest.mark.backend("tensorflow")
 def test_outside_of_keras_there_is_no_request():
-    assert private.calling_request() is None
-    assert Arrays().num_batches == 5
+    arrays = Arrays()
+    assert arrays.num_batches == 5
+    assert arrays.requests == []
 
 
 def test_an_optimizer_tells_the_weights_it_was_built_for():

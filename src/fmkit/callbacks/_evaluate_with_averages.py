@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -95,23 +94,23 @@ class EvaluateWithAverages(keras.callbacks.Callback):
         if self.batch_norm == "average":
             # Only here: a class that has this method keeps Keras from running
             # callbacks beside the steps.
-            self.on_train_batch_end = self._average_statistics
+            private.bind_hook(self, "on_train_batch_end", self._average_statistics)
 
     # What Keras calls.
 
     def set_model(self, model: keras.Model) -> None:
         """Take the model; averages of another model's statistics are forgotten."""
-        if self._model is not None and self._model is not model:
+        if private.model_of(self) not in (None, model):
             self._statistics, self._seen_updates = None, 0
         super().set_model(model)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Check that there are averages, and take part in the end of every epoch."""
         find_averages(self.model)
-        fit = private.running_fit(self._model)
+        fit = private.running_fit(self)
         if fit is None:
             raise _not_in_a_call("fit")
-        _put_around_epoch_end(fit.callback_list, self)
+        private.around_epoch_end(fit.callback_list, self._epoch_end)
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Let the batches of this evaluation see the averages."""
@@ -123,7 +122,7 @@ class EvaluateWithAverages(keras.callbacks.Callback):
 
     def _put_around_steps(self, name: str) -> None:
         find_averages(self.model)
-        if not private.around_steps(self._model, self._averages_in):
+        if not private.around_steps(self, self._averages_in):
             raise _not_in_a_call(name)
 
     def get_state(self) -> dict[str, Any]:
@@ -215,30 +214,6 @@ class EvaluateWithAverages(keras.callbacks.Callback):
                 x, y, sample_weight=sample_weight, verbose=0, return_dict=True
             )
         return {f"val_raw_{name}": value for name, value in results.items()}
-
-
-def _put_around_epoch_end(calls: Any, callback: EvaluateWithAverages) -> None:
-    """Let the list `calls` tell of the end of an epoch while the averages are in.
-
-    Around the whole list, not first and last in it: an exception in any callback
-    leaves through here, and the order of the callbacks doesn't matter.
-    """
-    before = vars(calls).get("on_epoch_end")
-    if getattr(before, "callback", None) is callback:
-        return  # a list of the user's own, in its second `fit`
-    # No reference from the list to itself: when `fit` is left, the list must go.
-    reference: Any = weakref.ref(calls)
-
-    def on_epoch_end(epoch: int, logs: dict[str, Any] | None = None) -> None:
-        logs = {} if logs is None else logs
-        with callback._epoch_end(logs):
-            if before is None:
-                keras.callbacks.CallbackList.on_epoch_end(reference(), epoch, logs)
-            else:
-                before(epoch, logs)
-
-    on_epoch_end.callback = callback  # type: ignore[attr-defined]
-    calls.on_epoch_end = on_epoch_end
 
 
 def _not_in_a_call(name: str) -> RuntimeError:

@@ -63,7 +63,7 @@ class LearningRateLogger(keras.callbacks.Callback):
         if self.every == "step":
             # Only here: a class that has this method keeps Keras from running
             # callbacks beside the steps.
-            self.on_train_batch_end = self._log_step
+            private.bind_hook(self, "on_train_batch_end", self._log_step)
 
     def _reset(self) -> None:
         self.steps: list[int] = []
@@ -76,16 +76,13 @@ class LearningRateLogger(keras.callbacks.Callback):
 
         Then take the first place in the list of callbacks.
         """
-        fit = private.running_fit(self._model)
+        fit = private.running_fit(self)
         if fit is None:
             raise RuntimeError(
                 "LearningRateLogger works inside `model.fit`: pass it as "
                 "fit(..., callbacks=[LearningRateLogger()])."
             )
-        # Keras is going through this very list: those before this one move back a
-        # place, so that the next in turn is still the one after it.
-        calls = fit.callback_list.callbacks
-        calls[:] = [self, *(each for each in calls if each is not self)]
+        private.put_first(fit.callback_list, self)
         if not self._restored:
             self._reset()
 

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import keras
-import numpy as np
 
 from fmkit import _keras_private as private
 from fmkit._checks import check_int
 from fmkit._describe import describe, digest_of_arrays
 from fmkit.data import _pipeline
-from fmkit.data._blocks import Block, Blocks, cut
+from fmkit.data._feed import Feed, to_tensors
 from fmkit.data._order import Indices, Order
+from fmkit.data._reader import Reader
 from fmkit.data._source import Source
 from fmkit.preprocessing import preprocess
 
 __all__ = ["Batches"]
 
 
-class Batches(private.DataAdapter):
+class Batches(private.DataSource):
     r"""Shuffled batches of arrays whose order depends on seed and epoch alone.
 
     Epoch $e$ visits the samples in the permutation $\pi(\text{seed}, e)$: all of
@@ -93,44 +94,60 @@ class Batches(private.DataAdapter):
         class_weight: Mapping[int, float] | None = None,
         shard: tuple[int, int] = (0, 1),
     ) -> None:
-        self._batch_size = check_int("batch_size", batch_size)
+        batch_size = check_int("batch_size", batch_size)
         self.seed = check_int("seed", seed, minimum=0)
         if self.seed >= 2**64:
             raise ValueError(f"`seed` must be below 2**64, got seed={seed}.")
-        self.drop_remainder = bool(drop_remainder)
-        self.shard = _check_shard(shard)
-        self.class_weight = _check_class_weight(class_weight, y, sample_weight)
-        self._source = Source(x, y, sample_weight, map)
-        self._order = Order(self._source.size, self.seed, shuffle=bool(shuffle))
-        self._straight = Order(self._source.size, self.seed, shuffle=False)
+        shard = _check_shard(shard)
+        weights = _check_class_weight(class_weight, y, sample_weight)
+        source = Source(x, y, sample_weight, map)
+        order = Order(source.size, self.seed, shuffle=bool(shuffle))
+        self._reader = Reader(
+            source, order, batch_size, shard, bool(drop_remainder), weights
+        )
         self._position = (0, 0)
         self._check_sizes()
 
     def _check_sizes(self) -> None:
         count = self.shard[1]
-        tail = self.num_samples % (count * self._batch_size)
+        tail = self.num_samples % (count * self.batch_size)
         if len(self) == 0:
             raise ValueError(
                 f"`drop_remainder=True` leaves no batch: {self.num_samples} samples "
-                f"are fewer than one batch of {count * self._batch_size}. Use a "
+                f"are fewer than one batch of {count * self.batch_size}. Use a "
                 "smaller `batch_size`, or drop_remainder=False."
             )
         if not self.drop_remainder and 0 < tail < count:
             raise ValueError(
                 f"The last global batch has {tail} samples for {count} shards, so "
                 "some shard would get an empty batch. Use drop_remainder=True, or "
-                f"another `batch_size` (got batch_size={self._batch_size})."
+                f"another `batch_size` (got batch_size={self.batch_size})."
             )
 
     @property
     def num_samples(self) -> int:
         """Number of samples in the arrays (of all shards together)."""
-        return self._source.size
+        return self._reader.source.size
 
     @property
     def shuffle(self) -> bool:
         """Whether training epochs are shuffled."""
-        return self._order.shuffle
+        return self._reader.order.shuffle
+
+    @property
+    def drop_remainder(self) -> bool:
+        """Whether a last batch that is not full is left out."""
+        return self._reader.drop_remainder
+
+    @property
+    def shard(self) -> tuple[int, int]:
+        """`(index, count)`: number of this shard, and how many there are."""
+        return self._reader.shard
+
+    @property
+    def class_weight(self) -> dict[int, float] | None:
+        """Weight of each class, as given here; `fit` may be given others."""
+        return self._reader.weights
 
     @property
     def position(self) -> tuple[int, int]:
@@ -139,14 +156,13 @@ class Batches(private.DataAdapter):
 
     def __len__(self) -> int:
         """Return the number of batches (of this shard) in a whole epoch."""
-        whole, tail = divmod(self.num_samples, self.shard[1] * self._batch_size)
-        return whole + (tail > 0 and not self.drop_remainder)
+        return len(self._reader)
 
     def __repr__(self) -> str:
         shard = f", shard={self.shard}" if self.shard[1] > 1 else ""
         return (
             f"<Batches: {self.num_samples} samples, {len(self)} batches of "
-            f"{self._batch_size}, seed={self.seed}{shard}, position={self.position}>"
+            f"{self.batch_size}, seed={self.seed}{shard}, position={self.position}>"
         )
 
     def seek(self, epoch: int, step: int = 0) -> None:
@@ -167,9 +183,7 @@ class Batches(private.DataAdapter):
 
     def order(self, epoch: int) -> Indices:
         """Return the indices of this shard's samples in the order of `epoch`."""
-        return self._order.take(
-            check_int("epoch", epoch, minimum=0), self._places(0, len(self))
-        )
+        return self._reader.indices(check_int("epoch", epoch, minimum=0), 0, len(self))
 
     def describe(self) -> dict[str, Any]:
         """Return all that the content and order of the batches depend on.
@@ -179,14 +193,14 @@ class Batches(private.DataAdapter):
         of each array beyond. A `map` is described by its name and, if it is a function
         of Python, a digest of its code.
         """
-        source = self._source
+        source = self._reader.source
         leaves = [leaf for leaf in source.leaves if leaf is not None]
         weights = self.class_weight
         return {
             "samples": self.num_samples,
             "arrays": [f"{leaf.dtype}{list(leaf.shape[1:])}" for leaf in leaves],
             "content": digest_of_arrays(leaves),
-            "batch_size": self._batch_size,
+            "batch_size": self.batch_size,
             "seed": self.seed,
             "shuffle": self.shuffle,
             "drop_remainder": self.drop_remainder,
@@ -197,7 +211,7 @@ class Batches(private.DataAdapter):
 
     def peek(self) -> tuple[Any, ...]:
         """Return a first batch as `fit` would get it, without moving the position."""
-        return next(iter(self._numpy(0, 0, 1, self.class_weight)))
+        return next(self._reader.batches(0, 0, 1))
 
     def as_dataset(self, epoch: int | None = None, step: int = 0) -> Any:
         """Return one epoch as a `tf.data.Dataset`, from `step` on.
@@ -215,88 +229,92 @@ class Batches(private.DataAdapter):
             epoch, step = self._position
         epoch, end = check_int("epoch", epoch, minimum=0), len(self)
         step = check_int("step", step, minimum=0)
-        return _pipeline.dataset(
-            self, (epoch, step, end), self.class_weight, self._order
-        ).apply(_pipeline.assert_cardinality(max(0, end - step)))
+        dataset = _pipeline.dataset(self._reader, (epoch, step, end))
+        return dataset.apply(_pipeline.assert_cardinality(max(0, end - step)))
 
     def __iter__(self) -> Iterator[Any]:
         """Go through one epoch in NumPy, and move the position to the next."""
-        (epoch, step), self._position = self._position, (self._position[0] + 1, 0)
-        for batch in self._numpy(epoch, step, len(self), self.class_weight):
+        epoch, step = self._begin_epoch()
+        for batch in self._reader.batches(epoch, step, len(self)):
             yield batch[0] if len(batch) == 1 else batch
 
-    def _numpy(
-        self,
-        epoch: int,
-        first: int,
-        end: int,
-        weights: dict[int, float] | None,
-        order: Order | None = None,
-    ) -> Iterator[tuple[Any, ...]]:
-        """Yield batches `first` to `end - 1` of an epoch as tuples of arrays."""
-        size = self._batch_size
-        stride = self._source.rows_per_block(size) // size
-        for block, count in self._rows(epoch, first, end, weights, order, stride):
-            for row in range(0, count, size):
-                rows = slice(row, row + size)
-                yield keras.tree.map_structure(lambda leaf, r=rows: leaf[r], block)
+    def _begin_epoch(self) -> tuple[int, int]:
+        """Return the position, and move it to the next epoch."""
+        epoch, step = self._position
+        self._position = (epoch + 1, 0)
+        return epoch, step
 
-    def _rows(
-        self,
-        epoch: int,
-        first: int,
-        end: int,
-        weights: dict[int, float] | None,
-        order: Order | None,
-        stride: int,
-    ) -> Iterator[tuple[tuple[Any, ...], int]]:
-        """Yield the rows of `stride` batches at a time, and how many they are."""
-        for start in range(first, end, stride):
-            places = self._places(start, min(start + stride, end))
-            indices = (order or self._order).take(epoch, places)
-            yield self._source.block(indices, weights), len(indices)
+    def _step_back(self, position: tuple[int, int]) -> None:
+        """Move the position back to where an epoch began."""
+        self._position = position
 
-    def _places(self, first: int, end: int) -> Indices:
-        """Return the places, in the order of all samples, of batches `first..end-1`."""
-        size, (index, count) = self._batch_size, self.shard
-        if count == 1:
-            return np.arange(first * size, min(end * size, self.num_samples))
-        whole, tail = divmod(self.num_samples, count * size)
-        starts = np.arange(first, min(end, whole)) * (count * size) + index * size
-        places = (starts[:, None] + np.arange(size)).ravel()
-        if end > whole:
-            # The shards share the last, smaller global batch as evenly as can be.
-            cut = np.arange(index * tail // count, (index + 1) * tail // count)
-            places = np.concatenate([places, whole * count * size + cut])
-        return places
+    # What Keras asks of its data.
 
-    # What Keras asks of a data adapter. In `fit`, `evaluate` and `predict` a
-    # `_Feed` of its own stands in for this object; the first question is the
-    # number of batches.
+    def feed(self, request: private.Request) -> Feed:
+        """Return the batches for one call of `fit`, `evaluate` or `predict`."""
+        weights = self._weights_of_call(request)
+        steps = self._steps_of_call(request.arguments["steps_per_epoch"])
+        reader = replace(self._reader, weights=weights)
+        if not request.training:
+            order = Order(self.num_samples, self.seed, shuffle=False)
+            return Feed(self, replace(reader, order=order), steps)
+        in_one = request.steps_in_one_program
+        if in_one > 1:
+            # Keras would look at a batch for that, and find a block.
+            private.build_variables(request.model, self.peek)
+        start = request.initial_epoch
+        if start and self.position[0] != start:
+            self.seek(start)
+        return Feed(self, reader, steps, self._begin_epoch, self._step_back, in_one)
 
-    @property
-    def num_batches(self) -> int:
-        """Number of batches; asked by Keras, it hands Keras the feed for this use."""
-        request = private.calling_request()
-        if request is not None:
-            _Feed(self, request)
-        return len(self)
+    def _weights_of_call(self, request: private.Request) -> dict[int, float] | None:
+        """Check what was passed beside the data; return the class weights."""
+        passed = request.arguments
+        for name in ("y", "sample_weight"):
+            if passed[name] is not None:
+                raise ValueError(
+                    f"`{name}` must be given to Batches(x, y, sample_weight=...), not "
+                    f"to {request.method or 'the call'} beside the Batches."
+                )
+        own_call = request.training or request.method in ("evaluate", "predict")
+        size = passed["batch_size"]
+        if own_call and size is not None and size != self.batch_size:
+            raise ValueError(
+                f"`batch_size` is set in Batches(batch_size={self.batch_size}); "
+                f"{request.method} got batch_size={size}. Leave it out."
+            )
+        weights = passed["class_weight"]
+        if weights is None:
+            # As in Keras, class weights count in training only.
+            return self.class_weight if request.training else None
+        source = self._reader.source
+        return _check_class_weight(weights, source.y, source.weight)
+
+    def _steps_of_call(self, steps: Any) -> int:
+        if steps is None:
+            return len(self)
+        steps = check_int("steps_per_epoch", steps)
+        if steps > len(self):
+            raise ValueError(
+                f"`steps_per_epoch` must be at most {len(self)}, the number of "
+                f"batches of an epoch, got {steps}. Train more epochs instead."
+            )
+        return steps
 
     @property
     def batch_size(self) -> int:
         """Samples per step of this shard."""
-        return self._batch_size
+        return self._reader.batch_size
 
     @property
     def has_partial_batch(self) -> bool:
         """Whether the last batch of an epoch is smaller than the others."""
-        return bool(self.partial_batch_size)
+        return self.partial_batch_size is not None
 
     @property
     def partial_batch_size(self) -> int | None:
         """Samples in the last batch if it is smaller, else `None`."""
-        last = len(self._places(len(self) - 1, len(self)))
-        return last if last < self._batch_size else None
+        return self._reader.partial_batch_size
 
     def get_numpy_iterator(self) -> Iterator[Any]:
         """Return an iterator over one epoch of NumPy batches."""
@@ -310,136 +328,7 @@ class Batches(private.DataAdapter):
 
     def get_torch_dataloader(self) -> Iterator[Any]:
         """Return an iterator over one epoch of tensors."""
-        return (_to_tensors(batch) for batch in self)
-
-
-class _Feed(private.DataAdapter):
-    """One use of a `Batches` by one call of `fit`, `evaluate` or `predict`."""
-
-    def __init__(self, batches: Batches, request: private.Request) -> None:
-        self.batches = batches
-        self.training = request.training
-        self.weights = _weights_of_call(batches, request)
-        self._order = batches._order if request.training else batches._straight
-        self._steps = _steps_of_call(batches, request)
-        self._epoch = (0, 0, self._steps)
-        self._before: tuple[int, int] | None = None
-        # A `performance.FusedModel` takes the batches of one execution in one piece.
-        steps = getattr(request.model, "steps_in_one_program", 1)
-        self._block_steps = steps if request.training else 1
-        if self._block_steps > 1:
-            # Keras would look at a batch for that, and find a block.
-            private.build_variables(request.model, batches.peek)
-        start = request.initial_epoch
-        if request.training and start and batches.position[0] != start:
-            batches.seek(start)
-        request.epoch_iterator.data_adapter = self
-        private.enumerate_steps_with(
-            request.epoch_iterator,
-            self.start_epoch,
-            self.blocks if self._block_steps > 1 else None,
-        )
-
-    def start_epoch(self) -> tuple[int, int]:
-        """Take the next epoch from the `Batches`; return its first step and end."""
-        epoch, step = 0, 0
-        if self.training:
-            self._before = epoch, step = self.batches._position
-            self.batches._position = (epoch + 1, 0)
-        self._epoch = (epoch, step, self._steps)
-        return step, self._steps
-
-    def on_epoch_end(self) -> None:
-        """Step back: Keras has looked at a batch to build the model, or stopped."""
-        # Called by EpochIterator.reset() before the first epoch, and when data
-        # ran out; never at the end of an epoch that `start_epoch` numbered.
-        if self._before is not None:
-            self.batches._position = self._before
-
-    def get_numpy_iterator(self) -> Iterator[Any]:
-        epoch, first, end = self._epoch
-        return self.batches._numpy(epoch, first, end, self.weights, self._order)
-
-    def blocks(self) -> Blocks:
-        """Return the epoch in pieces of as many batches as the model takes at once."""
-        return Blocks(self._make_blocks(*self._epoch))
-
-    def _make_blocks(self, epoch: int, first: int, end: int) -> Iterator[Block]:
-        made = self.batches._rows(
-            epoch, first, end, self.weights, self._order, self._block_steps
-        )
-        for rows, count in made:
-            yield cut(rows, count, self.batch_size)
-
-    get_jax_iterator = get_numpy_iterator
-
-    def get_torch_dataloader(self) -> Iterator[Any]:
-        # Not a torch DataLoader: each of its iterators draws from torch's
-        # generator, which a resumed run would have to repeat.
-        return (_to_tensors(batch) for batch in self.get_numpy_iterator())
-
-    def get_tf_dataset(self) -> Any:
-        if self._block_steps > 1:
-            # Keras asks for one in any case; what is read are the blocks.
-            return _pipeline.nothing()
-        return _pipeline.dataset(
-            self.batches, lambda: self._epoch, self.weights, self._order
-        )
-
-    @property
-    def num_batches(self) -> int:
-        return self._steps
-
-    @property
-    def batch_size(self) -> int:
-        return self.batches.batch_size
-
-    @property
-    def has_partial_batch(self) -> bool:
-        return self.batches.has_partial_batch
-
-    @property
-    def partial_batch_size(self) -> int | None:
-        return self.batches.partial_batch_size
-
-
-def _weights_of_call(
-    batches: Batches, request: private.Request
-) -> dict[int, float] | None:
-    """Check what was passed beside the `Batches`; return the class weights."""
-    given = request.arguments
-    for name in ("y", "sample_weight"):
-        if given[name] is not None:
-            raise ValueError(
-                f"`{name}` must be given to Batches(x, y, sample_weight=...), not "
-                f"to {request.method or 'the call'} beside the Batches."
-            )
-    own_call = request.training or request.method in ("evaluate", "predict")
-    size = given["batch_size"]
-    if own_call and size is not None and size != batches.batch_size:
-        raise ValueError(
-            f"`batch_size` is set in Batches(batch_size={batches.batch_size}); "
-            f"{request.method} got batch_size={size}. Leave it out."
-        )
-    weights = given["class_weight"]
-    if weights is None:
-        # As in Keras, class weights count in training only.
-        return batches.class_weight if request.training else None
-    source = batches._source
-    return _check_class_weight(weights, source.y, source.weight)
-
-
-def _steps_of_call(batches: Batches, request: private.Request) -> int:
-    steps = request.arguments["steps_per_epoch"]
-    if steps is None:
-        return len(batches)
-    steps = check_int("steps_per_epoch", steps)
-    if steps > len(batches):
-        raise ValueError(
-            f"`steps_per_epoch` must be at most {len(batches)}, the number of "
-            f"batches of an epoch, got {steps}. Train more epochs instead."
-        )
-    return steps
+        return map(to_tensors, self)
 
 
 def _check_shard(shard: tuple[int, int]) -> tuple[int, int]:
@@ -472,7 +361,3 @@ def _check_class_weight(
             f"`class_weight` must be a dict from class to weight, got {weights!r}."
         )
     return {int(label): float(weight) for label, weight in weights.items()}
-
-
-def _to_tensors(batch: Any) -> Any:
-    return keras.tree.map_structure(keras.ops.convert_to_tensor, batch)

@@ -1,30 +1,19 @@
-"""The `tf.data` pipeline of a `Batches`; TensorFlow is imported here only."""
+"""The `tf.data` pipeline of a reader; TensorFlow is imported here only."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from fmkit.data._order import Order
+from fmkit.data._reader import Reader, Span
 from fmkit.data._source import class_weights
 
-if TYPE_CHECKING:
-    from fmkit.data._batches import Batches
-
-__all__ = ["assert_cardinality", "dataset", "nothing"]
+__all__ = ["assert_cardinality", "dataset", "empty_dataset"]
 
 
-Span = tuple[int, int, int]
-
-
-def dataset(
-    batches: Batches,
-    span: Span | Callable[[], Span],
-    weights: dict[int, float] | None,
-    order: Order,
-) -> Any:
+def dataset(reader: Reader, span: Span | Callable[[], Span]) -> Any:
     """Build the dataset of batches `first..end-1` of an epoch.
 
     `span` is `(epoch, first, end)`. Given as a function it is asked each time an
@@ -35,8 +24,8 @@ def dataset(
     import tensorflow as tf
 
     # Each block costs a call into Python, so they are twice as long as NumPy's own.
-    stride = 2 * batches._source.rows_per_block(batches.batch_size)
-    stride //= batches.batch_size
+    stride = 2 * reader.source.rows_per_block(reader.batch_size)
+    stride //= reader.batch_size
 
     # The blocks come as one table: a `map` that made them one by one would cost
     # half a millisecond a block, more than gathering its rows.
@@ -57,13 +46,13 @@ def dataset(
     options = tf.data.Options()
     options.autotune.enabled = False
     options.deterministic = True
-    if batches.shard[1] > 1:
+    if reader.shard[1] > 1:
         options.experimental_distribute.auto_shard_policy = (
             tf.data.experimental.AutoShardPolicy.OFF
         )
     return (
-        blocks.map(_reader(batches, weights, order), num_parallel_calls=3)
-        .rebatch(batches.batch_size, drop_remainder=batches.partial_batch_size is None)
+        blocks.map(_read_block(reader), num_parallel_calls=3)
+        .rebatch(reader.batch_size, drop_remainder=reader.partial_batch_size is None)
         .with_options(options)
     )
 
@@ -80,20 +69,17 @@ def _blocks(epoch: int, first: int, end: int, stride: int) -> np.ndarray[Any, An
     return np.stack([np.full_like(starts, epoch), starts, ends], axis=1)
 
 
-def _reader(
-    batches: Batches, weights: dict[int, float] | None, order: Order
-) -> Callable[..., Any]:
+def _read_block(reader: Reader) -> Callable[..., Any]:
     import tensorflow as tf
 
-    source = batches._source
+    source, weights = reader.source, reader.weights
     samples = source.gather(np.zeros(1, np.int64))
     dtypes = [tf.as_dtype(sample.dtype) for sample in samples]
 
     def gather(block: Any) -> list[Any]:
-        epoch, first, end = map(int, block)
-        return source.gather(order.take(epoch, batches._places(first, end)))
+        return source.gather(reader.indices(*map(int, block)))
 
-    def weigh(y: Any) -> Any:
+    def weights_of(y: Any) -> Any:
         assert weights is not None
         return class_weights(y, weights)
 
@@ -104,7 +90,9 @@ def _reader(
         x, y, weight = source.pack(rows)
         x, y = source.apply(x, y, lambda _: tf.zeros(tf.shape(rows[0])[:1], tf.int32))
         if weights is not None:
-            weight = tf.ensure_shape(tf.numpy_function(weigh, [y], tf.float32), [None])
+            weight = tf.ensure_shape(
+                tf.numpy_function(weights_of, [y], tf.float32), [None]
+            )
         if y is None and weight is None:
             return (x,) if isinstance(x, tuple) else x
         return (x, y) if weight is None else (x, y, weight)
@@ -112,7 +100,7 @@ def _reader(
     return read
 
 
-def nothing() -> Any:
+def empty_dataset() -> Any:
     """Return a dataset without elements."""
     import tensorflow as tf
 

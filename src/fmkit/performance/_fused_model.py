@@ -14,7 +14,8 @@ from typing import Any
 
 import keras
 
-from fmkit.data._blocks import Blocks
+from fmkit import _keras_private as private
+from fmkit._blocks import Blocks
 
 __all__ = ["FusedModel"]
 
@@ -85,6 +86,29 @@ class FusedModel(keras.Model):
         able = backend != "torch" and self.compiled and alone
         fuses = able and self.jit_compile and not self.run_eagerly
         return int(self.steps_per_execution) if fuses else 1
+
+    # Keras's own methods, which here tell the data what they are asked for.
+
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
+        """As in `keras.Model`."""
+        bound = private.with_requests(
+            self,
+            super().fit,
+            args,
+            kwargs,
+            steps_in_one_program=self.steps_in_one_program,
+        )
+        return super().fit(*bound.args, **bound.kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """As in `keras.Model`."""
+        bound = private.with_requests(self, super().evaluate, args, kwargs)
+        return super().evaluate(*bound.args, **bound.kwargs)
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """As in `keras.Model`."""
+        bound = private.with_requests(self, super().predict, args, kwargs)
+        return super().predict(*bound.args, **bound.kwargs)
 
     def make_train_function(self, force: bool = False) -> Any:
         """Make what `fit` calls for each execution."""

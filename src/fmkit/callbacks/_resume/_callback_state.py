@@ -5,7 +5,7 @@ The convention: a callback that carries something from step to step has
     get_state() -> dict      JSON values and NumPy arrays
     set_state(state)         the inverse
 
-Keras's own callbacks have neither; the table below knows what each carries.
+Keras's own callbacks have neither; a table says what each of them carries.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from fmkit import _keras_private as private
 from fmkit._commits import encode
 from fmkit._files import write_whole
 from fmkit.callbacks._saved_settings import check_settings
@@ -105,50 +106,13 @@ def _put_csv(logger: Any, state: State) -> None:
     logger.writer = None  # made again, on the new file, at the next epoch's end
 
 
-# What "best" is the best of.
-_MONITORED = ("monitor", "mode")
-
-# `min_delta` is not here: Keras flips its sign once when monitoring starts.
-_TABLE: dict[type, tuple[Callable[..., State], Callable[..., None]]] = {
-    keras.callbacks.EarlyStopping: _attributes(
-        "wait",
-        "stopped_epoch",
-        "best",
-        "best_weights",
-        "best_epoch",
-        settings=_MONITORED,
-    ),
-    keras.callbacks.ReduceLROnPlateau: _attributes(
-        "wait", "cooldown_counter", "best", settings=_MONITORED
-    ),
-    keras.callbacks.ModelCheckpoint: _attributes(
-        "best",
-        "_batches_seen_since_last_saving",
-        "_last_batch_seen",
-        settings=_MONITORED,
-    ),
-    keras.callbacks.OrbaxCheckpoint: _attributes(
-        "best",
-        "_batches_seen_since_last_saving",
-        "_last_batch_seen",
-        "_total_batches_seen",
-    ),
-    keras.callbacks.SwapEMAWeights: _attributes("_ema_weights_in_model"),
+_TABLE = {
+    **{
+        kind: _attributes(*names, settings=settings)
+        for kind, (names, settings) in private.CALLBACK_ATTRIBUTES.items()
+    },
     keras.callbacks.CSVLogger: (_get_csv, _put_csv),
-    keras.callbacks.History: _attributes("history", "epoch"),
-    keras.callbacks.TensorBoard: _attributes(
-        "_global_train_batch", "_global_test_batch"
-    ),
 }
-
-# They carry nothing that training depends on.
-_STATELESS = (
-    keras.callbacks.LambdaCallback,
-    keras.callbacks.LearningRateScheduler,
-    keras.callbacks.ProgbarLogger,
-    keras.callbacks.RemoteMonitor,
-    keras.callbacks.TerminateOnNaN,
-)
 
 
 def _keras_type(callback: Any) -> type | None:
@@ -214,7 +178,7 @@ def _own_attributes(callback: Any) -> set[str]:
     """Names of the attributes that are not those of Keras's class."""
     names = set(vars(keras.callbacks.Callback()))
     for kind in type(callback).__mro__:
-        if kind in _TABLE or kind in _STATELESS:
+        if kind in _TABLE or kind in private.STATELESS_CALLBACKS:
             # What its methods name, of which the attributes are a part.
             for base in kind.__mro__:
                 for method in vars(base).values():

@@ -139,7 +139,7 @@ class ExactResume(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Hold the directory, and put the keeper behind all other callbacks."""
-        fit = private.running_fit(self._model)
+        fit = private.running_fit(self)
         if fit is None:
             raise RuntimeError(
                 "ExactResume works inside `model.fit`: pass it as "
@@ -148,9 +148,7 @@ class ExactResume(keras.callbacks.Callback):
         _refuse_rivals(fit.callback_list.callbacks)
         self._trained_before = self.finished and self._has_trained
         self.resumed_from, self.finished = None, False
-        # Appended while Keras goes through this list, so its turn comes last: in
-        # this event and in every other, all callbacks have seen it before.
-        fit.callback_list.callbacks.append(Keeper(self, fit))
+        private.put_last(fit.callback_list, Keeper(self, fit))
 
 
 def _parse_every(every: int | str | datetime.timedelta) -> tuple[str, float]:

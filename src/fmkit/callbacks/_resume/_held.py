@@ -119,7 +119,7 @@ class _Search:
         """Look at each attribute of a layer or of another object."""
         ours = library_of(owner) not in ("keras", "fmkit")
         layer = isinstance(owner, keras.layers.Layer)
-        skip = _keras_attributes() if layer else frozenset()
+        skip = private.attributes_of_every_layer() if layer else frozenset()
         if ours:
             self.held.owners[where] = owner
         for name, value in list(vars(owner).items()):
@@ -207,21 +207,6 @@ def _items(value: Any) -> list[tuple[Any, Any]] | None:
     if isinstance(value, (list, tuple, set, frozenset)):
         return list(enumerate(value))
     return None
-
-
-@functools.cache
-def _keras_attributes() -> frozenset[str]:
-    """Names of the attributes that every layer or model of Keras has."""
-    inputs = keras.Input((1,), name="fmkit_example")
-    functional = keras.Model(inputs, inputs, name="fmkit_example")
-    sequential = keras.Sequential([inputs], name="fmkit_example")
-    subclassed = keras.Model(name="fmkit_example")
-    models = [functional, sequential, subclassed]
-    for model in models:
-        model.compile(optimizer=None)
-    layer = keras.layers.Layer(name="fmkit_example")
-    names = {name for each in (layer, *models) for name in vars(each)}
-    return frozenset(names | {"history", "_eval_epoch_iterator", "_initial_epoch"})
 
 
 def _is_value(value: Any) -> bool:

@@ -44,7 +44,9 @@ class Keeper(keras.callbacks.Callback):
 
     def __init__(self, settings: Any, fit: private.FitCall) -> None:
         super().__init__()
-        self._model = settings._model
+        # Without a synchronisation, which `self.model` makes on JAX.
+        self.network: Any = private.model_of(settings)
+        self.set_model(self.network)
         self.settings = settings
         self.epochs = fit.epochs
         self.arguments = fit.arguments
@@ -115,7 +117,7 @@ class Keeper(keras.callbacks.Callback):
         self._build()
         _callback_state.note_files(self._others())
         _callback_state.check_states(self._others())
-        held = _training_state.held_by(self._model)
+        held = _training_state.held_by(self.network)
         self.unreadable = held.unreadable
         self.values_at_start = _training_state.values_of(held)
         self.program, self.machine = self._describe(held), _program.machine()
@@ -158,7 +160,7 @@ class Keeper(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Note where in the data the epoch starts."""
-        private.set_initial_epoch(self._model, None)
+        private.set_initial_epoch(self.network, None)
         self.epoch = epoch
         if self.batches is not None:
             self.data_epoch = self.batches.position[0]
@@ -183,7 +185,7 @@ class Keeper(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Commit the end of the epoch, after all callbacks have had theirs."""
-        stopped = bool(self._model.stop_training)
+        stopped = bool(self.network.stop_training)
         last = stopped or epoch + 1 >= self.epochs
         self.epoch, self.steps_before = epoch + 1, self.steps_before + self._length()
         if self.job.count > 1:
@@ -210,16 +212,15 @@ class Keeper(keras.callbacks.Callback):
         self.writer.wait()
         callback_list = self.callback_list()
         if callback_list is not None:
-            rest = [c for c in callback_list.callbacks if c is not self]
-            callback_list.callbacks = rest
-        private.set_initial_epoch(self._model, None)
+            private.take_out(callback_list, self)
+        private.set_initial_epoch(self.network, None)
         self.close()
 
     # Start
 
     def _build(self) -> None:
         """Make all variables, which TensorFlow leaves to the first step."""
-        model = self._model
+        model = self.network
         if self.batches is not None:
             if keras.backend.backend() == "tensorflow":
                 private.build_variables(model, self.batches.peek)
@@ -240,7 +241,7 @@ class Keeper(keras.callbacks.Callback):
             else _program.describe_training_data(self.arguments)
         )
         return {
-            **_program.describe_model(self._model, held),
+            **_program.describe_model(self.network, held),
             "backend": keras.backend.backend(),
             "data": {**data, "steps_per_epoch": self.steps},
             "fit": _program.describe_fit(self.arguments),
@@ -249,7 +250,7 @@ class Keeper(keras.callbacks.Callback):
 
     def _describe_model(self) -> None:
         """Write what an evaluator beside the run can make the model from."""
-        described = _training_state.model_as_json(self._model)
+        described = _training_state.model_as_json(self.network)
         try:
             if described is not None:
                 self.directory.describe(described)
@@ -274,7 +275,7 @@ class Keeper(keras.callbacks.Callback):
             return
         of = f" of {self.steps}" if self.steps else ""
         self._say(f"going on in epoch {epoch + 1}, at step {step}{of} {where}")
-        private.set_initial_epoch(self._model, epoch)
+        private.set_initial_epoch(self.network, epoch)
         if meta["moment"] == "step":
             # What Keras and the callbacks do between here and that step, they
             # had done before the commit: restore once more, at the same point.
@@ -301,9 +302,9 @@ class Keeper(keras.callbacks.Callback):
         settings.finished = True
         how = "was stopped" if stopped else "is finished"
         self._say(f"this run {how} after {epoch} epochs {where}: nothing is trained")
-        private.set_initial_epoch(self._model, self.epochs)
+        private.set_initial_epoch(self.network, self.epochs)
         if stopped:
-            self._model.stop_training = True  # as it was at the end of the run
+            self.network.stop_training = True  # as it was at the end of the run
         if settings._trained_before:
             warnings.warn(
                 f"This `fit` trains nothing: the run in {settings.directory} {how} "
@@ -326,7 +327,7 @@ class Keeper(keras.callbacks.Callback):
             keep=self._kept_variables(),
         )
         if any(each.name.endswith(".adapted") for each in self.changes):
-            refresh(self._model)  # what layers make of their variables
+            refresh(self.network)  # what layers make of their variables
         states = decode(meta["callbacks"], arrays)
         new = _callback_state.set_states(self._others(), states)
         if new and commit is not self.restored:
@@ -341,7 +342,7 @@ class Keeper(keras.callbacks.Callback):
         """Return the variables that keep the value which this program gives them."""
         if not self._has_changed("optimizer.learning_rate"):
             return []
-        rate = self._model.optimizer.learning_rate
+        rate = self.network.optimizer.learning_rate
         return [rate] if isinstance(rate, keras.Variable) else []
 
     def _say_what_is_not_exact(self) -> None:
@@ -464,7 +465,7 @@ class Keeper(keras.callbacks.Callback):
         self.writer.wait()
         name = signal.Signals(number).name
         self._say(f"{name} received: {self._what_is_saved(step)}, stopping")
-        private.set_initial_epoch(self._model, None)
+        private.set_initial_epoch(self.network, None)
         self.close()
         if number == signal.SIGINT:
             raise KeyboardInterrupt
@@ -491,7 +492,7 @@ def _close(signals: Signals, writer: Writer, directory: CommitDirectory) -> None
 
 def _batches_of(fit: private.FitCall) -> Batches | None:
     adapter = fit.epoch_iterator.data_adapter
-    found = getattr(adapter, "batches", None)
+    found = getattr(adapter, "source", None)
     return found if isinstance(found, Batches) else None
 
 

@@ -61,7 +61,7 @@ def _validation_follows(
     """Whether a validation that has not been yet may bring the missing names."""
     if batch is not None:
         return not any(map(_of_validation, logs))
-    fit = private.running_fit(owner._model)
+    fit = private.running_fit(owner)
     if fit is None or owner._validated or owner._epoch is None:
         return False
     before = takewhile(lambda each: each is not owner, fit.callback_list.callbacks)

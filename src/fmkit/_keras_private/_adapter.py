@@ -1,0 +1,180 @@
+"""Data of one's own for `fit`: what Keras calls a data adapter, and how it is asked."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from keras.src.trainers.data_adapters.data_adapter import DataAdapter
+from keras.src.trainers.epoch_iterator import EpochIterator
+
+from fmkit._keras_private import _frames
+
+__all__ = [
+    "DataSource",
+    "EpochIterator",
+    "Feed",
+    "Request",
+    "with_requests",
+    "without_request",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What a call of `fit`, `evaluate` or `predict` asks of its data.
+
+    Attributes:
+        model: Whose call it is; `None` outside of them.
+        method: `"fit"`, `"evaluate"`, `"predict"`, or `None` outside of them.
+        training: Whether these are the batches that weights are trained on.
+        initial_epoch: `fit`'s argument; 0 elsewhere.
+        steps_in_one_program: How many batches of the training the model takes in one
+            piece. A model that takes more than one passes its requests itself.
+        arguments: What was passed beside the data: `y`, `sample_weight`,
+            `batch_size`, `steps_per_epoch`, `class_weight`.
+    """
+
+    model: Any = None
+    method: str | None = None
+    training: bool = False
+    initial_epoch: int = 0
+    steps_in_one_program: int = 1
+    arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class Feed(DataAdapter):
+    """The batches of one call, with steps that need not begin at 0."""
+
+    def start_epoch(self) -> tuple[int, int]:
+        """Return the first step of the epoch that begins, and the end of its steps."""
+        raise NotImplementedError
+
+    def blocks(self) -> Iterator[Any] | None:
+        """Return what the train function reads in place of the backend's iterator."""
+        return None
+
+
+class DataSource(DataAdapter):
+    """Data that `fit`, `evaluate` and `predict` take as they are.
+
+    A subclass says in `feed` what a call gets, and in `__len__` how many batches an
+    epoch has. The first thing that Keras asks of its data is `num_batches`; here, and
+    nowhere else, that question is taken as the beginning of a call.
+    """
+
+    def feed(self, request: Request) -> Feed:
+        """Return the batches for one call.
+
+        Raises:
+            ValueError: If the call's arguments don't fit the data.
+        """
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def num_batches(self) -> int:
+        """Number of batches in a whole epoch."""
+        making = _frames.iterator_in_the_making()
+        if making is not None:
+            names = ("y", "sample_weight", "batch_size", "steps_per_epoch")
+            arguments = {name: making[name] for name in (*names, "class_weight")}
+            request = dataclasses.replace(self._request(), arguments=arguments)
+            _connect(making["self"], self.feed(request))
+        return len(self)
+
+    def _request(self) -> Request:
+        """Return what is asked, but for the arguments: found in Keras's frames."""
+        method, values = _frames.running_call("fit", "evaluate", "predict")
+        return Request(
+            model=values.get("self"),
+            method=method,
+            # `fit` makes the iterator of the training data first, and that of the
+            # validation data when its own is already there.
+            training=method == "fit" and "epoch_iterator" not in values,
+            initial_epoch=int(values.get("initial_epoch") or 0),
+        )
+
+
+class _WithRequest(DataSource):
+    """A source in the hands of a model that says itself what it asks."""
+
+    def __init__(self, source: DataSource, request: Request) -> None:
+        self.source = source
+        self.request = request
+
+    def feed(self, request: Request) -> Feed:
+        return self.source.feed(request)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def _request(self) -> Request:
+        return self.request
+
+
+def with_requests(
+    model: Any,
+    method: Callable[..., Any],
+    args: Any,
+    kwargs: Any,
+    *,
+    steps_in_one_program: int = 1,
+) -> inspect.BoundArguments:
+    """Return the arguments of `method`, with a request beside each `DataSource`.
+
+    For a model that overrides `fit`, `evaluate` and `predict`: its data need not look
+    for the call that they are used in.
+
+    Args:
+        model: The model.
+        method: Keras's own method, bound to the model.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        steps_in_one_program: As in `Request`; it applies to training.
+
+    Raises:
+        TypeError: If the arguments don't fit the method.
+    """
+    bound = inspect.signature(method).bind(*args, **kwargs)
+    given = bound.arguments
+    request = Request(model, method.__name__)
+    for name in ("x", "validation_data"):
+        if isinstance(given.get(name), DataSource):
+            if name == "x" and request.method == "fit":
+                start = int(given.get("initial_epoch") or 0)
+                own = Request(model, "fit", True, start, steps_in_one_program)
+            else:
+                own = request
+            # `fit` passes its validation data, which have a request, to `evaluate`.
+            given[name] = _WithRequest(without_request(given[name]), own)
+    return bound
+
+
+def without_request(data: Any) -> Any:
+    """Return what was given to a call in place of `data`."""
+    return data.source if isinstance(data, _WithRequest) else data
+
+
+def _connect(epoch_iterator: Any, feed: Feed) -> None:
+    """Let `epoch_iterator` read `feed`, with the steps that the feed says.
+
+    Keras's own enumeration starts at 0, and makes one more iterator at the end of
+    every epoch that it throws away unused.
+    """
+
+    def enumerate_steps() -> Iterator[tuple[int, int, Any]]:
+        first, end = feed.start_epoch()
+        iterator = feed.blocks()
+        if iterator is None:
+            iterator = iter(epoch_iterator._get_iterator())
+        stride = epoch_iterator.steps_per_execution
+        for step in range(first, end, stride):
+            yield step, min(step + stride, end) - 1, iterator
+
+    epoch_iterator.data_adapter = feed
+    epoch_iterator._enumerate_iterator = enumerate_steps

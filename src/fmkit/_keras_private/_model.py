@@ -1,0 +1,98 @@
+"""Layers, variables, and the arguments of `compile` of a model."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+
+__all__ = [
+    "all_layers",
+    "attributes_of_every_layer",
+    "build_variables",
+    "compile_arguments",
+    "metric_directions",
+    "synchronize",
+]
+
+
+def build_variables(model: Any, peek: Callable[[], Any]) -> None:
+    """Make every variable of model, metrics and optimizer, without a step.
+
+    `peek` returns a batch; it is asked only if something needs its shapes.
+    """
+    if isinstance(model, keras.Sequential) and not model.built:
+        # As its first call does. Keras's symbolic build can't make the states of
+        # stateful recurrent layers.
+        model.build(tuple(keras.tree.flatten(peek())[0].shape))
+
+    def steps() -> Iterator[tuple[int, int, list[Any]]]:
+        yield 0, 0, [keras.tree.map_structure(_strings_as_tensors, peek())]
+
+    model._symbolic_build(iterator=steps())
+
+
+def _strings_as_tensors(leaf: Any) -> Any:
+    """Return a tensor for NumPy's strings, whose dtype, as "<U21", Keras refuses."""
+    kind = getattr(getattr(leaf, "dtype", None), "kind", None)
+    return keras.ops.convert_to_tensor(leaf) if kind in ("U", "S") else leaf
+
+
+def compile_arguments(model: Any) -> dict[str, Any]:
+    """Return the arguments that `compile` was given; none if it is a user's own."""
+    config = getattr(model, "_compile_config", None)
+    return dict(config.config) if config is not None else {}
+
+
+def all_layers(model: Any) -> list[Any]:
+    """Return every layer of `model`, at any depth, each once."""
+    return list(model._flatten_layers())
+
+
+def metric_directions(model: Any) -> dict[str, str]:
+    """Return "up" or "down" for each name in the logs whose metric says which.
+
+    The names are those that Keras gives the metrics of `compile`, with the output's
+    name before them if there are several outputs, and the losses of the outputs.
+    """
+    compiled: Any = getattr(model, "_compile_metrics", None)
+    losses = getattr(getattr(model, "_compile_loss", None), "metrics", [])
+    metrics: dict[str, Any] = {}
+    for metric in getattr(model, "metrics", []):
+        if metric is not compiled:
+            metrics[metric.name] = metric
+        elif metric.built:
+            # One result for each metric in the same order, unless two share a name.
+            names, parts = list(metric.result()), metric.metrics
+            if len(names) == len(parts):
+                metrics.update(zip(names, parts, strict=True))
+    directions = {name: getattr(m, "_direction", None) for name, m in metrics.items()}
+    directions.update((metric.name, "down") for metric in losses)
+    return {name: direction for name, direction in directions.items() if direction}
+
+
+def synchronize(model: Any) -> None:
+    """Let the variables of `model` hold its state, also within `fit` on JAX.
+
+    Keras's JAX trainer keeps the state outside of the variables during an epoch; once
+    synchronised it reads them again before the next step.
+    """
+    if hasattr(model, "jax_state_sync"):
+        model.jax_state_sync()
+
+
+@functools.cache
+def attributes_of_every_layer() -> frozenset[str]:
+    """Return the names of the attributes that every layer or model of Keras has."""
+    inputs = keras.Input((1,), name="fmkit_example")
+    functional = keras.Model(inputs, inputs, name="fmkit_example")
+    sequential = keras.Sequential([inputs], name="fmkit_example")
+    subclassed = keras.Model(name="fmkit_example")
+    models = [functional, sequential, subclassed]
+    for model in models:
+        model.compile(optimizer=None)
+    layer = keras.layers.Layer(name="fmkit_example")
+    names = {name for each in (layer, *models) for name in vars(each)}
+    return frozenset(names | {"history", "_eval_epoch_iterator", "_initial_epoch"})

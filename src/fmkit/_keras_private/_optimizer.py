@@ -1,0 +1,28 @@
+"""What an optimizer knows and doesn't say in public."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras.src.backend.common.stateless_scope import in_stateless_scope
+
+__all__ = ["in_stateless_scope", "rate_of_last_step", "trainable_variables"]
+
+
+def rate_of_last_step(optimizer: Any) -> float:
+    """Return the learning rate that the latest step of `optimizer` took."""
+    rate = optimizer._learning_rate
+    if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
+        # The raw count: with gradient accumulation schedules see every micro-step.
+        step = int(keras.ops.convert_to_numpy(optimizer._iterations))
+        rate = rate(max(step - 1, 0))
+    else:
+        rate = optimizer.learning_rate
+    return float(keras.ops.convert_to_numpy(rate))
+
+
+def trainable_variables(optimizer: Any) -> list[Any]:
+    """Return the weights that an optimizer was built for, in the order of `build`."""
+    variables: list[Any] = optimizer._trainable_variables
+    return variables

@@ -1,0 +1,101 @@
+"""One use of a `Batches` by one call of `fit`, `evaluate` or `predict`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+
+from fmkit import _keras_private as private
+from fmkit._blocks import Blocks
+from fmkit.data import _pipeline
+from fmkit.data._reader import Reader, Span
+
+__all__ = ["Feed", "to_tensors"]
+
+
+class Feed(private.Feed):
+    """The batches of one call.
+
+    Args:
+        source: The `Batches`, for who looks for it (`ExactResume`).
+        reader: Reads them in the order of this call.
+        steps: Number of batches per epoch.
+        begin_epoch: Returns the epoch that begins and its first step.
+        step_back: Takes what `begin_epoch` returned, and undoes it.
+        steps_in_one_program: How many batches the model takes in one piece.
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        reader: Reader,
+        steps: int,
+        begin_epoch: Callable[[], tuple[int, int]] = lambda: (0, 0),
+        step_back: Callable[[tuple[int, int]], None] = lambda place: None,
+        steps_in_one_program: int = 1,
+    ) -> None:
+        self.source = source
+        self._reader = reader
+        self._steps = steps
+        self._begin_epoch = begin_epoch
+        self._step_back = step_back
+        self._place: tuple[int, int] | None = None
+        self._steps_in_one_program = steps_in_one_program
+        self._span: Span = (0, 0, steps)
+
+    def start_epoch(self) -> tuple[int, int]:
+        """Take the next epoch; return its first step and the end of its steps."""
+        self._place = epoch, step = self._begin_epoch()
+        self._span = (epoch, step, self._steps)
+        return step, self._steps
+
+    def on_epoch_end(self) -> None:
+        """Step back: Keras has looked at a batch to build the model, or stopped."""
+        # Called by EpochIterator.reset() before the first epoch, and when data
+        # ran out; never at the end of an epoch that `start_epoch` numbered.
+        if self._place is not None:
+            self._step_back(self._place)
+
+    def blocks(self) -> Blocks | None:
+        """Return the epoch in pieces of as many batches as the model takes at once."""
+        steps = self._steps_in_one_program
+        return Blocks(self._reader.blocks(*self._span, steps)) if steps > 1 else None
+
+    def get_numpy_iterator(self) -> Iterator[Any]:
+        return self._reader.batches(*self._span)
+
+    get_jax_iterator = get_numpy_iterator
+
+    def get_torch_dataloader(self) -> Iterator[Any]:
+        # Not a torch DataLoader: each of its iterators draws from torch's
+        # generator, which a resumed run would have to repeat.
+        return map(to_tensors, self.get_numpy_iterator())
+
+    def get_tf_dataset(self) -> Any:
+        if self._steps_in_one_program > 1:
+            # Keras asks for one in any case; what is read are the blocks.
+            return _pipeline.empty_dataset()
+        return _pipeline.dataset(self._reader, lambda: self._span)
+
+    @property
+    def num_batches(self) -> int:
+        return self._steps
+
+    @property
+    def batch_size(self) -> int:
+        return self._reader.batch_size
+
+    @property
+    def has_partial_batch(self) -> bool:
+        return self.partial_batch_size is not None
+
+    @property
+    def partial_batch_size(self) -> int | None:
+        return self._reader.partial_batch_size
+
+
+def to_tensors(batch: Any) -> Any:
+    """Return a batch of arrays as tensors of the backend."""
+    return keras.tree.map_structure(keras.ops.convert_to_tensor, batch)

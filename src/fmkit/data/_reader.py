@@ -1,0 +1,91 @@
+"""The batches of an epoch by their numbers: what every way of reading them shares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from fmkit._blocks import Block, cut
+from fmkit.data._order import Indices, Order
+from fmkit.data._source import Source
+
+__all__ = ["Reader", "Span"]
+
+# Epoch, first batch, and the one after the last.
+Span = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Arrays, the order to read them in, and how they are cut into batches.
+
+    Attributes:
+        source: The arrays and the map.
+        order: The order of the samples in each epoch.
+        batch_size: Samples per batch of this shard.
+        shard: Number of this shard, and how many there are.
+        drop_remainder: Whether a last batch that is not full is left out.
+        weights: Weight of each class, or `None`.
+    """
+
+    source: Source
+    order: Order
+    batch_size: int
+    shard: tuple[int, int]
+    drop_remainder: bool
+    weights: dict[int, float] | None
+
+    def __len__(self) -> int:
+        """Return the number of batches in a whole epoch."""
+        whole, tail = divmod(self.source.size, self.shard[1] * self.batch_size)
+        return whole + (tail > 0 and not self.drop_remainder)
+
+    @property
+    def partial_batch_size(self) -> int | None:
+        """Samples in the last batch if it is smaller than the others, else `None`."""
+        last = len(self._places(len(self) - 1, len(self)))
+        return last if last < self.batch_size else None
+
+    def indices(self, epoch: int, first: int, end: int) -> Indices:
+        """Return which samples are in batches `first` to `end - 1` of an epoch."""
+        return self.order.take(epoch, self._places(first, end))
+
+    def _places(self, first: int, end: int) -> Indices:
+        """Return the places, in the order of all samples, of batches `first..end-1`."""
+        size, (index, count) = self.batch_size, self.shard
+        if count == 1:
+            return np.arange(first * size, min(end * size, self.source.size))
+        whole, tail = divmod(self.source.size, count * size)
+        starts = np.arange(first, min(end, whole)) * (count * size) + index * size
+        places = (starts[:, None] + np.arange(size)).ravel()
+        if end > whole:
+            # The shards share the last, smaller global batch as evenly as can be.
+            rest = np.arange(index * tail // count, (index + 1) * tail // count)
+            places = np.concatenate([places, whole * count * size + rest])
+        return places
+
+    def batches(self, epoch: int, first: int, end: int) -> Iterator[tuple[Any, ...]]:
+        """Yield batches `first` to `end - 1` of an epoch as tuples of arrays."""
+        size = self.batch_size
+        stride = self.source.rows_per_block(size) // size
+        for block, count in self._rows(epoch, first, end, stride):
+            for row in range(0, count, size):
+                rows = slice(row, row + size)
+                yield keras.tree.map_structure(lambda leaf, r=rows: leaf[r], block)
+
+    def blocks(self, epoch: int, first: int, end: int, stride: int) -> Iterator[Block]:
+        """Yield the same batches, `stride` of them in one piece."""
+        for rows, count in self._rows(epoch, first, end, stride):
+            yield cut(rows, count, self.batch_size)
+
+    def _rows(
+        self, epoch: int, first: int, end: int, stride: int
+    ) -> Iterator[tuple[tuple[Any, ...], int]]:
+        """Yield the rows of `stride` batches at a time, and how many they are."""
+        for start in range(first, end, stride):
+            indices = self.indices(epoch, start, min(start + stride, end))
+            yield self.source.block(indices, self.weights), len(indices)
