@@ -20,6 +20,47 @@ ONE_HOT = np.eye(4, dtype="float32")[LABELS]
 NATS = -log_softmax(LOGITS.astype("float64"), axis=1)[np.arange(6), LABELS]
 
 
+# One row per class, with every argument away from its default: tests/test_contracts.py.
+LOSSES = {
+    "AsymmetricError": lambda: losses.AsymmetricError(
+        under=9.0, over=0.5, reduction="mean"
+    ),
+    "ConfidencePenalty": lambda: losses.ConfidencePenalty(weight=0.3, axis=1),
+    "CrossentropyFromLogits": lambda: losses.CrossentropyFromLogits(
+        label_smoothing=0.1,
+        class_weights=[1.0, 2.0, 0.5, 1.0],
+        ignore_class=3,
+        temperature=2.0,
+        focal_gamma=2.0,
+        z_loss=0.01,
+        sum_tolerance=None,
+        axis=1,
+        reduction="sum",
+        name="ce",
+    ),
+    "KLDivergenceFromLogits": lambda: losses.KLDivergenceFromLogits(
+        target="logits",
+        direction="reverse",
+        temperature=3.0,
+        sum_tolerance=None,
+        axis=1,
+    ),
+    "MeanSquaredErrorFromLogits": lambda: losses.MeanSquaredErrorFromLogits(
+        activation="softmax", k=15.0, M=30.0, sum_tolerance=0.5, axis=1
+    ),
+    "Pinball": lambda: losses.Pinball(quantiles=[0.1, 0.5, 0.9, 0.99]),
+}
+REGULARIZERS = {
+    "ConfidenceRegularizer": lambda: losses.ConfidenceRegularizer(weight=0.3, axis=1),
+}
+
+
+def target_for(loss):
+    if isinstance(loss, losses.CrossentropyFromLogits):
+        return LABELS
+    return LABELS[:, None] if isinstance(loss, losses.Pinball) else ONE_HOT
+
+
 def numbers(x):
     return np.asarray(ops.convert_to_numpy(x), "float64")
 

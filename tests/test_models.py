@@ -6,8 +6,33 @@ import pytest
 
 from fmkit import models
 
+# One row per factory, from the seed: tests/test_contracts.py.
+NETWORKS = {
+    "lenet5": lambda seed: models.lenet5(filters=(2, 3), units=(5,), seed=seed),
+    "linear": lambda seed: models.linear(num_classes=3, seed=seed),
+    "mlp": lambda seed: models.mlp(
+        (8, 8),
+        activation=models.scaled_tanh,
+        batch_norm=True,
+        dropout=0.1,
+        l2=1e-4,
+        half_l2=True,
+        seed=seed,
+    ),
+    "simple_cnn": lambda seed: models.simple_cnn(
+        (3,), kernel_initializer=("he_normal", {}), seed=seed
+    ),
+    "small_resnet": lambda seed: models.small_resnet((2, 4), dropout=0.2, seed=seed),
+}
+
+VARIANTS = {
+    "lenet5 of 1998": lambda seed: models.lenet5(
+        variant="lecun1998", l1=1e-5, seed=seed
+    )
+}
+
 # Every network of the tutorials, with its number of weights written out.
-NETWORKS = [
+TUTORIALS = [
     (
         models.mlp,
         {},
@@ -52,8 +77,8 @@ NETWORKS = [
 
 @pytest.mark.parametrize(
     ("factory", "options", "weights"),
-    NETWORKS,
-    ids=[f"{factory.__name__}-{weights}" for factory, _, weights in NETWORKS],
+    TUTORIALS,
+    ids=[f"{factory.__name__}-{weights}" for factory, _, weights in TUTORIALS],
 )
 def test_a_network_is_plain_and_has_the_tutorials_number_of_weights(
     factory, options, weights

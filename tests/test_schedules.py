@@ -15,6 +15,26 @@ from matplotlib.figure import Figure
 from fmkit import schedules
 
 
+def decay():
+    return schedules.ExponentialDecay(
+        0.2,
+        468.75,
+        0.9,
+        True,
+        end_value=0.001,
+        warmup_steps=3,
+        warmup_initial=0.01,
+        transition_begin=7,
+    )
+
+
+# One row per class, with every argument away from its default: tests/test_contracts.py.
+SCHEDULES = {
+    "ExponentialDecay": decay,
+    "Sequential": lambda: schedules.Sequential([0.1, decay()], [50]),
+}
+
+
 def rates(schedule, steps):
     """Rates at each of `steps`, through an integer tensor as an optimizer would."""
     return ops.convert_to_numpy(schedule(ops.convert_to_tensor(np.asarray(steps))))
