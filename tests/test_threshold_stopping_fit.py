@@ -141,7 +141,7 @@ def mean_of_outputs(y_true, y_pred):
 
 @functools.cache
 def two_outputs():
-    """Return a model with the outputs `a` and `b`, compiled once."""
+    """A model with the outputs `a` and `b`, compiled once."""
     inputs = keras.Input((4,))
     outputs = [
         keras.layers.Dense(n, name=name)(inputs) for n, name in ((2, "a"), (1, "b"))
@@ -158,7 +158,7 @@ def two_outputs():
 
 
 def fit_two_outputs(callback, **values):
-    """Three epochs of that model with injected values."""
+    """Three epochs of the model with two outputs, with injected values."""
     x, y = small_data()
     injected = {name: [value] * 3 for name, value in values.items()}
     data = {"x": x, "y": [y, x[:, :1]], "validation_data": (x, [y, x[:, :1]])}
@@ -496,7 +496,7 @@ def test_a_resume_refuses_a_callback_that_monitors_something_else(
         resume = ExactResume("run", every="epoch", verbose=0)
         callback = kind(monitor=monitor, **arguments)
         data = {"validation_data": small_data()}
-        fit(callback, resume, model=new_model(), epochs=epochs, **data)
+        fit(callback, resume, epochs=epochs, **data)
         return resume.resumed_from
 
     assert train("loss", 1) is None

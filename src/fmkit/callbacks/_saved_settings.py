@@ -11,7 +11,7 @@ __all__ = ["check_settings"]
 def check_settings(
     callback: str, state: Mapping[str, Any], own: Mapping[str, Any]
 ) -> None:
-    """Refuse a state that was saved with other settings than the callback's own.
+    """Refuse a state that was saved with settings different from the callback's own.
 
     Args:
         callback: Its name, for the message.
@@ -19,7 +19,7 @@ def check_settings(
         own: The settings without which what was counted means something else.
 
     Raises:
-        ValueError: If a setting was another when the state was saved.
+        ValueError: If a setting had another value when the state was saved.
     """
     saved = state.get("settings", {})
     names = [name for name in own if name in saved and saved[name] != own[name]]

@@ -11,8 +11,6 @@ import io
 import json
 import logging
 import math
-import os
-import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from fmkit.datasets._files import open_file
+from fmkit._files import whole_file
+from fmkit._untrusted_files import open_file
 from fmkit.datasets._splits import NPZ_NAMES, Splits
 
 _LOGGER = logging.getLogger(__name__)
@@ -105,24 +104,13 @@ def _write_copy(
     entries = {}
     for name, array in zip(NPZ_NAMES, arrays, strict=True):
         flat = np.ascontiguousarray(array)
-        _replace(folder / f"{stem}-{name}.npy", _npy_header(array.shape), flat)
+        with whole_file(folder / f"{stem}-{name}.npy") as file:
+            file.write(_npy_header(array.shape))
+            file.write(flat.data)
         entries[name] = {"shape": array.shape, "sha256": _digest(flat)}
     manifest = {"sources": identity, "arrays": entries}
-    _replace(folder / f"{stem}.json", json.dumps(manifest, indent=1).encode())
-
-
-def _replace(path: Path, *parts: Any) -> None:
-    """Write a file under its name only when it is whole."""
-    # Not tempfile's name: its files are readable by their owner only.
-    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            for part in parts:
-                file.write(part)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with whole_file(folder / f"{stem}.json") as file:
+        file.write(json.dumps(manifest, indent=1).encode())
 
 
 def _npy_header(shape: tuple[int, ...]) -> bytes:

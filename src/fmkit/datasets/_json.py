@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fmkit.datasets._files import CHUNK, DatasetFileError, Stream, open_stream
+from fmkit._untrusted_files import CHUNK, DatasetFileError, Stream, open_stream
 from fmkit.datasets._splits import Split
 
 MODES = ("train", "valid", "eval")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fmkit.datasets._files import DatasetFileError
+from fmkit._npz import read_npz
+from fmkit._untrusted_files import DatasetFileError
 from fmkit.datasets._idx import read_idx
-from fmkit.datasets._npz import read_npz
 
 Split = tuple[np.ndarray, np.ndarray]
 Splits = tuple[Split, Split]

@@ -18,8 +18,8 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from fmkit._untrusted_files import DatasetFileError, open_file
 from fmkit.datasets import _cache
-from fmkit.datasets._files import DatasetFileError, open_file
 from fmkit.datasets._idx import parse_idx
 from fmkit.datasets._splits import (
     IMAGE_SHAPE,

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Literal, overload
 
 from fmkit._checks import check_one_of
-from fmkit.datasets._files import GZIP_MAGIC, DatasetFileError, head_of
+from fmkit._npz import ZIP_MAGIC
+from fmkit._untrusted_files import GZIP_MAGIC, DatasetFileError, head_of
 from fmkit.datasets._json import MODES, read_paddle_json
-from fmkit.datasets._npz import ZIP_MAGIC
 from fmkit.datasets._splits import Split, Splits, idx_files, load_idx_folder, load_npz
 
 __all__ = ["load_data"]

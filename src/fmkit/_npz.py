@@ -18,7 +18,7 @@ from typing import IO, BinaryIO
 
 import numpy as np
 
-from fmkit.datasets._files import (
+from fmkit._untrusted_files import (
     CHUNK,
     MAX_BYTES,
     MAX_DEFLATE_RATIO,

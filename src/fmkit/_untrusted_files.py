@@ -1,6 +1,6 @@
 """Bytes from files nobody vouches for, read in bounded steps.
 
-Every reader of this package goes through here. A damaged file ends in one
+Every reader of data files goes through here. A damaged file ends in one
 `DatasetFileError` that names the file and what was expected of it; the memory
 taken is what the file's header promises, at most `MAX_BYTES`, and one chunk.
 """
