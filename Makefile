@@ -104,7 +104,7 @@ audit: $(VENV)/run.stamp ## compare the installed dependencies with PyPI's known
 newcomer: ## time a newcomer's way: clone, set up, train, first figure
 	$(PYTHON) scripts/time_newcomer.py
 
-translations: ## which Chinese pages are older than the English ones
+translations: ## fail if a Chinese page is missing or older than the English one
 	$(PYTHON) scripts/translations.py
 
 gallery: $(VENV)/dev.stamp ## run the examples that changed, at full size, and write their figures

@@ -1,9 +1,10 @@
 """All that must hold before a release: `make release-check`.
 
-Builds the source distribution and the wheel, reads their metadata as an index would,
-finds the one version everywhere, and on each Python given installs the wheel into an
-empty environment and runs the README's program there. A program as users write them
-passes mypy in strict mode against the installed package.
+Refuses Chinese pages that are missing or older than the English ones. Builds the source
+distribution and the wheel, reads their metadata as an index would, finds the one
+version everywhere, and on each Python given installs the wheel into an empty
+environment and runs the README's program there. A program as users write them passes
+mypy in strict mode against the installed package.
 
     python scripts/check_release.py [python3.11 python3.12 python3.13]
 """
@@ -27,6 +28,7 @@ from packaging.version import Version
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from check_wheel import PROGRAM, ROOT, build, look_inside
+from translations import problems
 
 BLOCK = re.compile(r"^```python[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
@@ -136,6 +138,8 @@ def main() -> None:
         "pythons", nargs="*", help="interpreters; default: all there are"
     )
     given = parser.parse_args().pythons
+    if outdated := problems():
+        raise SystemExit("\n".join(outdated))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         wheel = build(folder / "dist")

@@ -188,17 +188,6 @@ def test_callbacks_of_the_validation_see_it_and_keep_their_parameters():
     assert seen[3:] == [3, 3, "begin", ["accuracy", "loss"], 3]
 
 
-def test_the_count_goes_on_after_a_resume():
-    first = BatchValidation(small_data(1), every=5)
-    fit(first, epochs=1)
-    second = BatchValidation(small_data(1), every=5)
-    second.set_state(first.get_state())
-    fit(second, epochs=1)
-    assert [r["batch"] for r in second.records] == [5, 10, 15]
-    fit(second, epochs=1)
-    assert [r["batch"] for r in second.records] == [5]
-
-
 def test_steps_and_sample_weights_reach_the_validation():
     x, y = small_data(1)
     weight = np.zeros(ROWS, "float32")

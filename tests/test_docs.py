@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"^```python[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
-# A Chinese page has the blocks of its English one: tests/test_translations.py.
+# A Chinese page has the blocks of its English one: scripts/translations.py checks it.
 ENGLISH = [p for p in (ROOT / "docs").rglob("*.md") if "zh" not in p.parts]
 PAGES = sorted([ROOT / "README.md", *ENGLISH])
 PROGRAMS = [page for page in PAGES if BLOCK.search(page.read_text(encoding="utf-8"))]

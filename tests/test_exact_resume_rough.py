@@ -26,7 +26,7 @@ from fmkit.callbacks._resume import _callback_state
 from fmkit.data import Batches
 from fmkit.evaluation import SidecarEvaluator
 
-pytestmark = pytest.mark.backend("tensorflow")
+pytestmark = pytest.mark.backend("torch")
 
 if os.name != "posix":  # pragma: no cover
     pytest.skip("pipes, links and signals of POSIX", allow_module_level=True)

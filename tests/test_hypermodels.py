@@ -464,22 +464,6 @@ def test_each_optimizer_has_its_own_rate():
 
 
 @once
-def test_the_default_spaces_have_a_network_at_every_value():
-    # Every value of every setting once, against the first values of the others.
-    for hypermodel in (HyperMLP(), HyperLeNet5()):
-        hp = keras_tuner.HyperParameters()
-        hypermodel.network(hp, seed=0)
-        first = dict(hp.values)
-        for name in first:
-            for value in hp._hps[name][0].values:
-                hp.values = first | {name: value}
-                hp.ensure_active_values()
-                model = hypermodel.network(hp, seed=0)
-                assert model.output_shape == (None, 10)
-                assert hp.values[name] == value
-
-
-@once
 def test_regularisation_averages_and_lenet_arrive_in_the_model():
     model, _ = values(space(l2=0.25, dropout=0.5, half_l2=True, ema=0.5))
     hidden = model.get_layer("hidden_1")

@@ -1,17 +1,38 @@
 """Networks: sizes by hand arithmetic, outputs by NumPy, starts by their laws."""
 
-import os
-import subprocess
-import sys
-
 import keras
 import numpy as np
 import pytest
 
 from fmkit import models
 
+# One row per factory, from the seed: tests/test_contracts.py.
+NETWORKS = {
+    "lenet5": lambda seed: models.lenet5(filters=(2, 3), units=(5,), seed=seed),
+    "linear": lambda seed: models.linear(num_classes=3, seed=seed),
+    "mlp": lambda seed: models.mlp(
+        (8, 8),
+        activation=models.scaled_tanh,
+        batch_norm=True,
+        dropout=0.1,
+        l2=1e-4,
+        half_l2=True,
+        seed=seed,
+    ),
+    "simple_cnn": lambda seed: models.simple_cnn(
+        (3,), kernel_initializer=("he_normal", {}), seed=seed
+    ),
+    "small_resnet": lambda seed: models.small_resnet((2, 4), dropout=0.2, seed=seed),
+}
+
+VARIANTS = {
+    "lenet5 of 1998": lambda seed: models.lenet5(
+        variant="lecun1998", l1=1e-5, seed=seed
+    )
+}
+
 # Every network of the tutorials, with its number of weights written out.
-NETWORKS = [
+TUTORIALS = [
     (
         models.mlp,
         {},
@@ -56,8 +77,8 @@ NETWORKS = [
 
 @pytest.mark.parametrize(
     ("factory", "options", "weights"),
-    NETWORKS,
-    ids=[f"{factory.__name__}-{weights}" for factory, _, weights in NETWORKS],
+    TUTORIALS,
+    ids=[f"{factory.__name__}-{weights}" for factory, _, weights in TUTORIALS],
 )
 def test_a_network_is_plain_and_has_the_tutorials_number_of_weights(
     factory, options, weights
@@ -351,20 +372,6 @@ def differ(a, b):
     return any(not np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-@pytest.mark.parametrize(
-    "build",
-    [
-        lambda seed: models.mlp((8, 8), seed=seed),
-        lambda seed: models.lenet5(filters=(2, 3), units=(5,), seed=seed),
-        lambda seed: models.simple_cnn((2,), seed=seed),
-        lambda seed: models.small_resnet((2,), seed=seed),
-    ],
-)
-def test_a_seed_makes_the_weights_reproducible_and_another_changes_them(build):
-    assert not differ(starts(build(7)), starts(build(7)))
-    assert differ(starts(build(7)), starts(build(8)))
-
-
 def test_without_a_seed_the_weights_follow_keras_own():
     keras.utils.set_random_seed(5)
     first, second = starts(models.mlp()), starts(models.mlp())
@@ -488,74 +495,6 @@ def test_dropout_acts_in_training_only_and_repeats_with_its_seed():
     np.testing.assert_array_equal(trained, numbers(again(x, training=True)))
     assert not np.array_equal(trained, numbers(other(x, training=True)))
     assert not np.array_equal(trained, numbers(first(x)))
-
-
-@pytest.mark.parametrize(
-    "build",
-    [
-        lambda: models.lenet5(variant="lecun1998", seed=1),
-        # On JAX each small operation of an eager step is compiled: once is enough.
-        pytest.param(
-            lambda: models.small_resnet((4, 8), seed=1),
-            marks=pytest.mark.backend("tensorflow", "torch"),
-        ),
-    ],
-)
-def test_a_training_step_moves_every_trainable_weight(build):
-    model = build()
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.SGD(1.0), loss, run_eagerly=True, jit_compile=False)
-    before = [numbers(w) for w in model.trainable_variables]
-    model.train_on_batch(images(8, 28, 28), np.arange(8))
-    for old, variable in zip(before, model.trainable_variables, strict=True):
-        assert not np.array_equal(old, numbers(variable)), variable.path
-
-
-# --- saving -----------------------------------------------------------------------
-
-LOAD = """
-import sys, numpy as np, keras, fmkit
-for name in sys.argv[2:]:
-    folder = sys.argv[1]
-    x, y = (np.load(f"{folder}/{name}.npz")[k] for k in "xy")
-    model = keras.models.load_model(f"{folder}/{name}.keras")
-    z = keras.ops.convert_to_numpy(model(x))
-    assert np.array_equal(y, z), name
-print("same")
-"""
-
-
-@pytest.mark.parametrize(
-    "build",
-    [
-        lambda: models.lenet5(variant="lecun1998", l1=1e-5, seed=1),
-        lambda: models.small_resnet((4, 8), dropout=0.2, seed=1),
-        lambda: models.simple_cnn((3,), kernel_initializer=("he_normal", {}), seed=1),
-    ],
-)
-def test_a_saved_network_comes_back_with_the_same_bits(build, tmp_path):
-    model, x = build(), images(2, 28, 28)
-    model.save(tmp_path / "kept.keras")
-    again = keras.models.load_model(tmp_path / "kept.keras")
-    assert again.name == model.name
-    np.testing.assert_array_equal(numbers(again(x)), numbers(model(x)))
-
-
-def test_another_process_loads_what_was_saved(tmp_path):
-    options = {"activation": models.scaled_tanh, "batch_norm": True, "dropout": 0.1}
-    kept = {"mlp": models.mlp((8,), l2=1e-4, half_l2=True, seed=1, **options)}
-    x = images(2, 28, 28)
-    for name, model in kept.items():
-        model.save(tmp_path / f"{name}.keras")
-        np.savez(tmp_path / f"{name}.npz", x=x, y=numbers(model(x)))
-    run = subprocess.run(
-        [sys.executable, "-c", LOAD, str(tmp_path), *kept],
-        env=os.environ | {"KERAS_BACKEND": keras.backend.backend()},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.stdout.strip().endswith("same"), run.stderr[-2000:]
 
 
 # --- labels against outputs ---------------------------------------------------------

@@ -72,6 +72,17 @@ def test_the_module_has_a_page_in_the_reference(module_name):
     assert f"api/{module_name}.md" in (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(
+    "path", [p for p, v in public_objects() if inspect.ismodule(v)]
+)
+def test_the_public_module_is_in_the_reference_tested_and_in_the_changelog(path):
+    outer, name = path.split(".")
+    page = ROOT / "docs" / "api" / f"{outer}.md"
+    assert f"::: fmkit.{path}" in page.read_text(encoding="utf-8")
+    assert mentions(TESTS, name), f"No test mentions {path}."
+    assert mentions(CHANGELOG, path), f"CHANGELOG.md doesn't mention {path}."
+
+
 @pytest.mark.parametrize(("path", "value"), OBJECTS)
 def test_the_public_name_is_documented_tested_and_in_the_changelog(path, value):
     name = path.rpartition(".")[2]

@@ -777,12 +777,6 @@ def test_a_copy_is_a_callback_of_its_own(duplicate, every):
     assert original.stop is None
 
 
-def test_a_second_run_starts_afresh():
-    stopping = ThresholdStopping("loss", 0.4, count=2)
-    assert run_epochs(stopping, [0.9, 0.3, 0.3]) == 2
-    assert run_epochs(stopping, [0.3, 0.9, 0.3, 0.3]) == 3
-
-
 # -------------------------------------------------------------------------------- state
 
 

@@ -577,15 +577,6 @@ def test_the_progress_bar_shows_the_distance(capsys):
 # ------------------------------------------------------------------ what it costs
 
 
-@pytest.mark.parametrize("every", ["epoch", "validation"])
-def test_there_is_no_batch_hook_unless_batch_checks_are_asked_for(every):
-    stopping = ThresholdStopping("loss", 0.4, every=every)
-    for hook in ("on_train_batch_begin", "on_batch_begin", "on_batch_end"):
-        own = getattr(type(stopping), hook)
-        assert own is getattr(keras.callbacks.Callback, hook)
-    assert ("on_train_batch_end" in vars(stopping)) == (every == "validation")
-
-
 @pytest.mark.backend("jax", "torch")
 @pytest.mark.parametrize(
     ("arguments", "waits"),

@@ -18,8 +18,10 @@ from fmkit._keras_private._callback_list import (
     around_steps,
     bind_hook,
     model_of,
+    put_back,
     put_first,
     put_last,
+    remove_later,
     take_out,
 )
 from fmkit._keras_private._callbacks import CALLBACK_ATTRIBUTES, STATELESS_CALLBACKS
@@ -73,9 +75,11 @@ __all__ = [
     "metric_directions",
     "model_of",
     "print_msg",
+    "put_back",
     "put_first",
     "put_last",
     "rate_of_last_step",
+    "remove_later",
     "restore_grid",
     "running_fit",
     "set_initial_epoch",

@@ -15,8 +15,10 @@ __all__ = [
     "around_steps",
     "bind_hook",
     "model_of",
+    "put_back",
     "put_first",
     "put_last",
+    "remove_later",
     "take_out",
 ]
 
@@ -44,14 +46,27 @@ def bind_hook(
     setattr(callback, name, method)
 
 
-def put_first(callback_list: Any, callback: keras.callbacks.Callback) -> None:
+def put_first(callback_list: Any, callback: keras.callbacks.Callback) -> int:
     """Move `callback` to the front, while Keras goes through the list.
 
     Those before it move back a place, so that the next in turn is still the one after
     it.
+
+    Returns:
+        The place where it was.
     """
     callbacks = callback_list.callbacks
-    callbacks[:] = [callback, *(each for each in callbacks if each is not callback)]
+    place: int = callbacks.index(callback)
+    callbacks.insert(0, callbacks.pop(place))
+    return place
+
+
+def put_back(
+    callback_list: Any, callback: keras.callbacks.Callback, place: int
+) -> None:
+    """Move `callback` back to its place, while Keras goes through the list."""
+    take_out(callback_list, callback)
+    callback_list.callbacks.insert(place, callback)
 
 
 def put_last(callback_list: Any, callback: keras.callbacks.Callback) -> None:
@@ -60,6 +75,11 @@ def put_last(callback_list: Any, callback: keras.callbacks.Callback) -> None:
     Its turn comes last: in this event and in every other, all others have seen it.
     """
     callback_list.callbacks.append(callback)
+
+
+def remove_later(callback_list: Any, callback: keras.callbacks.Callback) -> None:
+    """Take `callback` out of a list in which its turn is still to come."""
+    callback_list.callbacks.remove(callback)  # in place: Keras goes through this list
 
 
 def take_out(callback_list: Any, callback: keras.callbacks.Callback) -> None:

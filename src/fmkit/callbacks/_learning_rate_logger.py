@@ -58,24 +58,34 @@ class LearningRateLogger(keras.callbacks.Callback):
         super().__init__()
         self.every = check_one_of("every", every, ["epoch", "step"])
         self.name = name
-        self.steps: list[int] = []
-        self.learning_rates: list[float] = []
-        self._epoch_start = 0
-        self._latest: dict[str, float] = {}
+        self._restored = False
+        self._place = 0
+        self._reset()
         if self.every == "step":
             # Only here: a class that has this method keeps Keras from running
             # callbacks beside the steps.
             private.bind_hook(self, "on_train_batch_end", self._log_step)
 
+    def _reset(self) -> None:
+        self.steps: list[int] = []
+        self.learning_rates: list[float] = []
+        self._epoch_start = 0
+        self._latest: dict[str, float] = {}
+
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Take the first place in the list of callbacks."""
+        """Forget the last run, unless `set_state` has just restored this one.
+
+        Then take the first place in the list of callbacks.
+        """
         fit = private.running_fit(self)
         if fit is None:
             raise RuntimeError(
                 "LearningRateLogger works inside `model.fit`: pass it as "
                 "fit(..., callbacks=[LearningRateLogger()])."
             )
-        private.put_first(fit.callback_list, self)
+        self._place = private.put_first(fit.callback_list, self)
+        if not self._restored:
+            self._reset()
 
     def _log_step(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self._latest = self._rates()
@@ -93,6 +103,13 @@ class LearningRateLogger(keras.callbacks.Callback):
             self._epoch_start = self.steps[-1] + 1
         if logs is not None:
             logs.update(self._latest or self._rates())
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Move back to where it was in the list of callbacks."""
+        self._restored = False
+        fit = private.running_fit(self)
+        if fit is not None:
+            private.put_back(fit.callback_list, self, self._place)
 
     def _rates(self) -> dict[str, float]:
         model = self.model  # on JAX this synchronises
@@ -128,6 +145,7 @@ class LearningRateLogger(keras.callbacks.Callback):
             ValueError: If the state was saved with another `every` or `name`.
         """
         check_settings(type(self).__name__, state, self._settings())
+        self._restored = True
         self.steps = list(state["steps"])
         self.learning_rates = list(state["learning_rates"])
         self._epoch_start = int(state["epoch_start"])

@@ -12,7 +12,7 @@ import numpy as np
 
 from fmkit.data._buffers import Buffers
 from fmkit.data._order import Indices
-from fmkit.preprocessing import numpy_maps
+from fmkit.preprocessing import Preprocess, preprocess
 
 __all__ = ["Source", "class_weights"]
 
@@ -57,7 +57,7 @@ class Source:
         # A `Preprocess` of plain arrays is mapped by `gather`, in NumPy and into
         # memory used before, also inside `tf.data`. The bits are the same.
         self._maps = (
-            numpy_maps(transform)
+            _numpy_maps(transform)
             if isinstance(self.x, np.ndarray)
             and (self.y is None or isinstance(self.y, np.ndarray))
             else None
@@ -143,6 +143,17 @@ class Source:
             weight = class_weights(y, weights)
         parts = (x, y, weight)
         return parts[: 1 + (y is not None) + (weight is not None)]
+
+
+def _numpy_maps(
+    transform: Any,
+) -> tuple[Callable[..., Any], Callable[[Any], Any]] | None:
+    """Return what a `Preprocess` does to `x` and to `y`, or `None` for other maps."""
+    if transform is preprocess:
+        transform = Preprocess()
+    # A subclass may map otherwise.
+    is_known = type(transform) is Preprocess
+    return (transform.map_x, transform.map_y) if is_known else None
 
 
 def class_weights(y: Any, weights: dict[int, float]) -> np.ndarray[Any, Any]:

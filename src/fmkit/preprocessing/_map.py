@@ -9,7 +9,6 @@ in each: one subtraction if there is a mean, one division.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Literal
 
@@ -169,8 +168,8 @@ class Preprocess:
 
     def __call__(self, x: Any, y: Any = None) -> Any:
         """Map `x`, or `x` and `y`; see the class."""
-        x = self._map_x(x)
-        return x if y is None else (x, self._map_y(y))
+        x = self.map_x(x)
+        return x if y is None else (x, self.map_y(y))
 
     def __repr__(self) -> str:
         """Show the options as they would be typed."""
@@ -181,7 +180,14 @@ class Preprocess:
         ]
         return f"Preprocess({', '.join(parts)})"
 
-    def _map_x(self, x: Any, out: np.ndarray | None = None) -> Any:
+    def map_x(self, x: Any, out: np.ndarray | None = None) -> Any:
+        """Return what `x` alone becomes.
+
+        Args:
+            x: As in a call.
+            out: Float32 memory to write NumPy's result into, in the shape that `x` has
+                before it is flattened or given a channel.
+        """
         ops, x = _namespace_of(x, "x")
         if ops is np:
             # One pass over the bytes: the cast happens inside the ufunc.
@@ -217,7 +223,8 @@ class Preprocess:
         # At most the batch size is unknown while tracing; -1 means just that.
         return (*(-1 if n is None else n for n in leading), math.prod(features))
 
-    def _map_y(self, y: Any) -> Any:
+    def map_y(self, y: Any) -> Any:
+        """Return what `y` alone becomes."""
         ops, y = _namespace_of(y, "y")
         if ops is np:
             y = _as_whole_numbers(y)
@@ -278,19 +285,3 @@ def _abbreviated(value: Any) -> str:
 
 
 _UNIT_RANGE = Preprocess()
-
-
-def numpy_maps(
-    transform: Any,
-) -> tuple[Callable[..., Any], Callable[[Any], Any]] | None:
-    """Return what a `Preprocess` does to `x` and to `y`, or `None` for other maps.
-
-    The first is called as `map_x(x, out)`; `out` is float32 memory in the shape that
-    `x` has before it is flattened or given a channel.
-    """
-    if transform is preprocess:
-        transform = _UNIT_RANGE
-    # A subclass may map otherwise.
-    if type(transform) is not Preprocess:
-        return None
-    return transform._map_x, transform._map_y

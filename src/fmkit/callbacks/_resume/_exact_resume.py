@@ -145,10 +145,18 @@ class ExactResume(keras.callbacks.Callback):
                 "ExactResume works inside `model.fit`: pass it as "
                 "fit(..., callbacks=[ExactResume(directory)])."
             )
+        self._end_broken_fit(fit.callback_list)
         _refuse_rivals(fit.callback_list.callbacks)
         self._trained_before = self.finished and self._has_trained
         self.resumed_from, self.finished = None, False
         private.put_last(fit.callback_list, Keeper(self, fit))
+
+    def _end_broken_fit(self, callback_list: Any) -> None:
+        """Close what a `fit` that broke off has left in a list of the user's own."""
+        for each in list(callback_list.callbacks):
+            if isinstance(each, Keeper) and each.settings is self:
+                each.close()
+                private.remove_later(callback_list, each)
 
 
 def _parse_every(every: int | str | datetime.timedelta) -> tuple[str, float]:

@@ -1,0 +1,16 @@
+"""Which public members a contract runs over."""
+
+import inspect
+
+
+def members(module, *bases):
+    """Return the names of the public classes in `module` that derive from `bases`."""
+    public = ((name, getattr(module, name)) for name in module.__all__)
+    return {n for n, v in public if inspect.isclass(v) and issubclass(v, bases)}
+
+
+def assert_complete(table, found):
+    """Fail if a public member has no row in `table`, or a row has no member."""
+    missing, unknown = sorted(found - set(table)), sorted(set(table) - found)
+    assert not missing, f"Give {missing} a row in the table of this contract."
+    assert not unknown, f"{unknown} in the table of this contract are not public."
