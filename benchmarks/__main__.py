@@ -2,9 +2,9 @@
 
 Each module beside this one that has a function `rows(quick)` takes part. The results
 go to `outputs/benchmarks.json` and, as the table that is printed, to
-`outputs/benchmarks.md`. With `--publish` the table also replaces the one in
-`docs/benchmarks.md`, and the JSON goes beside it; with `--only`, the rows of the other
-modules stay. A module that fails is a row that says so; the others run.
+`outputs/benchmarks.md`. With `--publish` they also replace those in
+`docs/benchmarks.md`, by topic, and the JSON goes beside it; with `--only`, the rows of
+the other modules stay. A module that fails is a row that says so; the others run.
 """
 
 from __future__ import annotations
@@ -19,12 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import benchmarks
-from benchmarks._measure import machine, not_run, put_between
-
-# What matters most comes first; a module that is not named here comes at the end.
-ORDER = ["input", "memory", "training", "together", "losses", "averages", "callbacks"]
-BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
+from benchmarks._measure import machine, not_run
+from benchmarks._page import PAGE, TOPICS, measured, publish, table
 
 
 def modules() -> list[str]:
@@ -34,7 +30,8 @@ def modules() -> list[str]:
         for module in pkgutil.iter_modules(benchmarks.__path__)
         if not module.name.startswith("_")
     ]
-    return sorted(names, key=lambda n: (ORDER.index(n) if n in ORDER else 99, n))
+    order = [name for topic in TOPICS.values() for name in topic]
+    return sorted(names, key=order.index)
 
 
 def measure(name: str, quick: bool) -> list[dict[str, Any]]:
@@ -52,12 +49,6 @@ def gpu_row() -> dict[str, Any]:
     )
 
 
-def publish(text: str, results: dict[str, Any], page: Path = PAGE) -> None:
-    """Put the table between the marks of the page, and the JSON beside the page."""
-    put_between(page, BEGIN, END, text)
-    page.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
-
-
 def merged(results: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
     """Put the rows of some modules in the place of their earlier ones."""
     new = {row["module"] for row in results["rows"]}
@@ -67,27 +58,6 @@ def merged(results: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
     rows = sorted([*rows, *results["rows"]], key=lambda row: order.index(row["module"]))
     command = f"{before['command']}` and, later, `{results['command']}"
     return {**results, "command": command, "rows": rows}
-
-
-def table(results: dict[str, Any], earlier: dict[str, Any] | None) -> str:
-    """Return the results as Markdown, with the earlier ratio where there is one."""
-    before = {row["name"]: row["ratio"] for row in (earlier or {}).get("rows", [])}
-    lines = [
-        "| what | ratio | quartiles | target | of what | detail |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in results["rows"]:
-        ratio = "not run" if row["ratio"] is None else f"{row['ratio']:.3g}"
-        if row["name"] in before and before[row["name"]]:
-            ratio += f" (was {before[row['name']]:.3g})"
-        spread = row.get("spread")
-        quartiles = f"{spread[0]:.3g} to {spread[1]:.3g}" if spread else ""
-        lines.append(
-            f"| {row['name']} | {ratio} | {quartiles} | {row.get('target', '')} "
-            f"| {row.get('unit', '')} | {row.get('detail', '')} |"
-        )
-    about = ", ".join(f"{key} {value}" for key, value in results["machine"].items())
-    return "\n".join([*lines, "", f"Measured with `{results['command']}` on {about}."])
 
 
 def main() -> None:
@@ -114,7 +84,7 @@ def main() -> None:
         "rows": rows,
     }
     earlier = json.loads(options.against.read_text()) if options.against else None
-    text = table(results, earlier)
+    text = f"{table(rows, earlier)}\n\n{measured(results)}"
     options.folder.mkdir(parents=True, exist_ok=True)
     (options.folder / "benchmarks.json").write_text(json.dumps(results, indent=1))
     (options.folder / "benchmarks.md").write_text(text + "\n")
@@ -122,7 +92,7 @@ def main() -> None:
     if options.publish:
         if options.only:
             results = merged(results, json.loads(PAGE.with_suffix(".json").read_text()))
-        publish(table(results, earlier), results)
+        publish(results, earlier)
 
 
 if __name__ == "__main__":

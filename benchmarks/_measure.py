@@ -110,6 +110,11 @@ def put_between(page: Path, begin: str, end: str, text: str) -> None:
     page.write_text(whole, encoding="utf-8", newline="\n")
 
 
+def number(value: float) -> str:
+    """Write three digits of a number, and never an exponent: 1260, not 1.26e+03."""
+    return np.format_float_positional(float(f"{value:.3g}"), trim="-")
+
+
 def not_run(name: str, why: str) -> dict[str, Any]:
     """Return the row of something that could not be measured, with the reason."""
     empty = {"ratio": None, "spread": None, "unit": "", "target": ""}
@@ -151,7 +156,7 @@ def row(
         "unit": f"time of {ours} / time of {theirs}",
         "detail": detail
         or ", ".join(
-            f"{k} {1e3 * statistics.median(v):.3g} ms" for k, v in times.items()
+            f"{k} {number(1e3 * statistics.median(v))} ms" for k, v in times.items()
         ),
         "target": target,
     }

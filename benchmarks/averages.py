@@ -30,7 +30,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from benchmarks._measure import interleave, row
+from benchmarks._measure import interleave, number, row
 from fmkit import losses, models
 from fmkit.optimizers import ExponentialMovingAverage, averaged
 
@@ -186,7 +186,7 @@ def large_rows(quick: bool) -> list[dict[str, Any]]:
             "with",
             "without",
             detail=", ".join(
-                f"{name} {1e3 * statistics.median(values):.3g} ms"
+                f"{name} {number(1e3 * statistics.median(values))} ms"
                 for name, values in times.items()
             )
             + f", {steps} steps each, one pass each",

@@ -16,8 +16,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from benchmarks._measure import interleave, row, seconds
-from fmkit._commits import write_commit
+from benchmarks._measure import interleave, number, row, seconds
+from fmkit._commits import Meta, write_commit
 from fmkit.callbacks._resume._training_state import snapshot
 from fmkit.optimizers import ExponentialMovingAverage, averaged
 
@@ -66,14 +66,14 @@ def rows_of(weights: int) -> list[dict[str, Any]]:
     arrays = snapshot(model, metrics=True)[1]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "commit-00000001.npz")
-        written = seconds(lambda: write_commit(path, {"epoch": 0}, arrays))
+        written = seconds(lambda: write_commit(path, Meta(), arrays))
     costs = {"averages in and out": swapped, "copy for a commit": copied}
     costs["commit written and flushed"] = written
     return [step] + [
         {
             "name": f"{name}, {weights:,} weights",
             "ratio": 1e9 * cost / weights,
-            "detail": f"{1e3 * cost:.3g} ms",
+            "detail": f"{number(1e3 * cost)} ms",
             **per_weight,
         }
         for name, cost in costs.items()

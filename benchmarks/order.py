@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks._measure import interleave, row
+from benchmarks._measure import interleave, number, row
 from fmkit.data._order import Order, sorted_order
 
 BLOCK = 2048
@@ -43,7 +43,7 @@ def order_row(size: int, rounds: int) -> dict[str, Any]:
     made = row(f"order of {size:,} samples, whole epoch", times, "cipher", "sort")
     seconds = times["cipher"][0] / size
     made["detail"] += f", {1e9 * seconds:.0f} ns a sample; memory " + ", ".join(
-        f"{name} {found / 1e6:.3g} MB" for name, found in peaks.items()
+        f"{name} {number(found / 1e6)} MB" for name, found in peaks.items()
     )
     return made
 

@@ -17,8 +17,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from benchmarks._measure import interleave, row, seconds
-from fmkit._commits import read_commit, write_commit
+from benchmarks._measure import interleave, number, row, seconds
+from fmkit._commits import Meta, read_commit, write_commit
 from fmkit.callbacks import ExactResume
 from fmkit.callbacks._resume._program import describe_model
 from fmkit.callbacks._resume._training_state import held_by, snapshot
@@ -125,7 +125,7 @@ def write_row(weights: int, rounds: int) -> dict[str, Any]:
         folder = Path(name)
 
         def commit() -> None:
-            write_commit(folder / "commit-00000001.npz", {"epoch": 0}, arrays)
+            write_commit(folder / "commit-00000001.npz", Meta(), arrays)
 
         def bare() -> None:
             with open(folder / "bare", "wb") as file:
@@ -136,7 +136,7 @@ def write_row(weights: int, rounds: int) -> dict[str, Any]:
         times = interleave({"commit": commit, "write and fsync": bare}, rounds)
         read = seconds(lambda: read_commit(folder / "commit-00000001.npz"))
     made = row(f"commit of {weights:,} weights", times, "commit", "write and fsync")
-    made["detail"] += f", read and checked again {1e3 * read:.3g} ms"
+    made["detail"] += f", read and checked again {number(1e3 * read)} ms"
     return made
 
 

@@ -3,7 +3,7 @@
     python scripts/architecture.py [FILE.svg]
 
 The floors are those that `tests/test_layout.py` enforces; the lines are the imports
-that stand in the files. A line that follows from others is left out.
+that the files contain. A line that follows from others is left out.
 """
 
 from __future__ import annotations
@@ -14,22 +14,28 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "fmkit"
-WIDTH, HEIGHT, GAP, FLOOR = 118, 34, 12, 92
+# What is public is drawn larger: (width, height, boxes per row).
+PUBLIC, PRIVATE = (116, 34, 5), (106, 24, 6)
+WIDTH, GAP, LABEL, BETWEEN_FLOORS = 720, 10, 24, 40
 WHAT = {
-    0: "shared checks, private Keras",
+    0: "shared ground",
     1: "arrays, formulas, networks",
     2: "what a step reads and updates",
-    3: "what stands around a run",
-    4: "what stands beside a run",
+    3: "what acts on a run",
+    4: "what runs beside one, or tries many",
 }
 STYLE = """
-svg { font: 13px system-ui, sans-serif; color-scheme: light dark; }
-rect { fill: #e8eaf6; stroke: #3f51b5; } .own rect { fill: #f5f5f5; stroke: #9e9e9e; }
-path { fill: none; stroke: #9e9e9e; stroke-width: 1; } text { fill: #212121; }
-.floor { font-size: 11px; fill: #757575; }
+svg { font: 14px system-ui, sans-serif; }
+.paper { fill: #fff; } .floor { fill: #f3f4fa; } .level { fill: #616161; }
+text { fill: #212121; } g.public rect { fill: #dfe3f6; stroke: #3f51b5; }
+g.private rect { fill: #eee; stroke: #9e9e9e; }
+g.private text, .level { font-size: 12px; }
+path { fill: none; stroke: #424242; stroke-opacity: .7; }
+path.private { stroke-opacity: .4; stroke-dasharray: 4 3; }
 @media (prefers-color-scheme: dark) {
-  rect { fill: #283593; } .own rect { fill: #424242; } text { fill: #fafafa; }
-  .floor { fill: #bdbdbd; }
+  .paper { fill: #1c1e26; } .floor { fill: #262936; } .level { fill: #bdbdbd; }
+  text { fill: #fafafa; } g.public rect { fill: #303f9f; stroke: #9fa8da; }
+  g.private rect { fill: #3a3d48; stroke: #757575; } path { stroke: #bdbdbd; }
 }
 """
 
@@ -47,25 +53,47 @@ def floors() -> dict[str, int]:
 def files(module: str) -> list[Path]:
     """Return the files of a module or package."""
     single = SOURCE / f"{module}.py"
-    return [single] if single.exists() else sorted((SOURCE / module).glob("*.py"))
+    return [single] if single.exists() else sorted((SOURCE / module).rglob("*.py"))
+
+
+def imports_of(path: Path) -> set[str]:
+    """Return the names of fmkit's modules that a file imports, anywhere in it.
+
+    `import fmkit` imports what is then read from it: `fmkit.losses.pinball`.
+    """
+    found, package = set(), set()
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom):
+            top, _, rest = (node.module or "").partition(".")
+            if top == "fmkit":
+                names = [rest] if rest else [alias.name for alias in node.names]
+                found |= {name.split(".")[0] for name in names}
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                top, _, rest = alias.name.partition(".")
+                if top == "fmkit":
+                    found |= {rest.split(".")[0]} - {""}
+                    if not (rest and alias.asname):
+                        package.add(alias.asname or "fmkit")
+    return found | {
+        node.attr
+        for node in nodes
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id in package
+        and not node.attr.startswith("__")  # __version__ is no module
+    }
 
 
 def imports(module: str, known: set[str]) -> set[str]:
-    """Return the other modules that one imports, anywhere in its files."""
-    found: set[str] = set()
-    for file in files(module):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.module:
-                parts = node.module.split(".")
-                if parts == ["fmkit"]:
-                    found |= {alias.name for alias in node.names}
-                elif parts[0] == "fmkit":
-                    found.add(parts[1])
+    """Return the other modules that one imports."""
+    found = set().union(*(imports_of(path) for path in files(module)))
     return (found & known) - {module}
 
 
 def reduced(graph: dict[str, set[str]]) -> dict[str, set[str]]:
-    """Leave out every line that a longer way already tells."""
+    """Leave out every line that a longer way already shows."""
 
     def below(name: str) -> set[str]:
         return set().union(*({other} | below(other) for other in graph[name]))
@@ -80,48 +108,84 @@ def reduced(graph: dict[str, set[str]]) -> dict[str, set[str]]:
     }
 
 
-def _curve(start: tuple[float, float], end: tuple[float, float]) -> str:
+def rows(names: list[str]) -> list[tuple[tuple[int, int, int], list[str]]]:
+    """Cut a floor into rows: the public modules, then fmkit's own."""
+    cut = []
+    for size, style in ((PUBLIC, "public"), (PRIVATE, "private")):
+        some = [name for name in names if kind(name) == style]
+        count = -(-len(some) // size[2])  # as few as possible, and equally full
+        cut += [
+            (size, some[len(some) * i // count : len(some) * (i + 1) // count])
+            for i in range(count)
+        ]
+    return cut
+
+
+def placed(floor_of: dict[str, int]) -> tuple[dict[str, tuple], list[tuple], int]:
+    """Return the box of each module, the band of each floor, and the height."""
+    boxes: dict[str, tuple] = {}
+    bands, y = [], GAP
+    for floor in sorted(set(floor_of.values()), reverse=True):
+        top, y = y, y + LABEL
+        here = [name for name in floor_of if floor_of[name] == floor]
+        for (width, height, _), row in rows(here):
+            left = (WIDTH - len(row) * (width + GAP) + GAP) / 2
+            for place, name in enumerate(row):
+                boxes[name] = (left + place * (width + GAP), y, width, height)
+            y += height + GAP
+        bands.append((floor, top, y - top))
+        y += BETWEEN_FLOORS
+    return boxes, bands, y - BETWEEN_FLOORS + GAP
+
+
+def kind(name: str) -> str:
+    """Return the style of a module."""
+    return "private" if name.startswith("_") else "public"
+
+
+def curve(style: str, start: tuple, end: tuple) -> str:
     """Return a line from the bottom of one box to the top of another."""
-    (x, y), (u, v) = start, end
-    return f'<path d="M{x} {y + HEIGHT} C{x} {y + FLOOR} {u} {v - 40} {u} {v}"/>'
+    x, y = start[0] + start[2] / 2, start[1] + start[3]
+    u, v = end[0] + end[2] / 2, end[1]
+    bend = min(60, (v - y) / 2)
+    return (
+        f'<path class="{style}" d="M{x} {y} C{x} {y + bend} {u} {v - bend} {u} {v}"/>'
+    )
+
+
+def box(name: str, place: tuple) -> str:
+    """Return a module's rectangle with its name."""
+    x, y, width, height = place
+    size = f'x="{x}" y="{y}" width="{width}" height="{height}"'
+    middle = f'x="{x + width / 2}" y="{y + height / 2 + 5}" text-anchor="middle"'
+    return (
+        f'<g class="{kind(name)}"><rect {size} rx="5"/><text {middle}>{name}</text></g>'
+    )
 
 
 def picture() -> str:
     """Return the picture as SVG."""
     floor_of = floors()
     lines = reduced({name: imports(name, set(floor_of)) for name in floor_of})
-    rows = {
-        floor: [name for name in floor_of if floor_of[name] == floor]
-        for floor in sorted(set(floor_of.values()), reverse=True)
-    }
-    width = max(len(row) for row in rows.values()) * (WIDTH + GAP) + GAP
-    height = len(rows) * FLOOR
-    places: dict[str, tuple[float, float]] = {}
-    shapes: list[str] = []
-    for level, (floor, row) in enumerate(rows.items()):
-        top = level * FLOOR + 26
-        left = (width - len(row) * (WIDTH + GAP) + GAP) / 2
+    boxes, bands, height = placed(floor_of)
+    shapes = [f'<rect class="paper" width="{WIDTH}" height="{height}" rx="8"/>']
+    for floor, top, tall in bands:
         shapes.append(
-            f'<text class="floor" x="{GAP}" y="{top - 8}">{floor} {WHAT[floor]}</text>'
+            f'<rect class="floor" x="4" y="{top}" width="{WIDTH - 8}" '
+            f'height="{tall}" rx="8"/>'
+            f'<text class="level" x="12" y="{top + 17}">'
+            f"{floor} {WHAT.get(floor, '')}</text>"
         )
-        for place, name in enumerate(row):
-            x = left + place * (WIDTH + GAP)
-            places[name] = (x + WIDTH / 2, top)
-            kind = "own" if name.startswith("_") else "public"
-            shapes.append(
-                f'<g class="{kind}"><rect x="{x}" y="{top}" width="{WIDTH}" '
-                f'height="{HEIGHT}" rx="5"/><text x="{x + WIDTH / 2}" y="{top + 22}" '
-                f'text-anchor="middle">{name}</text></g>'
-            )
-    curves = [
-        _curve(places[name], places[other])
+    shapes += [
+        curve(kind(other), boxes[name], boxes[other])
         for name, others in lines.items()
         for other in sorted(others)
     ]
+    shapes += [box(name, place) for name, place in boxes.items()]
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">'
-        f"<title>The floors of fmkit</title><style>{STYLE}</style>"
-        f"{''.join(curves)}{''.join(shapes)}</svg>\n"
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
+        f'width="{WIDTH}"><title>The floors of fmkit</title><style>{STYLE}</style>'
+        f"{''.join(shapes)}</svg>\n"
     )
 
 

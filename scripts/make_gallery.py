@@ -38,14 +38,14 @@ ARGUMENTS = {
 HEAD = """\
 # Gallery
 
-Every program in `examples/`, run at its full size on the full Fashion-MNIST where it
-uses images; what it drew and what it printed. Each needs no network, saves its figure
-and its table in `outputs/`, and falls back to the sample in the package where the full
-set is not on the machine. [From the tutorials](guides/tutorials.md) says which part of
-which tutorial is where.
+Every program in `examples/`, run at its full size, with the full Fashion-MNIST where it
+uses images: what it drew and what it printed. None needs a network. Each saves its
+figure and its table in `outputs/`, and falls back to the sample in the package if the
+full data set is not on the machine. [From the tutorials](guides/tutorials.md) lists
+which part of which tutorial is where.
 
-This page, its figures and its tables are written by `make gallery`; a test says when a
-program is newer than its figure.
+`make gallery` writes this page, its figures and its tables; a test fails if a program
+is newer than its figure.
 """
 
 

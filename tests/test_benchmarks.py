@@ -1,14 +1,15 @@
 """The benchmarks compare equals: same batches, same loss, same weights. No times."""
 
 import json
+import re
 
 import keras
 import numpy as np
 import pytest
 
 from benchmarks import __main__ as suite
-from benchmarks import memory, training
-from benchmarks._measure import in_backend, not_run, row
+from benchmarks import _page, memory, training
+from benchmarks._measure import in_backend, not_run, number, row
 from fmkit.data import Batches
 
 BACKEND = keras.backend.backend()
@@ -114,34 +115,111 @@ def test_what_fails_is_a_row_that_says_so(monkeypatch):
     assert failed["detail"] == "not run: RuntimeError: disk full"
 
 
+RESULTS = {
+    "command": "python -m benchmarks",
+    "machine": {"cores": "2"},
+    "rows": [
+        {
+            **{"module": "losses", "name": "one", "ratio": 0.5, "spread": [0.4, 0.6]},
+            **{"unit": "time of a / time of b", "target": "at most 0.6"},
+            "detail": "fast",
+        },
+        {"module": "gpu", **not_run("two", "no GPU")},
+    ],
+}
+
+
 @pytest.mark.backend("tensorflow")
-def test_the_table_is_published_between_the_marks_and_compared(tmp_path):
+def test_the_tables_are_published_between_the_marks_and_compared(tmp_path):
     page = tmp_path / "benchmarks.md"
-    page.write_text(f"before\n\n{suite.BEGIN}\n\nold\n\n{suite.END}\n\nafter\n")
-    results = {
-        "command": "python -m benchmarks",
-        "machine": {"cores": "2"},
-        "rows": [
-            {"name": "one", "ratio": 0.5, "spread": [0.4, 0.6], "detail": "fast"},
-            not_run("two", "no GPU"),
-        ],
-    }
+    page.write_text(f"before\n\n{_page.BEGIN}\n\nold\n\n{_page.END}\n\nafter\n")
     earlier = {"rows": [{"name": "one", "ratio": 0.25}]}
-    suite.publish(suite.table(results, earlier), results, page)
+    _page.publish(RESULTS, earlier, page)
     text = page.read_text()
     assert "old" not in text
     assert text.startswith("before")
     assert text.endswith("after\n")
     assert "| one | 0.5 (was 0.25) | 0.4 to 0.6 |" in text
     assert "| two | not run |" in text
-    assert json.loads((tmp_path / "benchmarks.json").read_text()) == results
-    suite.publish("again", results, page)  # the marks are still there
+    assert json.loads((tmp_path / "benchmarks.json").read_text()) == RESULTS
+    _page.publish({**RESULTS, "command": "again"}, None, page)  # the marks are there
     assert "again" in page.read_text()
 
 
 @pytest.mark.backend("tensorflow")
+def test_the_page_has_a_picture_and_a_folded_table_for_each_topic_that_has_rows():
+    text = _page.text(RESULTS)
+    # Nothing of "Training" has a ratio to draw; "Losses" meets its one target.
+    assert re.findall(r"^!\[.*1 of 1 targets.*\]\((.*)\)$", text, re.MULTILINE) == [
+        "figures/benchmarks-losses.png"
+    ]
+    assert re.findall("<summary>(.*)</summary>", text) == [
+        "Training: 1 rows",
+        "Losses: 1 rows",
+    ]
+    assert text.index("![") < text.index("<details")
+
+
+@pytest.mark.backend("tensorflow")
+def test_the_published_page_has_the_numbers_of_the_published_json():
+    results = json.loads(_page.PAGE.with_suffix(".json").read_text(encoding="utf-8"))
+    page = _page.PAGE.read_text(encoding="utf-8")
+    _, _, rest = page.partition(_page.BEGIN)
+    assert rest.partition(_page.END)[0].strip() == _page.text(results)
+    assert page.count("\n| ") > len(results["rows"])
+    assert not re.search(r"\de[+-]\d", rest.partition(_page.END)[0])
+
+
+@pytest.mark.backend("tensorflow")
+def test_the_readme_says_how_fast_as_the_published_json_does():
+    results = json.loads(_page.PAGE.with_suffix(".json").read_text(encoding="utf-8"))
+    ratio = {row["name"]: row["ratio"] for row in results["rows"]}
+    epoch = "epoch of 60,000 on tensorflow, wall"
+    plain, fused = 1 / ratio[epoch], 1 / ratio[f"{epoch}, FusedModel"]
+    readme = " ".join((_page.PAGE.parents[1] / "README.md").read_text("utf-8").split())
+    assert f"{plain:.1f} times as fast" in readme
+    assert f"{fused:.1f} times" in readme
+
+
+@pytest.mark.backend("tensorflow")
+@pytest.mark.parametrize(
+    ("words", "ratio"),
+    [
+        ("at most 0.4", 0.4),
+        ("at most 1: fewer steps", 1.0),
+        ("at most 0.02 (6 ms beside 340)", 0.02),
+        ("at most 50 ms more", None),
+        ("4 to 16 in proportion", None),
+        ("", None),
+    ],
+)
+def test_a_target_is_drawn_only_where_it_is_a_ratio(words, ratio):
+    assert _page.target({"target": words}) == ratio
+
+
+@pytest.mark.backend("tensorflow")
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1256.3, "1260"), (1.0, "1"), (0.0025812, "0.00258"), (12_481_000, "12500000")],
+)
+def test_a_number_has_three_digits_and_no_exponent(value, text):
+    assert number(value) == text
+
+
+@pytest.mark.backend("tensorflow")
+def test_the_pictures_are_drawn_of_every_topic(program, tmp_path):
+    program("docs/figures/ratios.py").main(tmp_path)
+    drawn = {path.name for path in tmp_path.glob("*.png")}
+    assert drawn == {_page.picture(topic) for topic in _page.TOPICS}
+
+
+@pytest.mark.backend("tensorflow")
 def test_the_suite_has_every_module_and_a_row_for_the_gpu():
-    assert suite.modules()[:4] == ["input", "memory", "training", "together"]
+    topics = [name for names in _page.TOPICS.values() for name in names]
+    assert [*suite.modules(), "gpu"] == sorted(
+        topics, key=lambda name: (name == "gpu", topics.index(name))
+    )
+    assert suite.modules()[0] == "training"
     assert "growth" in suite.modules()
     assert suite.gpu_row()["ratio"] is None
 

@@ -1,5 +1,6 @@
 """The files of commits: whole or not there, checked when read, kept and deleted."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -8,6 +9,7 @@ import sys
 import warnings
 import zipfile
 
+import keras
 import ml_dtypes
 import numpy as np
 import pytest
@@ -16,7 +18,10 @@ from fmkit import _files
 from fmkit._commits import (
     CommitDirectory,
     DamagedCommitError,
+    Meta,
+    group_variables,
     list_commits,
+    list_variables,
     read_commit,
     read_meta,
     write_commit,
@@ -35,7 +40,7 @@ ARRAYS = {
     "variable/6/0": np.array([True, False]),
     "variable/7/0": np.array([0.5], ml_dtypes.float8_e4m3fn),
 }
-META = {"epoch": 3, "step": 4, "score": None, "x": [1.1, float("inf")]}
+META = Meta(epoch=3, step=4, data=[3, 4], logs={"a": 1.1, "b": float("inf"), "c": 1})
 
 
 def same(a, b):
@@ -47,7 +52,7 @@ def test_what_is_written_comes_back_bit_for_bit(tmp_path):
     write_commit(path, META, ARRAYS)
     commit = read_commit(path)
     assert commit.number == 1
-    assert {k: commit.meta[k] for k in META} == META
+    assert commit.meta == META
     assert read_meta(path) == commit.meta
     assert commit.arrays.keys() == ARRAYS.keys()
     assert all(same(commit.arrays[name], ARRAYS[name]) for name in ARRAYS)
@@ -84,7 +89,7 @@ def test_no_flipped_bit_and_no_cut_gives_a_wrong_state(tmp_path):
             refused += 1
             continue
         # A bit that carries nothing (a time stamp): the state must be right.
-        assert {k: commit.meta[k] for k in META} == META
+        assert commit.meta == META
         assert all(same(commit.arrays[name], small[name]) for name in small)
     assert refused > 0.8 * (len(cuts) + len(flips) + len(noise))
 
@@ -107,24 +112,79 @@ def test_foreign_archives_are_refused(tmp_path):
         read_commit(path)
 
 
+WRONG = {
+    "epoch": [None, "1", 1.0, True],
+    "data": [3, [3, "4"], {}],
+    "moment": ["never", None],
+    "finished": [0, None],
+    "score": ["low", False],
+    "logs": [[], {"loss": "1"}],
+    "variables": [{}, [1], [{"path": "a", "held": None, "metric": False}]],
+    "random": [None, []],
+    "program": ["keras"],
+}
+
+
+def test_a_key_that_is_missing_or_of_the_wrong_type_is_damage(tmp_path):
+    path = tmp_path / "commit-00000001.npz"
+    entry = {"path": "a/b", "held": None, "metric": False, "arrays": ["variable/0/0"]}
+    right = {**vars(META), "variables": [entry], "score": 1, "from a later fmkit": 0}
+    header = {"format": "fmkit commit", "version": 1, "arrays": {}}
+
+    def read(values):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("meta.json", json.dumps({**header, **values}))
+        assert read_commit(path).meta == read_meta(path)
+        return read_meta(path)
+
+    assert read(right).variables == [entry]
+    for field in dataclasses.fields(Meta):
+        without = {name: value for name, value in right.items() if name != field.name}
+        with pytest.raises(DamagedCommitError, match=f"json lacks '{field.name}'"):
+            read(without)
+    for name, values in WRONG.items():
+        for value in values:
+            with pytest.raises(DamagedCommitError, match=f"'{name}' in meta.json is"):
+                read({**right, name: value})
+    assert read({**right, "data": None, "score": None}).score is None
+
+
+def test_each_variable_is_listed_once_in_the_order_of_a_commit():
+    model = keras.Sequential(
+        [keras.Input((3,)), keras.layers.Dense(2), keras.layers.Dropout(0.5)]
+    )
+    model.compile("adam", "mse", metrics=["mae"])
+    model.train_on_batch(np.zeros((1, 3)), np.zeros((1, 2)))
+    model.steps = model.optimizer.iterations  # the model's too
+    groups = group_variables(model)
+    listed = list_variables(model, metrics=True)
+    names = [[v.path.rpartition("/")[2] for v in group] for group in groups]
+    assert names[0] == ["iteration", "kernel", "bias", "seed_generator_state"]
+    assert names[1][0] == "learning_rate"
+    assert names[2] == ["total", "count"] * 2
+    assert listed == [*groups.model, *groups.optimizer, *groups.metrics]
+    assert len({id(variable) for variable in listed}) == len(listed)
+    assert list_variables(model, metrics=False) == listed[:-4]
+
+
 def test_newest_sound_commit_is_found_behind_damaged_ones(tmp_path):
     directory = CommitDirectory(tmp_path, keep=9)
     directory.acquire()
     assert directory.newest() is None
     for epoch in range(3):
-        directory.write({"epoch": epoch}, ARRAYS)
+        directory.write(Meta(epoch=epoch), ARRAYS)
     second, third = list_commits(tmp_path)[1:]
     third.write_bytes(third.read_bytes()[:-100])
     second.write_bytes(b"")
     with pytest.warns(UserWarning, match="damaged") as warned:
         commit = directory.newest()
-    assert commit.meta["epoch"] == 0
+    assert commit.meta.epoch == 0
     assert len(warned) == 2
     # New commits are newer than the damaged ones.
-    directory.write({"epoch": 9}, ARRAYS)
+    directory.write(Meta(epoch=9), ARRAYS)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert directory.newest().meta["epoch"] == 9
+        assert directory.newest().meta.epoch == 9
     for path in list_commits(tmp_path):
         path.write_bytes(b"x")
     with (
@@ -139,16 +199,16 @@ def test_newest_and_best_commits_stay(tmp_path):
     directory = CommitDirectory(tmp_path, keep=2, keep_best=2)
     directory.acquire()
     for epoch, score in enumerate([5.0, 1.0, None, 3.0, 2.0, 4.0, 4.5]):
-        directory.write({"epoch": epoch, "score": score}, {})
-    kept = [read_meta(path)["epoch"] for path in list_commits(tmp_path)]
+        directory.write(Meta(epoch=epoch, score=score), {})
+    kept = [read_meta(path).epoch for path in list_commits(tmp_path)]
     assert kept == [1, 4, 5, 6]
     directory.release()
     # A new process knows the scores of the old one.
     again = CommitDirectory(tmp_path, keep=1, keep_best=1)
     again.acquire()
     again.newest()
-    again.write({"epoch": 7, "score": 9.0}, {})
-    assert [read_meta(path)["epoch"] for path in list_commits(tmp_path)] == [1, 7]
+    again.write(Meta(epoch=7, score=9.0), {})
+    assert [read_meta(path).epoch for path in list_commits(tmp_path)] == [1, 7]
     again.release()
 
 
@@ -156,7 +216,7 @@ def test_newest_and_best_commits_stay(tmp_path):
 def test_a_full_disk_is_one_clear_error_and_loses_nothing(tmp_path, monkeypatch, call):
     directory = CommitDirectory(tmp_path)
     directory.acquire()
-    directory.write({"epoch": 0}, ARRAYS)
+    directory.write(Meta(epoch=0), ARRAYS)
     before = sorted(os.listdir(tmp_path))
 
     def full(*arguments, **keywords):
@@ -168,11 +228,11 @@ def test_a_full_disk_is_one_clear_error_and_loses_nothing(tmp_path, monkeypatch,
         else:
             patch.setattr(_files.os, call, full)
         with pytest.raises(OSError, match=r"could not be written.*No space left"):
-            directory.write({"epoch": 1}, ARRAYS)
+            directory.write(Meta(epoch=1), ARRAYS)
     assert sorted(os.listdir(tmp_path)) == before
-    assert directory.newest().meta["epoch"] == 0
-    directory.write({"epoch": 1}, ARRAYS)
-    assert directory.newest().meta["epoch"] == 1
+    assert directory.newest().meta.epoch == 0
+    directory.write(Meta(epoch=1), ARRAYS)
+    assert directory.newest().meta.epoch == 1
     directory.release()
 
 
@@ -180,15 +240,15 @@ def test_a_file_size_limit_of_the_system_loses_nothing(tmp_path):
     # A real failing write(2), half-way through the file.
     code = f"""
 import resource, signal, numpy as np
-from fmkit._commits import CommitDirectory
+from fmkit._commits import CommitDirectory, Meta
 directory = CommitDirectory({str(tmp_path)!r}); directory.acquire()
-directory.write({{"epoch": 0}}, {{"a": np.zeros(10)}})
+directory.write(Meta(epoch=0), {{"a": np.zeros(10)}})
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
-    directory.write({{"epoch": 1}}, {{"a": np.zeros(100_000)}})
+    directory.write(Meta(epoch=1), {{"a": np.zeros(100_000)}})
 except OSError as error:
     print(error)
-print(directory.newest().meta["epoch"])
+print(directory.newest().meta.epoch)
 """
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True

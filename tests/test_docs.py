@@ -5,6 +5,8 @@ that shows what fails is fenced as ```` ```pycon ```` or ```` ```text ```` inste
 """
 
 import re
+import xml.etree.ElementTree as ElementTree
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -29,3 +31,26 @@ def test_the_page_runs(page, tmp_path, monkeypatch):
         # Empty lines in front make a traceback name the line of the page.
         source = "\n" * line + match.group(1)
         exec(compile(source, str(page), "exec"), namespace)
+
+
+@pytest.mark.backend("tensorflow")
+def test_the_picture_of_the_floors_shows_every_module_in_a_place_of_its_own(program):
+    script = program("scripts/architecture.py")
+    svg = ElementTree.fromstring(script.picture())
+    space = "{http://www.w3.org/2000/svg}"
+    width, height = map(float, svg.attrib["viewBox"].split()[2:])
+    boxes = {}
+    for group in svg.iter(f"{space}g"):
+        sides = (float(group[0].attrib[side]) for side in ("x", "y", "width", "height"))
+        boxes[group[1].text] = tuple(sides)
+    modules = {path.name.removesuffix(".py") for path in script.SOURCE.iterdir()}
+    assert set(boxes) == {name for name in modules if script.files(name)} - {"__init__"}
+    for x, y, w, h in boxes.values():
+        assert 0 <= x <= width - w
+        assert 0 <= y <= height - h
+    for (x, y, w, h), (u, v, k, m) in combinations(boxes.values(), 2):
+        assert x + w < u or u + k < x or y + h < v or v + m < y
+    # The lines: every one goes down.
+    for path in svg.iter(f"{space}path"):
+        numbers = re.findall(r"[\d.]+", path.attrib["d"])
+        assert float(numbers[1]) < float(numbers[-1])

@@ -130,7 +130,7 @@ def test_another_program_is_named_and_not_loaded(tmp_path, change, named):
 def test_another_backend_is_named(tmp_path):
     fit(tmp_path, epochs=1)
     commit = read_commit(list_commits(tmp_path)[-1])
-    commit.meta["program"]["backend"] = "another"
+    commit.meta.program["backend"] = "another"
     write_commit(tmp_path / "commit-00000099.npz", commit.meta, commit.arrays)
     with pytest.raises(ValueError, match=f"backend: 'another' .* '{BACKEND}' here"):
         fit(tmp_path, epochs=2)
@@ -171,11 +171,11 @@ def test_damaged_commits_give_way_to_the_one_before_and_never_to_a_fresh_start(
 def test_commits_come_as_often_as_asked(tmp_path, every, expected):
     fit(tmp_path, every=every, keep=99)
     metas = [read_meta(path) for path in list_commits(tmp_path)]
-    found = [(meta["epoch"], meta["step"]) for meta in metas]
+    found = [(meta.epoch, meta.step) for meta in metas]
     if every == "1e-9 seconds":  # the end of an epoch and the start of the next
         found = sorted(set(found))
     assert found == expected
-    assert [meta["finished"] for meta in metas] == [False] * (len(metas) - 1) + [True]
+    assert [meta.finished for meta in metas] == [False] * (len(metas) - 1) + [True]
 
 
 @pytest.mark.parametrize("every", [0, "5 fortnights", "often", "0 epochs", True])
@@ -194,7 +194,7 @@ def test_the_best_epochs_stay_besides_the_newest(tmp_path):
 
     options = {"keep": 1, "keep_best": 2, "monitor": "score", "every": "epoch"}
     fit(tmp_path, Score(), model=model, epochs=5, mode="max", **options)
-    kept = [read_meta(path)["epoch"] for path in list_commits(tmp_path)]
+    kept = [read_meta(path).epoch for path in list_commits(tmp_path)]
     assert kept == [1, 3, 5]
     with pytest.raises(ValueError, match="`keep_best` needs monitor='val_loss'"):
         fit(tmp_path / "b", keep_best=1)
@@ -215,7 +215,7 @@ def test_a_signal_commits_at_the_next_step_and_stops(tmp_path, number):
         assert stopped.value.code == 143
     assert before == [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
     meta = read_meta(list_commits(tmp_path)[-1])
-    assert (meta["epoch"], meta["step"]) == (0, 3)
+    assert (meta.epoch, meta.step) == (0, 3)
     model, resume, _ = fit(tmp_path)
     assert resume.resumed_from == (0, 3)
     assert bits(model) == plain(2)[0]
@@ -312,7 +312,7 @@ def test_other_data_resume_at_the_start_of_an_epoch_and_say_so(tmp_path, capsys)
 
     with pytest.raises(StopError):
         run(StopAt(2, 1))
-    assert "resumes at the start of an epoch" in capsys.readouterr().out
+    assert "resuming at the start of an epoch" in capsys.readouterr().out
     model, resume = run()
     assert resume.resumed_from == (2, 0)
     # In order and without dropout, even that is exact.

@@ -310,7 +310,7 @@ def test_the_message_says_how_many_more_differ(committed):
 def test_another_machine_is_a_warning_or_with_strict_an_error(tmp_path):
     train(tmp_path)
     commit = read_commit(list_commits(tmp_path)[-1])
-    commit.meta["machine"] |= {"keras": "3.14.0", "processor": "Another"}
+    commit.meta.machine.update({"keras": "3.14.0", "processor": "Another"})
     write_commit(tmp_path / "commit-00000099.npz", commit.meta, commit.arrays)
     strict = ExactResume(tmp_path, strict=True, verbose=0)
     with pytest.raises(ValueError, match=r"strict=True: keras: '3\.14\.0'.*processor"):
@@ -347,7 +347,7 @@ t.train(sys.argv[1], loss=t.own_loss, map=t.own_map, layer=t.Scaled)
             check=True,
             capture_output=True,
         )
-        found.append(read_meta(list_commits(directory)[-1])["program"])
+        found.append(read_meta(list_commits(directory)[-1]).program)
     assert json.dumps(found[0]) == json.dumps(found[1])
 
 

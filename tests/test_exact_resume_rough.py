@@ -19,7 +19,7 @@ from resuming import StopAt, StopError, X, Y, bits, build, data, fit, same_bits
 
 from fmkit import _files
 from fmkit import _keras_private as private
-from fmkit._commits import CommitDirectory, _format, list_commits, read_commit
+from fmkit._commits import CommitDirectory, Meta, _format, list_commits, read_commit
 from fmkit._commits._encoding import decode
 from fmkit.callbacks import ExactResume
 from fmkit.callbacks._resume import _callback_state
@@ -83,10 +83,10 @@ def test_a_relative_directory_is_the_same_after_chdir(tmp_path, monkeypatch):
     assert found == before
     assert resume.directory == str(tmp_path / "here" / "run")
     newest = read_commit(list_commits(tmp_path / "here" / "run")[-1])
-    assert newest.meta["finished"]
+    assert newest.meta.finished
     # The file of the logger was found, too.
     text = (tmp_path / "here" / "log.csv").read_bytes()
-    state = decode(newest.meta["callbacks"], newest.arrays)
+    state = decode(newest.meta.callbacks, newest.arrays)
     assert state["CSVLogger"]["keras"]["content"] == text
     assert text.count(b"\n") == 3
     # As does the evaluator.
@@ -105,9 +105,9 @@ def test_a_directory_that_is_removed_in_training_is_told_as_it_is(tmp_path):
     # Where the commits are still there, the message says so, and which is newest.
     directory = CommitDirectory(run)
     directory.acquire()
-    directory.write({"epoch": 0}, {})
+    directory.write(Meta(epoch=0), {})
     with pytest.raises(OSError, match=r"still there, the newest is commit-00000001\."):
-        directory.write({"epoch": 1}, {"not/../a/name": NoArray()})
+        directory.write(Meta(epoch=1), {"not/../a/name": NoArray()})
     directory.release()
 
 

@@ -1,11 +1,14 @@
-"""Opening a file as a regular file, whatever stands in its place."""
+"""Regular files only, whatever is in their place; and files that are written whole."""
 
 import os
+import subprocess
+import sys
+import textwrap
 
 import pytest
 from odd_files import ODD_FILES, make_dangling_link, make_link
 
-from fmkit._files import open_regular
+from fmkit._files import open_regular, whole_file
 
 pytestmark = pytest.mark.backend("tensorflow")
 
@@ -81,3 +84,79 @@ def test_a_folder_above_may_be_a_link(tmp_path):
     descriptor = open_regular(tmp_path / "linked" / "file", os.O_RDONLY)
     assert os.read(descriptor, 2) == b"1"
     os.close(descriptor)
+
+
+# Whole files
+
+KILLED = """
+    import os, signal, sys
+    from pathlib import Path
+    from fmkit._files import whole_file
+
+    path = Path(sys.argv[1])
+
+    def killed(call, late):
+        original = getattr(os, call)
+        def last(*arguments, **keywords):
+            if late:
+                original(*arguments, **keywords)
+            os.kill(os.getpid(), signal.SIGKILL)
+        setattr(os, call, last)
+
+    def write(how, call, late):
+        path.write_bytes(b"old")
+        child = os.fork()
+        if not child:
+            killed(call, late)
+            with how(path) as file:
+                file.write(b"ne")
+                file.flush()
+                if how is not whole_file:
+                    os.fsync(file.fileno())
+                file.write(b"w")
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL
+        return path.read_bytes().decode()
+
+    for call in ("chmod", "fsync", "replace", "open"):
+        print(call, *(write(whole_file, call, late) for late in (False, True)))
+    # Negative control: written in place, the old is gone before the new is there.
+    print("in place", write(lambda path: open(path, "wb"), "fsync", False))
+"""
+
+
+def test_a_kill_at_any_step_leaves_the_old_file_or_the_new_one(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(KILLED), tmp_path / "f"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines() == [
+        "chmod old old",
+        "fsync old old",
+        "replace old new",
+        "open new new",  # the folder is synced last
+        "in place ne",
+    ]
+
+
+def test_whole_files_of_one_name_can_be_written_at_once(tmp_path):
+    # As two threads do; so a name that a killed process left behind is no obstacle.
+    path = tmp_path / "file"
+    with whole_file(path) as first, whole_file(path) as second:
+        first.write(b"first")
+        second.write(b"second")
+    assert path.read_bytes() == b"first"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_an_exception_leaves_the_file_and_its_permissions_as_they_were(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    path.chmod(0o640)
+    with pytest.raises(TypeError, match="bytes"), whole_file(path) as file:
+        file.write("not bytes")
+    assert (path.read_bytes(), os.listdir(tmp_path)) == (b"old", ["file"])
+    with whole_file(path) as file:
+        file.write(b"new")
+    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"new", 0o640)

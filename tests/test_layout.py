@@ -25,22 +25,24 @@ FLOORS = {
     "_job": 0,
     "_math": 0,
     "_targets": 0,
+    "_untrusted_files": 0,
     "_keras_private": 0,
     "_commits": 1,
     "_generators": 1,
     "_layer_state": 1,
     "_monitor": 1,
+    "_npz": 1,
     "_swap": 1,
     "losses": 1,
     "information": 1,
     "metrics": 1,
     "schedules": 1,
-    "datasets": 1,
     "preprocessing": 1,
     "visualization": 1,
     "models": 1,
     "_batch_norm": 2,
     "data": 2,
+    "datasets": 2,
     "optimizers": 2,
     "callbacks": 3,
     "evaluation": 4,
@@ -49,23 +51,10 @@ FLOORS = {
 }
 
 
-def imports_of(path: Path) -> set[str]:
-    """Names of fmkit's modules that the file at `path` imports, anywhere in it."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            parts = node.module.split(".")
-            if parts == ["fmkit"]:
-                found |= {alias.name for alias in node.names}
-            elif parts[0] == "fmkit":
-                found.add(parts[1])
-        elif isinstance(node, ast.Import):
-            found |= {
-                alias.name.split(".")[1]
-                for alias in node.names
-                if alias.name.startswith("fmkit.")
-            }
-    return found
+@pytest.fixture(scope="module")
+def imports_of(program):
+    """The reader of imports, with which the picture of the floors is drawn too."""
+    return program("scripts/architecture.py").imports_of
 
 
 def module_files() -> list[tuple[str, Path]]:
@@ -80,7 +69,7 @@ def module_files() -> list[tuple[str, Path]]:
 @pytest.mark.parametrize(
     ("name", "path"), module_files(), ids=lambda value: getattr(value, "stem", value)
 )
-def test_imports_go_down_only(name, path):
+def test_imports_go_down_only(name, path, imports_of):
     assert name in FLOORS, f"Give {name!r} a floor in tests/test_layout.py."
     for imported in imports_of(path) - {name}:
         assert imported in FLOORS, f"{path.name} imports {imported!r}: not a module."
@@ -90,14 +79,102 @@ def test_imports_go_down_only(name, path):
         )
 
 
-def test_the_floor_check_sees_an_upward_import(tmp_path):
+def test_the_floor_check_sees_an_upward_import(tmp_path, imports_of):
     # Negative control: the reader of imports must find each way of writing one.
     file = tmp_path / "module.py"
     file.write_text(
+        "from typing import TYPE_CHECKING\n"
+        "import fmkit, fmkit as all_of_it, fmkit.optimizers._swap as swap\n"
         "from fmkit import callbacks\n"
+        "if TYPE_CHECKING:\n    from fmkit.evaluation._session import Session\n"
         "def f():\n    from fmkit.data import Batches\n    import fmkit.models\n"
+        "    swap.exchange(fmkit.losses.pinball, all_of_it.metrics)\n"
     )
-    assert imports_of(file) == {"callbacks", "data", "models"}
+    assert imports_of(file) == {
+        *("callbacks", "data", "evaluation", "losses", "metrics", "models"),
+        "optimizers",
+    }
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(SOURCE.parent).with_suffix("").parts
+    return ".".join(parts).removesuffix(".__init__")
+
+
+def imported_modules(text: str, known: set[str]) -> set[str]:
+    """Return the modules among `known` that a source imports, also for types only."""
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                found.add(name if name in known else str(node.module))
+    return found & known
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """Return modules that import each other around, or nothing."""
+    done: set[str] = set()
+
+    def walk(name: str, way: tuple[str, ...]) -> list[str]:
+        if name in way:
+            return [*way[way.index(name) :], name]
+        if name not in done:
+            for other in sorted(graph[name]):
+                found = walk(other, (*way, name))
+                if found:
+                    return found
+            done.add(name)
+        return []
+
+    return next((found for name in sorted(graph) if (found := walk(name, ()))), [])
+
+
+def graph_of_the_package() -> dict[str, set[str]]:
+    texts = {
+        module_name(path): path.read_text("utf-8") for path in SOURCE.rglob("*.py")
+    }
+    return {
+        # `fmkit` itself is asked for its version only: the floors see to it.
+        name: imported_modules(text, set(texts)) - {"fmkit", name}
+        for name, text in texts.items()
+    }
+
+
+def test_no_modules_import_each_other_around_also_not_for_types():
+    assert circle(graph_of_the_package()) == []
+
+
+def foreign_private(graph: dict[str, set[str]]) -> list[str]:
+    """Return the imports of a private module that is another package's own."""
+    return [
+        f"{name} imports {other}"
+        for name, others in graph.items()
+        for other in others
+        if other.split(".")[1] != (name + ".").split(".")[1]
+        and any(part.startswith("_") for part in other.split(".")[2:])
+    ]
+
+
+def test_nobody_imports_a_private_module_of_another_package():
+    assert foreign_private(graph_of_the_package()) == []
+
+
+def test_circles_and_foreign_private_modules_are_seen():
+    known = {"fmkit.a", "fmkit.b", "fmkit.b._c"}
+    text = (
+        "from typing import TYPE_CHECKING\n"
+        "if TYPE_CHECKING:\n    from fmkit.b._c import Thing\n"
+    )
+    graph = {"fmkit.a": imported_modules(text, known), "fmkit.b": {"fmkit.b._c"}}
+    assert graph["fmkit.a"] == {"fmkit.b._c"}
+    assert imported_modules("from fmkit.b import _c", known) == {"fmkit.b._c"}
+    assert foreign_private(graph) == ["fmkit.a imports fmkit.b._c"]
+    assert circle(graph | {"fmkit.b._c": set()}) == []
+    around = circle(graph | {"fmkit.b._c": {"fmkit.a"}})
+    assert around == ["fmkit.a", "fmkit.b._c", "fmkit.a"]
 
 
 def test_every_module_imports_by_itself():

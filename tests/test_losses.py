@@ -42,7 +42,7 @@ MADE = [
         name="ce",
     ),
     losses.KLDivergenceFromLogits(
-        target="logits",
+        target_form="logits",
         direction="reverse",
         temperature=3.0,
         sum_tolerance=None,
@@ -311,7 +311,7 @@ def test_divergences_are_never_negative_and_0_from_itself(z, w):
         def cost(w, z, direction=direction):
             return numbers(
                 losses.kl_divergence_from_logits(
-                    w, z, target="logits", direction=direction
+                    w, z, target_form="logits", direction=direction
                 )
             )
 
@@ -425,6 +425,23 @@ def test_config_round_trip_keeps_every_argument(loss):
 
 
 @pytest.mark.parametrize("loss", MADE, ids=lambda loss: type(loss).__name__)
+def test_every_option_is_an_attribute_that_the_loss_computes_with(loss):
+    config = loss.get_config()
+    assert {name: getattr(loss, name) for name in config} == config
+    changed = type(loss)(reduction=loss.reduction, name=loss.name)
+    for name in set(config) - {"name", "reduction", "dtype", "ignore_class"}:
+        setattr(changed, name, getattr(loss, name))
+    expected = config | ({"ignore_class": None} if "ignore_class" in config else {})
+    assert changed.get_config() == expected
+    same = type(loss).from_config(expected)
+    y = target_for(loss)
+    np.testing.assert_array_equal(numbers(changed(y, LOGITS)), numbers(same(y, LOGITS)))
+    if not isinstance(loss, losses.Pinball):  # by default it takes no such targets
+        default = type(loss)(reduction=loss.reduction)
+        assert numbers(default(y, LOGITS)) != numbers(same(y, LOGITS))
+
+
+@pytest.mark.parametrize("loss", MADE, ids=lambda loss: type(loss).__name__)
 def test_keras_finds_the_loss_by_its_registered_name(loss):
     name = f"fmkit>{type(loss).__name__}"
     got = keras.losses.get({"class_name": name, "config": loss.get_config()})
@@ -523,7 +540,7 @@ print("RESULT", json.dumps([float(v) for v in model.evaluate(x, y, verbose=0)]))
             "CrossentropyFromLogits",
         ),
         (
-            lambda: losses.KLDivergenceFromLogits(target="logit"),
+            lambda: losses.KLDivergenceFromLogits(target_form="logit"),
             "Did you mean 'logits'",
         ),
         (lambda: losses.KLDivergenceFromLogits(temperature=0.0), "temperature"),

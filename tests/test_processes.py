@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from fmkit._commits import Commit, with_part
+from fmkit._commits import Commit, Meta, with_part
 from fmkit._job import Job, current_job
 from fmkit.callbacks._resume._parts import check_agreement, gather_parts
 
@@ -81,14 +81,7 @@ def test_processes_that_end_apart_are_refused():
 
 def test_the_first_process_keeps_what_differs_in_the_others(tmp_path):
     def work(job):
-        meta = {
-            "callbacks": {"wait": job.index},
-            "held": {},
-            "random": {},
-            "program": {},
-            "machine": {},
-            "epoch": 3,
-        }
+        meta = Meta(callbacks={"wait": job.index}, epoch=3 + job.index)
         arrays = {
             "variable/0/0": np.arange(4.0),
             "variable/1/0": np.full(2, job.index, "float32"),
@@ -101,13 +94,13 @@ def test_the_first_process_keeps_what_differs_in_the_others(tmp_path):
     # A signal in one process is known to both.
     assert (signal, signal_there) == (15, 15)
     commit = with_part(Commit(tmp_path, meta, arrays), arrays["process/1"])
-    assert commit.meta["callbacks"] == {"wait": 1}
-    assert commit.meta["epoch"] == 3
+    assert commit.meta.callbacks == {"wait": 1}
+    assert commit.meta.epoch == 3
     for name, array in others.items():
         if not name.startswith("process/"):
             assert commit.arrays[name].tobytes() == array.tobytes()
     # What is common is kept once.
     assert len(arrays["process/1"]) < 2000
-    alone = with_part(Commit(tmp_path, {}, {}), arrays["process/1"])
+    alone = with_part(Commit(tmp_path, Meta(), {}), arrays["process/1"])
     assert sorted(alone.arrays) == ["random/0", "variable/1/0"]
-    assert keras.tree.flatten(alone.meta["callbacks"]) == [1]
+    assert keras.tree.flatten(alone.meta.callbacks) == [1]

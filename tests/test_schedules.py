@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
-from matplotlib.figure import Figure
 
-from fmkit import schedules
+from fmkit import schedules, visualization
 
 
 def rates(schedule, steps):
@@ -141,7 +140,7 @@ def test_a_growing_rate_is_bounded_from_above():
 
 
 def test_schedules_in_sequence_each_count_from_their_own_start():
-    schedule = schedules.Sequential(
+    schedule = schedules.join(
         [0.5, schedules.ExponentialDecay(1.0, 1, 0.5, staircase=True), 0.01], [2, 5]
     )
     expected = [0.5, 0.5, 1.0, 0.5, 0.25, 0.01, 0.01]
@@ -153,7 +152,7 @@ def test_a_round_trip_through_the_config_keeps_every_rate():
     inner = schedules.ExponentialDecay(
         0.2, 468.75, 0.9, True, end_value=0.001, warmup_steps=3, transition_begin=7
     )
-    schedule = schedules.Sequential([0.1, inner], [50])
+    schedule = schedules.join([0.1, inner], [50])
     for each in (inner, schedule):
         again = keras.optimizers.schedules.deserialize(
             keras.optimizers.schedules.serialize(each)
@@ -177,14 +176,28 @@ def test_the_optimizer_takes_the_rate_of_its_own_count():
     assert seen == [1.0, 2.0, 2.5, 3.0, 3.25]
 
 
-def test_the_plot_shows_the_rates():
-    ax = Figure().add_subplot()
+def test_a_saved_model_keeps_joined_schedules(tmp_path):
+    schedule = schedules.join(
+        [0.5, schedules.ExponentialDecay(1.0, 1, 0.5, staircase=True)], [2]
+    )
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(schedule), "mse")
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    found = loaded.optimizer.get_config()["learning_rate"]
+    assert found["registered_name"] == "fmkit>Joined"
+    found = keras.optimizers.schedules.deserialize(found)
+    assert isinstance(found, keras.optimizers.schedules.LearningRateSchedule)
+    assert [float(found(step)) for step in range(5)] == [0.5, 0.5, 1.0, 0.5, 0.25]
+
+
+def test_the_curve_shows_the_rates_of_each_step():
     schedule = schedules.ExponentialDecay(0.1, 2, 0.5, staircase=True)
-    assert schedules.plot_schedule(schedule, 6, ax=ax, label="decay") is ax
+    ax = visualization.learning_rate_curve(schedule, 6, label="decay")
     x, y = ax.lines[0].get_data()
     assert list(x) == [0, 1, 2, 3, 4, 5]
     np.testing.assert_allclose(y, [0.1, 0.1, 0.05, 0.05, 0.025, 0.025], rtol=1e-6)
-    assert ax.get_xlabel() == "optimizer step"
+    assert ax.get_xlabel() == "step"
 
 
 @pytest.mark.parametrize(
@@ -230,4 +243,4 @@ def test_a_step_that_is_not_whole_is_refused():
 )
 def test_a_sequence_that_does_not_fit_is_refused(parts, boundaries, error):
     with pytest.raises(error, match=r"`schedules`|`boundaries`"):
-        schedules.Sequential(parts, boundaries)
+        schedules.join(parts, boundaries)

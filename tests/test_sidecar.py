@@ -1,6 +1,7 @@
 """The evaluator beside a run: what it evaluates, waits for, survives and writes."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -14,17 +15,15 @@ import numpy as np
 import pytest
 
 from fmkit import optimizers
-from fmkit._commits import list_commits, read_commit, write_commit
+from fmkit._commits import list_commits, list_variables, read_commit, write_commit
 from fmkit.callbacks import ExactResume
 from fmkit.callbacks._resume import _training_state
 from fmkit.data import Batches
 from fmkit.evaluation import SidecarEvaluator
 from fmkit.evaluation.__main__ import main
-from fmkit.evaluation._checkpoints import (
-    CheckpointReader,
-    NotReadableError,
-    list_checkpoints,
-)
+from fmkit.evaluation._checkpoint import NotReadableError, Target
+from fmkit.evaluation._listing import list_checkpoints
+from fmkit.evaluation._session import read_checkpoint
 
 RNG = np.random.RandomState(0)
 X, Y = RNG.rand(40, 4).astype("float32"), RNG.randint(0, 2, 40).astype("int32")
@@ -156,7 +155,7 @@ def test_results_are_those_of_the_committed_weights_exactly(trained, model, tmp_
         commit = read_commit(path)
         _training_state.restore_variables(
             run_model,
-            commit.meta["variables"][: len(_all_variables(run_model))],
+            commit.meta.variables[: len(_all_variables(run_model))],
             commit.arrays,
             metrics=False,
         )
@@ -185,7 +184,7 @@ def test_results_are_those_of_the_committed_weights_exactly(trained, model, tmp_
 
 
 def _all_variables(model):
-    return _training_state._variables(model, metrics=False)
+    return list_variables(model, metrics=False)
 
 
 def _evaluate(model, data, averaged=False):
@@ -202,12 +201,12 @@ def test_averages_of_keras_itself_and_an_averaging_sidecar(tmp_path):
     model = build(keras.optimizers.Adam(0.05, use_ema=True, ema_momentum=0.5))
     resume = ExactResume(tmp_path / "run", every=3, keep=9, verbose=0)
     model.fit(Batches(X, Y, 8, map=None), epochs=1, callbacks=[resume], verbose=0)
-    reader = CheckpointReader(build(averaging()))
-    first = reader.read(list_checkpoints(tmp_path / "run")[0])
+    target = Target.of(build(averaging()))
+    first = read_checkpoint(list_checkpoints(tmp_path / "run")[0], target)
     # By hand, from the file: the optimizer's variables after the model's.
     commit = read_commit(list_commits(tmp_path / "run")[0])
     listed = {
-        e["path"].rpartition("/")[2]: e["arrays"][0] for e in commit.meta["variables"]
+        e["path"].rpartition("/")[2]: e["arrays"][0] for e in commit.meta.variables
     }
     found = {v.path: a for v, a in first.averages}
     assert len(found) == 6
@@ -347,6 +346,28 @@ def test_damaged_and_deleted_commits_are_named_and_passed_over(
 
 
 @pytest.mark.backend("tensorflow")
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"program": {}},
+        {"program": {"model": 3, "optimizer": None}},
+        {"program": {"model": [], "optimizer": ["Adam"]}},
+        {"variables": [{"path": "", "held": None, "metric": False, "arrays": []}]},
+        {"variables": [{"path": "", "held": None, "metric": False, "arrays": ["a"]}]},
+    ],
+)
+def test_a_sound_file_with_a_nonsensical_content_is_named(
+    trained, model, tmp_path, change
+):
+    folder = copy_run(trained, tmp_path)
+    first, *_ = list_commits(folder)
+    commit = read_commit(first)
+    write_commit(first, dataclasses.replace(commit.meta, **change), commit.arrays)
+    with warned(f"{first.name}: not what ExactResume writes"):
+        assert len(evaluator(model, folder).run()) == 3
+
+
+@pytest.mark.backend("tensorflow")
 def test_a_step_done_again_counts_only_with_other_bits(trained, model, tmp_path):
     folder = copy_run(trained, tmp_path)
     *_, third, last = list_commits(folder)
@@ -357,7 +378,7 @@ def test_a_step_done_again_counts_only_with_other_bits(trained, model, tmp_path)
         arrays = {name: array.copy() for name, array in commit.arrays.items()}
         if change:
             arrays["variable/0/0"].reshape(-1)[0] += 1
-        meta = {**commit.meta, "time": 0.0}
+        meta = dataclasses.replace(commit.meta, time=0.0)
         write_commit(folder / f"commit-{number:08d}.npz", meta, arrays)
 
     again(4, change=False)
@@ -499,8 +520,8 @@ def test_flipped_bytes_in_a_keras_file_give_no_wrong_weights(trained, model, tmp
     whole = source.read_bytes()
     path = tmp_path / "epoch_1.keras"
     shutil.copy(source, path)
-    reader = CheckpointReader(model)
-    digest = reader.read(list_checkpoints(tmp_path)[0]).digest
+    target = Target.of(model)
+    digest = read_checkpoint(list_checkpoints(tmp_path)[0], target).digest
     rng = np.random.RandomState(2)
     contents = [whole[:end] for end in rng.randint(0, len(whole), 10)]
     for place in rng.randint(0, len(whole), 60):
@@ -511,7 +532,7 @@ def test_flipped_bytes_in_a_keras_file_give_no_wrong_weights(trained, model, tmp
     for content in contents:
         path.write_bytes(content)
         try:
-            checkpoint = reader.read(list_checkpoints(tmp_path)[0])
+            checkpoint = read_checkpoint(list_checkpoints(tmp_path)[0], target)
         except NotReadableError:
             refused += 1
         else:
@@ -574,7 +595,7 @@ def test_the_training_can_write_a_file_while_it_is_read(
             loaded.append(load(file))
 
     monkeypatch.setattr(model, "load_weights", load_while_written, raising=True)
-    CheckpointReader(model).read(list_checkpoints(tmp_path)[0])
+    read_checkpoint(list_checkpoints(tmp_path)[0], Target.of(model))
     assert len(loaded) == 1
     # Control: read where it stands, the training's own write would fail.
     with (
@@ -679,7 +700,7 @@ def test_the_command_makes_the_model_from_what_the_run_wrote(trained, tmp_path, 
     lines = (folder / "evaluation" / "results.jsonl").read_text().splitlines()
     commit = read_commit(list_commits(folder)[-1])
     _training_state.restore_variables(
-        trained[1], commit.meta["variables"], commit.arrays, metrics=False
+        trained[1], commit.meta.variables, commit.arrays, metrics=False
     )
     found = json.loads(lines[-1])["results"]
     assert found["raw"]["test"] == _evaluate(trained[1], TEST)

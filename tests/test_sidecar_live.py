@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fmkit._commits import list_commits, read_commit
+from fmkit._commits import list_commits, list_variables, read_commit
 from fmkit.callbacks._resume import _training_state
 from fmkit.evaluation import SidecarEvaluator
 
@@ -83,7 +83,7 @@ def test_each_commit_of_a_killed_training_is_evaluated_once_and_exactly(lab):
 
 
 def step_of(meta):
-    return meta["steps_before"] + meta["step"]
+    return meta.steps_before + meta.step
 
 
 def lab_model():
@@ -98,9 +98,9 @@ def in_process(model, commit, x, y):
     """Evaluate a commit with Keras's own means to put the averages in."""
     expected = {}
     for kind in ("raw", "averaged"):
-        mine = len(_training_state._variables(model, metrics=False))
+        mine = len(list_variables(model, metrics=False))
         _training_state.restore_variables(
-            model, commit.meta["variables"][:mine], commit.arrays, metrics=False
+            model, commit.meta.variables[:mine], commit.arrays, metrics=False
         )
         if kind == "averaged":
             model.optimizer.finalize_variable_values(model.trainable_variables)

@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from fmkit import callbacks
 from fmkit.callbacks import AllOf, Reached, Stop, StopReason, ThresholdStopping
 
+pytestmark = pytest.mark.backend("torch")  # nothing here depends on the backend
+
 NAN, INF = float("nan"), float("inf")
 
 

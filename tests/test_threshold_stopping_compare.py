@@ -9,6 +9,8 @@ import pytest
 
 from fmkit.callbacks import ThresholdStopping
 
+pytestmark = pytest.mark.backend("torch")  # nothing here depends on the backend
+
 
 def last_epoch(callback, **columns):
     """Call the hooks as `fit` does; return the index of the last epoch."""

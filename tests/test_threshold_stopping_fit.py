@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import functools
 import os
 import subprocess
 import sys
@@ -138,8 +139,9 @@ def mean_of_outputs(y_true, y_pred):
     return keras.ops.mean(y_pred)
 
 
-def fit_two_outputs(callback, **values):
-    """Three epochs of a model with the outputs `a` and `b`, with injected values."""
+@functools.cache
+def two_outputs():
+    """A model with the outputs `a` and `b`, compiled once."""
     inputs = keras.Input((4,))
     outputs = [
         keras.layers.Dense(n, name=name)(inputs) for n, name in ((2, "a"), (1, "b"))
@@ -152,11 +154,16 @@ def fit_two_outputs(callback, **values):
         metrics=[["accuracy"], ["mae", Share(name="share"), mean_of_outputs]],
         weighted_metrics=[["accuracy"], []],
     )
+    return model
+
+
+def fit_two_outputs(callback, **values):
+    """Three epochs of the model with two outputs, with injected values."""
     x, y = small_data()
     injected = {name: [value] * 3 for name, value in values.items()}
     data = {"x": x, "y": [y, x[:, :1]], "validation_data": (x, [y, x[:, :1]])}
     callbacks = [Inject(**injected), callback]
-    return model.fit(**data, epochs=3, verbose=0, callbacks=callbacks)
+    return two_outputs().fit(**data, epochs=3, verbose=0, callbacks=callbacks)
 
 
 @pytest.mark.parametrize(
@@ -489,7 +496,7 @@ def test_a_resume_refuses_a_callback_that_monitors_something_else(
         resume = ExactResume("run", every="epoch", verbose=0)
         callback = kind(monitor=monitor, **arguments)
         data = {"validation_data": small_data()}
-        fit(callback, resume, model=new_model(), epochs=epochs, **data)
+        fit(callback, resume, epochs=epochs, **data)
         return resume.resumed_from
 
     assert train("loss", 1) is None

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import stat
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -17,7 +18,7 @@ __all__ = [
     "open_regular",
     "read_regular",
     "sync_directory",
-    "write_whole",
+    "whole_file",
 ]
 
 _KINDS = [
@@ -33,9 +34,9 @@ _KINDS = [
 def open_regular(path: str | os.PathLike[str], flags: int, mode: int = 0o666) -> int:
     """Open a regular file without following a link; return its descriptor.
 
-    Nothing else is opened, so nothing is waited for: a named pipe would block until
-    its other end is opened. Of the path only the last part is looked at; folders
-    above it may be links.
+    Nothing else is opened, so this never blocks: opening a named pipe would, until its
+    other end is opened. Only the last part of the path is checked; folders above it may
+    be links.
 
     Args:
         path: The file.
@@ -47,7 +48,7 @@ def open_regular(path: str | os.PathLike[str], flags: int, mode: int = 0o666) ->
             what `os.open` raises.
     """
     with contextlib.suppress(FileNotFoundError):
-        # Looked at first: to open a device can be to start it.
+        # Checked first: opening a device can start it.
         _check_regular(path, os.lstat(path).st_mode)
     for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
         flags |= getattr(os, name, 0)  # not every system has each of them
@@ -76,15 +77,24 @@ def read_regular(path: str | os.PathLike[str]) -> bytes:
         return file.read()
 
 
-def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Let `write` fill a file that appears at `path` once it is whole and durable.
+@contextlib.contextmanager
+def whole_file(path: Path, suffix: str = ".tmp") -> Iterator[IO[bytes]]:
+    """Open a new file for writing that appears at `path` once it is whole and durable.
 
-    It has the permissions of the file that it replaces.
+    It has the permissions of the file that it replaces. A crash at any instant leaves
+    the old file or the new one at `path`, and at most a temporary file beside it.
+
+    Args:
+        path: Where the file appears when the block ends without an exception.
+        suffix: How the temporary name ends.
 
     Raises:
         OSError: If it cannot be written. What was at `path` before is still there.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # The process number alone would not do: threads may write the same file, and a
+    # process with the same number may have been killed here before.
+    unique = f"{os.getpid()}-{secrets.token_hex(4)}"
+    temporary = path.with_name(f".{path.name}.{unique}{suffix}")
     # "x" makes the file, and neither opens nor follows what is there already.
     with open(temporary, "xb") as file:
         try:
@@ -92,7 +102,7 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
                 replaced = os.lstat(path).st_mode
                 if stat.S_ISREG(replaced):
                     os.chmod(temporary, stat.S_IMODE(replaced))
-            write(file)
+            yield file
             file.flush()
             os.fsync(file.fileno())
             file.close()  # Windows does not rename an open file
@@ -122,7 +132,7 @@ class InUseError(OSError):
 
 
 class Lock:
-    """A file that at most one live process holds; death of any kind lets go of it.
+    """A file that at most one live process holds, until it releases it or dies.
 
     Args:
         path: The file; it is made, and holds the number of the process.
@@ -180,8 +190,8 @@ _held: dict[str, Lock] = {}
 
 
 def _let_go_in_child() -> None:
-    # A forked child shares the open files, and with them the locks; it may outlive
-    # the run. To close its copies leaves them with the parent.
+    # A forked child shares the open files, and with them the locks, and it may outlive
+    # the run. When it closes its copies, the locks stay with the parent.
     for lock in _held.values():
         if lock._descriptor is not None:
             os.close(lock._descriptor)
@@ -212,8 +222,8 @@ def _open_locked(path: Path) -> int:
 def _lock(descriptor: int) -> None:
     """Lock an open file, for as long as it is open.
 
-    Not a POSIX record lock: the process would lose it as soon as any part of it opens
-    and closes the file, as a callback does that copies the folder of the run.
+    Not a POSIX record lock: the process would lose it as soon as any of its code opens
+    and closes the file, as a callback that copies the folder of the run does.
     """
     if os.name == "nt":  # pragma: no cover
         import msvcrt

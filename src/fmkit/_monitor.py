@@ -12,12 +12,12 @@ __all__ = ["greater_is_better"]
 
 
 def greater_is_better(monitor: str, model: Any = None) -> bool:
-    """Return whether Keras wants `monitor` to be great; asks Keras itself.
+    """Return whether a greater value of `monitor` is better, by Keras's own rule.
 
     The model's own metrics and losses come first, under their names in the logs, which
-    begin with an output's name if there are several. For any other name `EarlyStopping`
-    holds the rule. It is shown the values 0 and 1; which of them it keeps as the best
-    is the answer, through public methods alone.
+    begin with an output's name if there are several. For any other name
+    `EarlyStopping` has the rule: it is given the values 0 and 1, and the one that it
+    keeps as the best is the answer. All of its methods called here are public.
 
     Raises:
         ValueError: If Keras has no rule for that name.
@@ -29,11 +29,11 @@ def greater_is_better(monitor: str, model: Any = None) -> bool:
         monitor = name = name.removeprefix("raw_")
     if name in directions:
         return directions[name] == "up"
-    judge = keras.callbacks.EarlyStopping(monitor, patience=10)
+    early_stopping = keras.callbacks.EarlyStopping(monitor, patience=10)
     if model is not None:
-        judge.set_model(model)
+        early_stopping.set_model(model)
     try:
-        judge.on_epoch_end(0, {monitor: 0.0})
+        early_stopping.on_epoch_end(0, {monitor: 0.0})
     except ValueError as error:
         raise ValueError(
             f"mode='auto' follows Keras's rule, and Keras has none for {monitor!r}: "
@@ -41,5 +41,5 @@ def greater_is_better(monitor: str, model: Any = None) -> bool:
             "names that the logs of `fit` give them. Say "
             "mode='max' if a greater value is better, mode='min' if a smaller one is."
         ) from error
-    judge.on_epoch_end(1, {monitor: 1.0})
-    return bool(judge.best == 1.0)
+    early_stopping.on_epoch_end(1, {monitor: 1.0})
+    return bool(early_stopping.best == 1.0)

@@ -1,8 +1,8 @@
-"""Commits: the state of a run in one file, and the directory they stand in.
+"""Commits: the state of a run in one file, and the directory that keeps them.
 
-`_format` writes and reads one file, `_directory` keeps a run's files, `_encoding` turns
-the state of callbacks into JSON and arrays, `_variables` says in which order the
-variables of a model are listed.
+`_format` writes and reads one file, `_members` its arrays, `_meta` has the keys of the
+rest. `_directory` keeps a run's files, `_encoding` turns the state of callbacks into
+JSON and arrays, `_variables` says in which order the variables of a model are listed.
 """
 
 from fmkit._commits._directory import CommitDirectory
@@ -12,23 +12,31 @@ from fmkit._commits._format import (
     DamagedCommitError,
     commit_number,
     list_commits,
-    pack,
+    number_in,
+    pack_part,
     read_commit,
     read_meta,
     with_part,
     write_commit,
 )
+from fmkit._commits._meta import Meta, VariableEntry
+from fmkit._commits._variables import group_variables, list_variables
 
 __all__ = [
     "Commit",
     "CommitDirectory",
     "DamagedCommitError",
+    "Meta",
+    "VariableEntry",
     "commit_number",
     "decode",
     "encode",
+    "group_variables",
     "is_storable",
     "list_commits",
-    "pack",
+    "list_variables",
+    "number_in",
+    "pack_part",
     "read_commit",
     "read_meta",
     "with_part",

@@ -15,19 +15,21 @@ import numpy as np
 from fmkit._commits._format import (
     Commit,
     DamagedCommitError,
+    commit_name,
     commit_number,
     list_commits,
     read_commit,
     read_meta,
     write_commit,
 )
-from fmkit._files import InUseError, Lock, read_regular, write_whole
+from fmkit._commits._meta import Meta
+from fmkit._files import InUseError, Lock, read_regular, whole_file
 
 __all__ = ["CommitDirectory"]
 
 Array = np.ndarray[Any, Any]
 
-_TEMPORARY = re.compile(r"\.(?:commit-\d+\.npz|model\.json)\.(\d+)\.tmp")
+_TEMPORARY = re.compile(r"\.(?:commit-\d+\.npz|model\.json)\.[0-9a-f-]+\.tmp")
 
 
 class CommitDirectory:
@@ -35,9 +37,9 @@ class CommitDirectory:
 
     Args:
         path: The directory; made when it is not there.
-        keep: How many of the newest commits stay.
-        keep_best: How many of the best commits stay besides. Best is by
-            `meta["score"]`, lower first; a commit whose score is `None` has none.
+        keep: How many of the newest commits are kept.
+        keep_best: How many of the best commits are kept as well. Best is by
+            `meta.score`, lower first; a commit whose score is `None` has none.
     """
 
     def __init__(
@@ -58,8 +60,8 @@ class CommitDirectory:
         """Make the directory, and hold it until `release` or the end of the process.
 
         Args:
-            is_live: Tells whether the work that the directory is held for still
-                goes on. If it ended without `release` (an exception that a
+            is_live: Returns whether the work that the directory is held for is
+                still running. If it ended without `release` (an exception that a
                 notebook keeps), the next in this process takes over.
             finish: Called before the next takes over: waits for what this one is
                 still writing.
@@ -114,15 +116,14 @@ class CommitDirectory:
                 commit = read_commit(path)
             except DamagedCommitError as error:
                 warnings.warn(
-                    f"Skipping a damaged commit: {error}. Going back to the one "
-                    "before it.",
+                    f"Skipping a damaged commit: {error}. Using the one before it.",
                     stacklevel=2,
                 )
             except OSError as error:
                 raise OSError(
                     f"Commit {path} cannot be read, though it may be sound: {error}. "
                     "Nothing was changed. Start again when the disk answers, or move "
-                    "the file away to go on from the commit before it."
+                    "the file away to continue from the commit before it."
                 ) from error
             else:
                 self._index(paths)
@@ -139,8 +140,7 @@ class CommitDirectory:
         """Return the commit of this number, which another process has found.
 
         Args:
-            number: `None` if it has found none; then only the directory is looked
-                for.
+            number: `None` if it has found none; then only the directory must exist.
 
         Raises:
             OSError: If this process does not see what the other one sees.
@@ -155,17 +155,17 @@ class CommitDirectory:
         )
 
     def _path(self, number: int) -> Path:
-        return self.path / f"commit-{number:08d}.npz"
+        return self.path / commit_name(number)
 
     def _index(self, paths: list[Path]) -> None:
-        """Learn which of the older files count for `keep` and `keep_best`."""
+        """Read the scores of older files, for `keep` and `keep_best`."""
         for path in paths:
             # One that can't be read now is left where it is.
             with contextlib.suppress(DamagedCommitError, OSError):
-                self._scores[path] = read_meta(path).get("score")
+                self._scores[path] = read_meta(path).score
 
     def describe(self, model: str) -> None:
-        """Write `model.json` beside the commits, unless it says so already.
+        """Write `model.json` beside the commits, unless it is there already.
 
         Raises:
             OSError: If it cannot be written.
@@ -173,10 +173,11 @@ class CommitDirectory:
         path = self.path / "model.json"
         data = model.encode()
         if not os.path.lexists(path) or read_regular(path) != data:
-            write_whole(path, lambda file: file.write(data))
+            with whole_file(path) as file:
+                file.write(data)
 
-    def write(self, meta: Mapping[str, Any], arrays: Mapping[str, Array]) -> Path:
-        """Write the next commit; when it is durable, delete what need not stay.
+    def write(self, meta: Meta, arrays: Mapping[str, Array]) -> Path:
+        """Write the next commit; when it is durable, delete those not kept.
 
         Raises:
             OSError: If it cannot be written. Older commits are all still there.
@@ -191,7 +192,7 @@ class CommitDirectory:
                 f"{self.path}: {error}. {self._what_is_left()}"
             ) from error
         self._next += 1
-        self._scores[path] = meta.get("score")
+        self._scores[path] = meta.score
         for old in self._superfluous():
             # Deleting may fail without harm: the next commit tries again.
             with contextlib.suppress(OSError):
@@ -201,7 +202,7 @@ class CommitDirectory:
         return path
 
     def _what_is_left(self) -> str:
-        """Say after a failed write what the next start will find."""
+        """Return what the next start will find after a failed write."""
         if not self.path.is_dir():
             return (
                 "The directory was removed during the run, and its commits with it: "

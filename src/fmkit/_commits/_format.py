@@ -16,20 +16,30 @@ import os
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from fmkit._files import open_regular, write_whole
+from fmkit._commits._members import (
+    describe_array,
+    member_info,
+    read_array,
+    read_member,
+    write_array,
+)
+from fmkit._commits._meta import OF_EACH_PROCESS, Meta, check_keys
+from fmkit._files import open_regular, whole_file
 
 __all__ = [
     "Commit",
     "DamagedCommitError",
+    "commit_name",
     "commit_number",
     "list_commits",
-    "pack",
+    "number_in",
+    "pack_part",
     "read_commit",
     "read_meta",
     "with_part",
@@ -41,7 +51,7 @@ Array = np.ndarray[Any, Any]
 FORMAT = "fmkit commit"
 VERSION = 1
 _META = "meta.json"
-_NAME = re.compile(r"commit-(\d{8,})\.npz")
+_NAME = re.compile(r"commit-(\d{8,18})\.npz")
 
 
 class DamagedCommitError(ValueError):
@@ -54,12 +64,12 @@ class Commit:
 
     Attributes:
         path: The file.
-        meta: Everything but the arrays, as plain JSON values.
+        meta: Everything but the arrays.
         arrays: The arrays by name (read-only views).
     """
 
     path: Path
-    meta: dict[str, Any]
+    meta: Meta
     arrays: dict[str, Array]
 
     @property
@@ -74,82 +84,61 @@ def list_commits(directory: str | os.PathLike[str]) -> list[Path]:
         names = os.listdir(directory)
     except FileNotFoundError:
         return []
-    found = [name for name in names if _NAME.fullmatch(name)]
+    found = [name for name in names if number_in(name) is not None]
     return [Path(directory, name) for name in sorted(found, key=commit_number)]
 
 
+def commit_name(number: int) -> str:
+    """Return the name of the file of a commit."""
+    return f"commit-{number:08d}.npz"
+
+
+def number_in(name: str) -> int | None:
+    """Return the running number in the name of a commit; `None` in another name."""
+    match = _NAME.fullmatch(name)
+    return None if match is None else int(match[1])
+
+
 def commit_number(path: str | Path) -> int:
-    """Return the running number in the name of a commit file."""
-    match = _NAME.fullmatch(Path(path).name)
-    assert match is not None
-    return int(match[1])
+    """Return the running number in the name of a commit's file."""
+    number = number_in(Path(path).name)
+    assert number is not None
+    return number
 
 
 # Writing
 
 
 def write_commit(
-    path: str | os.PathLike[str], meta: Mapping[str, Any], arrays: Mapping[str, Array]
+    path: str | os.PathLike[str], meta: Meta, arrays: Mapping[str, Array]
 ) -> None:
     """Write a commit so that `path` is the whole of it or does not change.
 
     Raises:
         OSError: If the disk is full, the directory cannot be written, and so on.
-            What stood at `path` before still stands there.
+            What was at `path` before is still there.
     """
-    write_whole(Path(path), lambda file: _write_archive(file, meta, arrays))
+    with whole_file(Path(path)) as file:
+        _write_archive(file, vars(meta), arrays)
 
 
-def pack(meta: Mapping[str, Any], arrays: Mapping[str, Array]) -> bytes:
-    """Return what a commit would hold, as the bytes of its file."""
+def pack_part(meta: Meta, arrays: Mapping[str, Array]) -> bytes:
+    """Return what `with_part` lays over the commit of another process."""
     file = io.BytesIO()
-    _write_archive(file, meta, arrays)
+    own = {name: getattr(meta, name) for name in OF_EACH_PROCESS}
+    _write_archive(file, own, arrays)
     return file.getvalue()
 
 
 def _write_archive(
     file: IO[bytes], meta: Mapping[str, Any], arrays: Mapping[str, Array]
 ) -> None:
-    listed = {
-        name: {"dtype": _dtype_name(array.dtype), "shape": list(array.shape)}
-        for name, array in arrays.items()
-    }
+    listed = {name: describe_array(array) for name, array in arrays.items()}
     header = {**meta, "format": FORMAT, "version": VERSION, "arrays": listed}
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, array in arrays.items():
-            info = _info(f"{name}.npy")
-            with archive.open(info, "w", force_zip64=True) as member:
-                _write_array(member, array)
-        archive.writestr(_info(_META), json.dumps(header))
-
-
-def _info(name: str) -> zipfile.ZipInfo:
-    # Always of one date: zip files know none before 1980, where a clock may stand.
-    info = zipfile.ZipInfo(name)
-    info.external_attr = 0o600 << 16
-    return info
-
-
-def _write_array(member: IO[bytes], array: Array) -> None:
-    # Not numpy.save: that copies each array once more on its way into a zip.
-    array = np.ascontiguousarray(_plain(array)).reshape(array.shape)
-    header = np.lib.format.header_data_from_array_1_0(array)
-    np.lib.format.write_array_header_1_0(member, header)  # type: ignore[arg-type]
-    member.write(array.reshape(-1).view(np.uint8).data)
-
-
-def _plain(array: Array) -> Array:
-    """View bfloat16 and its like, which .npy has no name for, as their bits."""
-    if array.dtype.isbuiltin == 2:  # made outside of NumPy
-        return array.view(f"uint{8 * array.dtype.itemsize}")
-    return array
-
-
-def _dtype_name(dtype: np.dtype[Any]) -> Any:
-    """Name a dtype as JSON can: "float32", ">f8", or a list of the fields."""
-    if dtype.isbuiltin == 2 or (dtype.isnative and dtype.kind in "biufc"):
-        return dtype.name
-    return np.lib.format.dtype_to_descr(dtype)
+            write_array(archive, name, array)
+        archive.writestr(member_info(_META), json.dumps(header))
 
 
 # Reading
@@ -163,36 +152,41 @@ def read_commit(path: str | os.PathLike[str]) -> Commit:
         OSError: If it cannot be read, or is no regular file.
     """
     with _archive(path) as archive:
-        return Commit(Path(path), *_read_all(archive))
+        header = _read_header(archive)
+        return Commit(
+            Path(path), Meta(**check_keys(header)), _read_arrays(archive, header)
+        )
 
 
 def with_part(commit: Commit, data: Array) -> Commit:
-    """Return `commit` with what `pack` made of another meta and arrays laid over it.
+    """Return `commit` with what `pack_part` made in another process laid over it.
 
     Raises:
         DamagedCommitError: If `data` are not exactly what was packed.
     """
     with _archive(commit.path, io.BytesIO(data.tobytes())) as archive:
-        meta, arrays = _read_all(archive)
-    return Commit(commit.path, {**commit.meta, **meta}, {**commit.arrays, **arrays})
+        header = _read_header(archive)
+        own = check_keys(header, OF_EACH_PROCESS)
+        arrays = {**commit.arrays, **_read_arrays(archive, header)}
+    return Commit(commit.path, replace(commit.meta, **own), arrays)
 
 
-def read_meta(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read only what stands beside the arrays, and check it.
+def read_meta(path: str | os.PathLike[str]) -> Meta:
+    """Read only what is in a commit besides its arrays, and check it.
 
     Raises:
         DamagedCommitError: If the file is not a commit.
         OSError: If it cannot be read, or is no regular file.
     """
     with _archive(path) as archive:
-        return _read_meta(archive)
+        return Meta(**check_keys(_read_header(archive)))
 
 
 @contextlib.contextmanager
 def _archive(
     path: str | os.PathLike[str], file: IO[bytes] | None = None
 ) -> Iterator[zipfile.ZipFile]:
-    """Open `file`, or the one at `path`; whatever fails then is told of `path`."""
+    """Open `file`, or the one at `path`; errors name `path`."""
     if file is None:
         file = open(open_regular(path, os.O_RDONLY), "rb")  # noqa: SIM115
     reader = _Reader(file)
@@ -225,71 +219,19 @@ class _Reader:
         return getattr(self._file, name)
 
 
-def _member(archive: zipfile.ZipFile, name: str) -> bytes:
-    info = archive.getinfo(name)
-    size = archive.fp.seek(0, os.SEEK_END)  # type: ignore[union-attr]
-    # Nothing is compressed, so no member is larger than the file.
-    if info.compress_type != zipfile.ZIP_STORED or info.file_size > size:
-        raise ValueError(f"member {name!r} is not stored as it was written")
-    return archive.read(info)  # checks the CRC-32
-
-
-def _read_all(archive: zipfile.ZipFile) -> tuple[dict[str, Any], dict[str, Array]]:
-    meta = _read_meta(archive)
-    arrays = {
-        name: _read_array(archive, name, spec) for name, spec in meta["arrays"].items()
-    }
-    return meta, arrays
-
-
-def _read_meta(archive: zipfile.ZipFile) -> dict[str, Any]:
-    meta = json.loads(_member(archive, _META))
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+def _read_header(archive: zipfile.ZipFile) -> dict[str, Any]:
+    header = json.loads(read_member(archive, _META))
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise ValueError(f"not a {FORMAT}")
-    if meta.get("version") != VERSION:
+    version = header.get("version")
+    if version != VERSION:
         raise ValueError(
-            f"version {meta.get('version')!r} of the format; this fmkit reads {VERSION}"
+            f"version {version!r} of the format; this fmkit reads {VERSION}"
         )
-    return meta
+    return header
 
 
-def _read_array(archive: zipfile.ZipFile, name: str, spec: dict[str, Any]) -> Array:
-    data = _member(archive, f"{name}.npy")
-    start = io.BytesIO(data[: 2**16])
-    version = np.lib.format.read_magic(start)
-    if version != (1, 0):
-        raise ValueError(f"array {name!r} has a header of another kind")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(start)
-    wanted = _dtype(spec["dtype"])
-    if fortran or list(shape) != spec["shape"] or dtype.itemsize != wanted.itemsize:
-        raise ValueError(f"array {name!r} is not {spec['dtype']}{spec['shape']}")
-    count = int(np.prod(shape, dtype=np.int64))
-    array = np.frombuffer(data, dtype, count, offset=start.tell())
-    return array.view(wanted).reshape(shape)
-
-
-def _dtype(name: Any) -> np.dtype[Any]:
-    """Undo `_dtype_name`."""
-    if isinstance(name, list):
-        return np.lib.format.descr_to_dtype(_fields(name))
-    try:
-        return np.dtype(name)
-    except TypeError:
-        # Keras's backends bring it; its import adds bfloat16 and the float8s.
-        import ml_dtypes
-
-        return np.dtype(getattr(ml_dtypes, name))
-
-
-def _fields(descr: Any) -> Any:
-    """Give a description of fields the tuples that JSON has made lists of."""
-    if isinstance(descr, str):
-        return descr
-    return [
-        (
-            tuple(name) if isinstance(name, list) else name,
-            _fields(kind),
-            *(tuple(shape) for shape in rest),
-        )
-        for name, kind, *rest in descr
-    ]
+def _read_arrays(archive: zipfile.ZipFile, header: dict[str, Any]) -> dict[str, Array]:
+    return {
+        name: read_array(archive, name, spec) for name, spec in header["arrays"].items()
+    }

@@ -1,4 +1,4 @@
-"""Tell when another N batches are done."""
+"""Notice when another N batches are done."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ class BatchCounter:
         return {"batches": self.batches, "last_batch": self.last}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`.
+        """Continue from `state`.
 
-        A run that is resumed inside an epoch goes on with the indices, too. Where it
-        begins the epoch again, `begin_epoch` or the first lower index says so.
+        A run that is resumed inside an epoch continues with the indices, too. Where it
+        begins the epoch again, `begin_epoch` or the first lower index shows it.
         """
         self.batches = int(state["batches"])
         self.last = int(state["last_batch"])

@@ -1,7 +1,7 @@
 """An uncompressed copy of a data set, checked and memory-mapped.
 
 Beside the four `.npy` files lies a manifest: the size and time of each source file,
-the shape and SHA-256 of each array. A copy that doesn't match it is made anew.
+the shape and SHA-256 of each array. A copy that doesn't match is written again.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ import io
 import json
 import logging
 import math
-import os
-import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from fmkit.datasets._files import open_file
+from fmkit._files import whole_file
+from fmkit._untrusted_files import open_file
 from fmkit.datasets._splits import NPZ_NAMES, Splits
 
 _LOGGER = logging.getLogger(__name__)
@@ -29,11 +28,11 @@ _PIECE_BYTES = 1 << 22
 
 
 def load(sources: Sequence[Path], folder: Path, read: Callable[[], Splits]) -> Splits:
-    """Return the memory-mapped copy of a data set, made first if need be.
+    """Return the memory-mapped copy of a data set, writing it first if necessary.
 
     Args:
         sources: The files that `read` reads.
-        folder: Where the copy lies; made if it doesn't exist.
+        folder: Where the copy is; created if it doesn't exist.
         read: Reads the sources.
 
     Returns:
@@ -69,18 +68,18 @@ def _open_copy(
         if manifest["sources"] != identity:
             return None
         return [
-            _map(folder / f"{stem}-{name}.npy", manifest["arrays"][name])
+            _map_array(folder / f"{stem}-{name}.npy", manifest["arrays"][name])
             for name in NPZ_NAMES
         ]
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        _LOGGER.warning("The copy in %s is made anew: %s", folder, error)
+        _LOGGER.warning("Writing the copy in %s again: %s", folder, error)
         return None
 
 
-def _map(path: Path, entry: dict[str, Any]) -> np.ndarray:
-    """Map one array; it must be what the manifest says, to the byte."""
+def _map_array(path: Path, entry: dict[str, Any]) -> np.ndarray:
+    """Map one array; it must match the manifest to the byte."""
     shape = tuple(entry["shape"])
     header = _npy_header(shape)
     with open_file(path) as file:
@@ -100,29 +99,18 @@ def _write_copy(
     identity: list[list[Any]],
     arrays: Sequence[np.ndarray],
 ) -> None:
-    """Write the arrays, then the manifest that makes them count."""
+    """Write the arrays, then the manifest that makes them valid."""
     folder.mkdir(parents=True, exist_ok=True)
     entries = {}
     for name, array in zip(NPZ_NAMES, arrays, strict=True):
         flat = np.ascontiguousarray(array)
-        _replace(folder / f"{stem}-{name}.npy", _npy_header(array.shape), flat)
+        with whole_file(folder / f"{stem}-{name}.npy") as file:
+            file.write(_npy_header(array.shape))
+            file.write(flat.data)
         entries[name] = {"shape": array.shape, "sha256": _digest(flat)}
     manifest = {"sources": identity, "arrays": entries}
-    _replace(folder / f"{stem}.json", json.dumps(manifest, indent=1).encode())
-
-
-def _replace(path: Path, *parts: Any) -> None:
-    """Write a file under its name only when it is whole."""
-    # Not tempfile's name: its files are readable by their owner only.
-    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            for part in parts:
-                file.write(part)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with whole_file(folder / f"{stem}.json") as file:
+        file.write(json.dumps(manifest, indent=1).encode())
 
 
 def _npy_header(shape: tuple[int, ...]) -> bytes:

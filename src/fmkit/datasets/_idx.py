@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fmkit.datasets._files import (
+from fmkit._untrusted_files import (
     MAX_BYTES,
     DatasetFileError,
     Stream,

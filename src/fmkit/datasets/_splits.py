@@ -1,4 +1,4 @@
-"""Pairs of images and labels, and the folders and archives they lie in."""
+"""Pairs of images and labels, and the folders and archives that hold them."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from fmkit.datasets._files import DatasetFileError
+from fmkit._npz import read_npz
+from fmkit._untrusted_files import DatasetFileError
 from fmkit.datasets._idx import read_idx
-from fmkit.datasets._npz import read_npz
 
 Split = tuple[np.ndarray, np.ndarray]
 Splits = tuple[Split, Split]
 
 IMAGE_SHAPE = (28, 28)
 CLASSES = 10
-# The four files of MNIST and of every set made to stand in for it.
+# The four files of MNIST and of every drop-in replacement for it.
 PARTS = ("train-images", "train-labels", "t10k-images", "t10k-labels")
 NPZ_NAMES = ("x_train", "y_train", "x_test", "y_test")
 

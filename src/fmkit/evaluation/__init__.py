@@ -1,8 +1,8 @@
-"""Evaluation around training: beside it in a second process, or of averaged weights.
+"""Evaluation during training in a second process, and of averaged weights.
 
-`SidecarEvaluator` evaluates the checkpoints of a running training; it can be started
-as `python -m fmkit.evaluation DIRECTORY`. `update_batch_norm` gives averaged weights
-fresh statistics.
+`SidecarEvaluator` evaluates the checkpoints of a training run; the command is
+`python -m fmkit.evaluation DIRECTORY`. `update_batch_norm` recomputes the statistics of
+BatchNormalization for averaged weights.
 """
 
 from fmkit._batch_norm import update_batch_norm

@@ -14,18 +14,18 @@ import keras
 
 from fmkit import _keras_private as private
 from fmkit._layer_state import restore_assets
+from fmkit._npz import read_npz
 from fmkit.data import Batches
 from fmkit.datasets import fashion_mnist, mnist
-from fmkit.datasets._npz import read_npz
 from fmkit.evaluation import SidecarEvaluator
-from fmkit.evaluation._checkpoints import list_checkpoints
+from fmkit.evaluation._listing import list_checkpoints
 from fmkit.preprocessing import preprocess
 
 _DESCRIPTION = """\
-Evaluate the checkpoints of a training while it runs in another process: the commits
-of fmkit's ExactResume, and the .weights.h5 and .keras files of Keras's
-ModelCheckpoint. Raw and averaged weights are evaluated, the best are kept, and what
-has been evaluated is not evaluated again, however often this is stopped and started.
+Evaluate the checkpoints of a training run while it runs in another process: the
+commits of fmkit's ExactResume, and the .weights.h5 and .keras files of Keras's
+ModelCheckpoint. Raw and averaged weights are evaluated and the best are kept. No
+checkpoint is evaluated twice, however often this is stopped and started.
 """
 
 _EPILOG = """\
@@ -33,16 +33,16 @@ examples:
   python -m fmkit.evaluation run
       evaluate on the test images of Fashion-MNIST until the run ends
   python -m fmkit.evaluation run --newest --poll 5 --idle 600
-      wake every five seconds or later, for the newest commit; give up after ten
-      minutes without one
+      look every five seconds at first, and only at the newest commit; give up after
+      ten minutes without one
   python -m fmkit.evaluation checkpoints --model model.keras \\
       --data test=test.npz --data other=other.npz --monitor test/accuracy
-      two data sets of one's own, in .npz files with the arrays x and y
+      two data sets of your own, in .npz files with the arrays x and y
 """
 
 
 class _UsageError(ValueError):
-    """What the user can put right in the command."""
+    """A mistake in the command, with what to write instead."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -99,15 +99,15 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         metavar="DATA",
         help="fashion_mnist (default: its test images), fashion_mnist=PATH, "
-        "fashion_mnist=sample (the 1,000 test images that come with fmkit), "
+        "fashion_mnist=sample (the 1,000 test images in fmkit), "
         "mnist=PATH, or NAME=FILE.npz with arrays x and y; may be given several times",
     )
     add(
         "--map",
         choices=["auto", "preprocess", "none"],
         default="auto",
-        help="what is done to x and y: fmkit.preprocess divides pixels by 255; auto "
-        "does so where x are bytes",
+        help="how x and y are mapped: fmkit.preprocess divides pixels by 255; auto "
+        "does so if x is uint8",
     )
     add("--batch-size", type=int, default=1000, help="default: %(default)s")
     _add_what(add)
@@ -118,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_what(add: Any) -> None:
     add("--newest", action="store_true", help="only the newest checkpoint each time")
     add("--weights", choices=["both", "raw", "averaged"], default="both")
-    add("--monitor", default="loss", help="what best.keras is best in: a metric's name")
+    add("--monitor", default="loss", help="the metric that best.keras is best in")
     add("--mode", choices=["auto", "min", "max"], default="auto")
     add("--no-best", action="store_true", help="don't keep best.keras")
     add("--output", type=Path, help="default: DIRECTORY/evaluation")
@@ -134,25 +134,31 @@ def _add_what(add: Any) -> None:
 
 
 def _add_when(add: Any) -> None:
-    add("--max-evaluations", type=int, metavar="N", help="end after so many")
+    add("--max-evaluations", type=int, metavar="N", help="end after N checkpoints")
     add("--idle", type=float, metavar="S", help="end after S seconds without a new one")
-    add("--keep-waiting", action="store_true", help="go on when the run has ended")
-    add("--poll", type=float, default=5.0, metavar="S", help="seconds between looks")
+    add("--keep-waiting", action="store_true", help="don't end with the run")
+    add(
+        "--poll",
+        type=float,
+        default=5.0,
+        metavar="S",
+        help="seconds before looking again",
+    )
     add(
         "--max-poll",
         type=float,
         default=30.0,
         metavar="S",
-        help="the waits double up to S seconds while nothing comes (default: 30)",
+        help="waits double up to S seconds while nothing is new (default: 30)",
     )
-    add("--quiet", action="store_true", help="say nothing")
+    add("--quiet", action="store_true", help="print nothing")
 
 
 # The model
 
 
 def _model(options: argparse.Namespace) -> Any:
-    """Make the model again from numbers and JSON; code in a file is refused."""
+    """Rebuild the model from numbers and JSON; code in a file is refused."""
     path = options.model or _described(options.directory, options.idle, options.poll)
     if not path.is_file():
         raise _UsageError(f"There is no file {path}. Give --model FILE.keras.")
@@ -165,7 +171,7 @@ def _model(options: argparse.Namespace) -> Any:
         raise
     except Exception as error:
         raise _UsageError(
-            f"{path} could not be made into a model: {error}\nIf it has layers, losses "
+            f"No model could be built from {path}: {error}\nIf it has layers, losses "
             "or metrics of your own, decorate them with "
             "@keras.saving.register_keras_serializable() and give --import MODULE."
         ) from error
@@ -184,14 +190,14 @@ def _from_json(config: dict[str, Any]) -> Any:
         restore_assets(model, assets)
     except (KeyError, TypeError, ValueError) as error:
         raise _UsageError(
-            f"model.json is not enough to make the model again: {error}. Save the "
+            f"model.json is not enough to rebuild the model: {error}. Save the "
             "model with model.save('model.keras'), and give --model model.keras."
         ) from error
     return model
 
 
 def _described(directory: Path, idle: float | None, poll: float) -> Path:
-    """Find what tells the model; wait for a training that has not begun."""
+    """Find the file that describes the model; wait for a run that has not begun."""
     started = time.monotonic()
     while True:
         if (directory / "model.json").is_file():
@@ -201,12 +207,12 @@ def _described(directory: Path, idle: float | None, poll: float) -> Path:
             return next(path for path in files if path.suffix == ".keras")
         if files or (idle is not None and time.monotonic() - started >= idle):
             raise _UsageError(
-                f"Nothing in {directory} tells the model (no model.json of "
+                f"Nothing in {directory} describes the model (no model.json of "
                 "ExactResume, no .keras file). Give --model FILE.keras, as written by "
                 "model.save('FILE.keras')."
             )
         if time.monotonic() - started < poll:
-            private.print_msg(f"Waiting for a training to begin in {directory}.")
+            private.print_msg(f"Waiting for a training run to begin in {directory}.")
         time.sleep(poll)
 
 
@@ -218,9 +224,7 @@ def _data(given: list[str] | None, map_: str, batch_size: int) -> dict[str, Any]
     for text in given or ["fashion_mnist"]:
         name, _, path = text.partition("=")
         if name in data:
-            raise _UsageError(
-                f"--data {name} is given twice. Give each a name of its own."
-            )
+            raise _UsageError(f"--data {name} is given twice. Give each its own name.")
         x, y = _arrays(name, path)
         scale = map_ == "preprocess" or (map_ == "auto" and x.dtype == "uint8")
         data[name] = Batches(x, y, batch_size, map=preprocess if scale else None)

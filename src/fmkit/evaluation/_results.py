@@ -13,25 +13,33 @@ from typing import Any
 
 from fmkit._files import open_regular, read_regular, sync_directory
 
-__all__ = ["ResultsFile", "TensorBoardWriter", "is_record", "make_folder"]
+__all__ = [
+    "ByData",
+    "Record",
+    "ResultsFile",
+    "TensorBoardWriter",
+    "is_record",
+    "make_folder",
+]
 
 Record = dict[str, Any]
+ByData = dict[str, dict[str, Any]]  # metrics by data set
 
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 class ResultsFile:
-    """One JSON object a line, appended and flushed to the disk one by one.
+    """One JSON object per line, each flushed to the disk when it is appended.
 
-    A record counts once the whole of its line is on the disk. A line that does not fit
-    there is taken back; one that a kill cut short is removed when the file is opened
-    the next time. The file must be a regular one: a link is not followed.
+    A record counts once its whole line is on the disk. A line that does not fit there
+    is removed at once; one that a kill cut short, when the file is opened the next
+    time. The file must be a regular one: a link is not followed.
 
     Args:
         path: The file; made when the first record is appended.
 
     Attributes:
-        records: The sound records, in the order of the file.
+        records: The undamaged records, in the order of the file.
 
     Raises:
         OSError: If something else is at `path`; the message says what.
@@ -55,7 +63,7 @@ class ResultsFile:
             if record is None:
                 warnings.warn(
                     f"{self.path}, line {number}, is damaged and not counted: its "
-                    "checkpoint is evaluated again if it is still there.",
+                    "checkpoint is evaluated again if it still exists.",
                     stacklevel=5,
                 )
             else:
@@ -103,7 +111,7 @@ def _append_whole(file: int, line: bytes) -> None:
     """Append a line and flush it to the disk, or leave the file as it was."""
     size = os.fstat(file).st_size
     if size and os.lseek(file, size - 1, os.SEEK_SET) and os.read(file, 1) != b"\n":
-        line = b"\n" + line  # a part of a line that could not be taken back
+        line = b"\n" + line  # after a part of a line that could not be removed
     try:
         left = memoryview(line)
         while left:
@@ -121,15 +129,15 @@ def _append_whole(file: int, line: bytes) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder if it is not there; follow no link that stands in its place.
+    """Make a folder if it is not there; follow no link in its place.
 
     Raises:
-        OSError: If `path` is a link, or something else than a folder.
+        OSError: If `path` is a link, or anything else that is no folder.
     """
     if path.is_symlink():
         raise OSError(
             f"{path} must be a folder, but is a symbolic link to {os.readlink(path)}. "
-            "Remove it, or give the folder that you mean as `output`."
+            "Remove it, or give the folder it leads to as `output`."
         )
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -228,14 +236,14 @@ class TensorBoardWriter:
         except ImportError as error:
             raise ImportError(
                 "`tensorboard=True` needs the package tensorboard, which is not "
-                "installed: `pip install tensorboard`, or leave the argument out; the "
+                "installed: `pip install tensorboard`, or omit the argument; the "
                 "results are in the JSONL file in any case."
             ) from error
         self._make = Writer
         self._folder = folder
         self._writers: dict[str, Any] = {}
 
-    def write(self, step: int, results: dict[str, dict[str, dict[str, Any]]]) -> None:
+    def write(self, step: int, results: dict[str, ByData]) -> None:
         """Write the results of one checkpoint."""
         for weights, by_data in results.items():
             if weights not in self._writers:

@@ -1,12 +1,11 @@
-"""`SidecarEvaluator`: evaluates what a training leaves on disk while it goes on."""
+"""`SidecarEvaluator`: evaluates the checkpoints of a training run while it runs."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 import keras
@@ -16,75 +15,82 @@ from fmkit._checks import check_int, check_number, check_one_of, check_path
 from fmkit._files import InUseError, Lock
 from fmkit.evaluation._results import make_folder
 from fmkit.evaluation._session import Session
+from fmkit.evaluation._settings import (
+    Settings,
+    check_data,
+    check_model,
+    check_output,
+)
 
 __all__ = ["SidecarEvaluator"]
 
 
 class SidecarEvaluator:
-    r"""Evaluate the checkpoints of a training while another process makes them.
+    r"""Evaluate the checkpoints of a training run while another process writes them.
 
-    `run` looks into `directory` again and again, and evaluates what it has not
-    evaluated yet: the commits of `callbacks.ExactResume`, and the `.weights.h5` and
-    `.keras` files of Keras's `ModelCheckpoint`. It survives a training that starts
-    later, dies, or is resumed, files that are half-written, deleted or damaged (each
-    is named in a warning), and its own death: what has its line in `results.jsonl`
-    is not evaluated again. A checkpoint is known by its epoch, its step and the bits
-    of its weights; a step that a resumed run did again with other bits counts as new.
+    `run` polls `directory` and evaluates what it has not evaluated yet: the commits of
+    `callbacks.ExactResume`, and the `.weights.h5` and `.keras` files of Keras's
+    `ModelCheckpoint`. It survives a training run that starts later, dies or is
+    resumed; files that are half-written, deleted or damaged (a warning names each); and
+    its own death: a checkpoint that has its line in `results.jsonl` is not evaluated
+    again. A checkpoint is identified by its epoch, its step and the bits of its
+    weights, so a step that a resumed run repeats with different bits counts as new.
 
     It ends when a commit says that the run has ended, after `max_evaluations`, after
-    `idle_seconds`, or on Ctrl-C. Of a checkpoint only numbers are read; nothing in it
+    `idle_seconds`, or on Ctrl-C. Only numbers are read from a checkpoint; nothing in it
     is executed. The training never waits for it, and its files are not locked.
 
     Results go to `output`:
 
-    - `results.jsonl`: a line for each checkpoint, flushed to the disk. Numbers that
-      are not finite stand as "NaN", "Infinity", "-Infinity".
+    - `results.jsonl`: one line per checkpoint, flushed to the disk. Numbers that are
+      not finite are written as "NaN", "Infinity", "-Infinity".
     - `best.keras`: the model with the best weights so far, replaced by one rename.
     - `tensorboard/`: the runs `raw` and `averaged`, if asked for.
 
-    What is written there is written into regular files and folders: a link, a pipe or
-    anything else in their place is refused by name. Only `output` itself may be a link,
-    if it is given. Checkpoints may be links.
+    Only regular files and folders are written there: a link, a pipe or anything else in
+    their place is an error that names it. Only `output` itself may be a link, if you
+    give it. Checkpoints may be links.
 
     Averaged weights are those of `optimizers.ExponentialMovingAverage`, or of Keras's
     `use_ema`, as the checkpoint's optimizer state holds them. Statistics of
-    `BatchNormalization` stay as they are in the checkpoint.
+    `BatchNormalization` remain as they are in the checkpoint.
 
     Args:
         model: The model that the run trains: built, compiled with the loss and the
-            metrics to evaluate. Its optimizer need not be the run's for commits; for
-            `ModelCheckpoint` files averages are read only if it is. What the model
-            holds is overwritten.
+            metrics to evaluate. For commits its optimizer may differ from the run's;
+            from `ModelCheckpoint` files averages are read only if it is the same. The
+            values in the model are overwritten.
         data: What to evaluate on: `(x, y)`, `(x, y, sample_weight)`, `data.Batches`,
-            a dataset, or a dict of such by name. Data without a name are `"test"`.
-        directory: Where the training writes. It need not be there yet.
+            a dataset, or a dict of these by name. Without a dict the name is `"test"`.
+        directory: Where the training writes. It need not exist yet.
         output: Where the results go; `directory/evaluation` by default.
-        checkpoints: `"every"` evaluates each checkpoint that is still there when its
-            turn comes, and warns of commits that were not (give `ExactResume` a larger
-            `keep`); `"newest"` always goes to the newest.
+        checkpoints: `"every"` evaluates each checkpoint that still exists when its
+            turn comes, and warns of commits that don't (give `ExactResume` a larger
+            `keep`); `"newest"` always takes the newest.
         weights: `"raw"`, `"averaged"`, or `"both"`: averages too where there are any.
-        monitor: What the best checkpoint is best in: a result's name, as `"loss"` or
-            `"accuracy"`, of the first data set; or `"name of the data/accuracy"`.
+        monitor: What the best checkpoint is best in: the name of a result, such as
+            `"loss"` or `"accuracy"`, on the first data set; or
+            `"name of the data/accuracy"`.
         mode: `"min"`, `"max"`, or `"auto"`: Keras's own rule for its metrics.
         keep_best: Whether to write `best.keras`.
         tensorboard: Whether to write for TensorBoard (needs the package tensorboard).
-        batch_size: For data given as arrays; Keras's default without it.
-        max_evaluations: End when so many checkpoints have their results, those of
-            earlier calls included.
-        idle_seconds: End after so many seconds without a new checkpoint.
+        batch_size: Rows per batch for data given as arrays; by default Keras's own.
+        max_evaluations: End when this many checkpoints have results, including those
+            of earlier calls.
+        idle_seconds: End after this many seconds without a new checkpoint.
         stop_with_run: Whether to end with the run. `False` waits for a finished run
             to be continued.
-        poll_seconds: Seconds before the second look; each further one waits twice as
+        poll_seconds: Seconds before the second look; each further wait is twice as
             long, until a new checkpoint comes.
         max_poll_seconds: The longest wait in seconds.
-        verbose: 0 is silent, 1 says a line for each checkpoint.
-        clock: Tells the time in seconds; replaced in tests.
-        sleep: Waits so many seconds; replaced in tests.
+        verbose: 0 is silent, 1 prints one line per checkpoint.
+        clock: Returns the time in seconds; replaced in tests.
+        sleep: Waits for a number of seconds; replaced in tests.
 
     Attributes:
-        results: All records, those of earlier processes too, oldest first.
-        best: The best checkpoint's record entry, a dict of `monitor`, `value` and
-            `weights`; `None` before there is one.
+        results: All records, including those of earlier processes, oldest first.
+        best: What the record of the best checkpoint says of it, a dict of `monitor`,
+            `value` and `weights`; `None` before there is one.
         best_path: The file of the best model.
         ended_by: Why the last `run` ended: `"finished"`, `"max_evaluations"`,
             `"idle"` or `"interrupted"`.
@@ -135,33 +141,37 @@ class SidecarEvaluator:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.model = _check_model(model)
-        self.data = _check_data(data)
-        self.directory = check_path("directory", directory)
-        self.output = _check_output(output, self.directory)
-        self._output_is_given = output is not None
-        self.checkpoints = check_one_of("checkpoints", checkpoints, ["every", "newest"])
-        self.weights = check_one_of("weights", weights, ["both", "raw", "averaged"])
-        self.monitor = monitor
-        self.mode = check_one_of("mode", mode, ["auto", "min", "max"])
-        self.keep_best = bool(keep_best)
-        self.tensorboard = bool(tensorboard)
-        self.batch_size = _or_none(check_int, "batch_size", batch_size)
-        self.max_evaluations = _or_none(check_int, "max_evaluations", max_evaluations)
-        self.idle_seconds = _or_none(
-            check_number, "idle_seconds", idle_seconds, at_least=0
+        folder = check_path("directory", directory)
+        poll_seconds = check_number("poll_seconds", poll_seconds, above=0)
+        self._model = check_model(model)
+        self._settings = Settings(
+            data=check_data(data),
+            directory=folder,
+            output=check_output(output, folder),
+            output_is_given=output is not None,
+            checkpoints=check_one_of("checkpoints", checkpoints, ["every", "newest"]),
+            weights=check_one_of("weights", weights, ["both", "raw", "averaged"]),
+            monitor=monitor,
+            mode=check_one_of("mode", mode, ["auto", "min", "max"]),
+            keep_best=bool(keep_best),
+            tensorboard=bool(tensorboard),
+            batch_size=_or_none(check_int, "batch_size", batch_size),
+            max_evaluations=_or_none(check_int, "max_evaluations", max_evaluations),
+            idle_seconds=_or_none(
+                check_number, "idle_seconds", idle_seconds, at_least=0
+            ),
+            stop_with_run=bool(stop_with_run),
+            poll_seconds=poll_seconds,
+            max_poll_seconds=check_number(
+                "max_poll_seconds", max_poll_seconds, at_least=poll_seconds
+            ),
+            verbose=verbose,
+            clock=clock,
+            sleep=sleep,
         )
-        self.stop_with_run = bool(stop_with_run)
-        self.poll_seconds = check_number("poll_seconds", poll_seconds, above=0)
-        self.max_poll_seconds = check_number(
-            "max_poll_seconds", max_poll_seconds, at_least=self.poll_seconds
-        )
-        self.verbose = verbose
-        self.clock = clock
-        self.sleep = sleep
         self.results: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
-        self.best_path = self.output / "best.keras"
+        self.best_path = self._settings.output / "best.keras"
         self.ended_by: str | None = None
 
     def run(self) -> list[dict[str, Any]]:
@@ -170,102 +180,65 @@ class SidecarEvaluator:
         A record is a dict: `checkpoint` (the file's name), `epoch` (completed),
         `step` (optimizer steps since the beginning), `digest`, `results` (by weights,
         data set and metric), `best` (if it was the best so far), `seconds` (that the
-        evaluation took) and `time` (seconds since 1970). Ctrl-C ends it as any other
-        reason does.
+        evaluation took) and `time` (seconds since 1970). Ctrl-C ends it like any other
+        reason.
         """
-        with self._held_output():
-            session = Session(self)
-            try:
-                self.ended_by = session.loop()
-            except KeyboardInterrupt:
-                self.ended_by = "interrupted"
-            finally:
-                session.close()
-        self.say(
+        with (
+            _hold(self._settings),
+            closing(Session(self._model, self._settings, self.best_path)) as session,
+        ):
+            self.results, self.best = session.records, session.best.entry
+            with suppress(KeyboardInterrupt):
+                for record in session.run():
+                    self.best = session.best.entry
+                    self._say(_describe(record))
+        self.ended_by = session.ended_by
+        self._say(
             f"ended ({self.ended_by}); {len(self.results)} checkpoints in "
-            f"{self.output / 'results.jsonl'}"
+            f"{self._settings.output / 'results.jsonl'}"
         )
         return self.results
 
-    @contextmanager
-    def _held_output(self) -> Iterator[None]:
-        # Who names a folder may name it by a link. The default is in a folder that
-        # others may write to, and is not followed out of it.
-        make_folder(self.output.resolve() if self._output_is_given else self.output)
-        try:
-            lock = Lock(self.output / "lock", "run")
-            lock.acquire()
-        except InUseError as error:
-            raise OSError(
-                f"{self.output} is in use by another live evaluator ({error}). Stop "
-                "it, or give this one another `output`."
-            ) from None
-        try:
-            yield
-        finally:
-            lock.release()
-
-    def say(self, message: str) -> None:
-        """Print a line, unless `verbose` is 0."""
-        if self.verbose:
+    def _say(self, message: str) -> None:
+        if self._settings.verbose:
             private.print_msg(f"SidecarEvaluator: {message}.")
-
-
-# Arguments
 
 
 def _or_none(check: Callable[..., Any], name: str, value: Any, **bounds: Any) -> Any:
     return None if value is None else check(name, value, **bounds)
 
 
-def _check_output(output: str | os.PathLike[str] | None, directory: Path) -> Path:
-    if output is None:
-        return directory / "evaluation"
-    path = check_path("output", output)
-    if path.resolve() == directory.resolve():
-        raise ValueError(
-            f"`output` must not be `directory` itself ({directory}): best.keras would "
-            "be taken for a checkpoint. Leave it out, or give another folder."
-        )
-    return path
+@contextmanager
+def _hold(settings: Settings) -> Iterator[None]:
+    """Make the folder of the results, and keep other evaluators out of it."""
+    # A folder that the caller names may be a link. The default is inside a folder that
+    # others may write to: a link there is not followed.
+    output = settings.output
+    make_folder(output.resolve() if settings.output_is_given else output)
+    try:
+        lock = Lock(output / "lock", "run")
+        lock.acquire()
+    except InUseError as error:
+        raise OSError(
+            f"{output} is in use by another live evaluator ({error}). Stop it, or give "
+            "this one another `output`."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
-def _check_model(model: Any) -> Any:
-    if not isinstance(model, keras.Model):
-        raise TypeError(f"`model` must be a keras.Model, got {type(model).__name__}.")
-    if not model.built:
-        raise ValueError(
-            "`model` must be built: start it with keras.Input(shape), or call it on "
-            "one batch."
-        )
-    if not model.compiled:
-        raise ValueError(
-            "`model` must be compiled with the loss and the metrics to evaluate: "
-            "model.compile(loss=..., metrics=[...])."
-        )
-    return model
-
-
-def _check_data(data: Any) -> dict[str, Any]:
-    named = dict(data) if isinstance(data, Mapping) else {"test": data}
-    if not named:
-        raise ValueError("`data` is an empty dict: give at least one data set.")
-    for name, value in named.items():
-        if not isinstance(name, str) or not name or "/" in name:
-            raise ValueError(
-                "`data` must be a dict of data sets by name, the names texts without "
-                f"a slash; got the name {name!r}."
-            )
-        if isinstance(value, list):
-            value = named[name] = tuple(value)
-        if isinstance(value, tuple) and not 2 <= len(value) <= 3:
-            raise ValueError(
-                f"`data` {name!r} must be (x, y) or (x, y, sample_weight), got "
-                f"{len(value)} parts."
-            )
-        if hasattr(value, "__next__"):
-            raise TypeError(
-                f"`data` {name!r} is a {type(value).__name__}, which can be read once "
-                "only. Give arrays, fmkit.data.Batches, or a dataset."
-            )
-    return named
+def _describe(record: dict[str, Any]) -> str:
+    """Return a record as one line to read."""
+    place = [record["checkpoint"]]
+    place += [f"{k} {record[k]}" for k in ("epoch", "step") if record[k] is not None]
+    results = [
+        f"{weights} {name}: "
+        + ", ".join(f"{k} {v:.5g}" for k, v in logs.items() if isinstance(v, float))
+        for weights, by_data in record["results"].items()
+        for name, logs in by_data.items()
+    ]
+    if record["best"]:
+        results.append(f"best {record['best']['monitor']} so far")
+    return f"{', '.join(place)}; {'; '.join(results)}"

@@ -23,7 +23,7 @@ import numpy as np
 
 from fmkit import _keras_private as private
 from fmkit._commits import encode
-from fmkit._files import write_whole
+from fmkit._files import whole_file
 from fmkit.callbacks._saved_settings import check_settings
 
 __all__ = [
@@ -100,7 +100,8 @@ def _put_csv(logger: Any, state: State) -> None:
     if logger.csv_file and not logger.csv_file.closed:
         logger.csv_file.close()
     path = _paths[logger]
-    write_whole(path, lambda file: file.write(content))
+    with whole_file(path) as file:
+        file.write(content)
     logger.csv_file = open(path, "a")  # noqa: SIM115 - the logger closes it
     logger.append_header = not content
     logger.writer = None  # made again, on the new file, at the next epoch's end

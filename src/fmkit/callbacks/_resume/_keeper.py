@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 from fmkit import _keras_private as private
-from fmkit._commits import Commit, CommitDirectory, decode, encode, with_part
+from fmkit._commits import Commit, CommitDirectory, Meta, decode, encode, with_part
 from fmkit._generators import random_state, restore_random_state
 from fmkit._job import current_job
 from fmkit._layer_state import refresh
@@ -23,7 +23,7 @@ from fmkit.callbacks._resume import _callback_state, _program, _training_state
 from fmkit.callbacks._resume._background import Signals, Writer
 from fmkit.callbacks._resume._held import Held
 from fmkit.callbacks._resume._parts import check_agreement, gather_parts
-from fmkit.callbacks._stopping._stop import Stopper
+from fmkit.callbacks._stopping._stopper import Stopper
 from fmkit.data import Batches
 
 __all__ = ["Keeper"]
@@ -131,9 +131,9 @@ class Keeper(keras.callbacks.Callback):
         """Refuse a commit of another program; warn of another machine."""
         settings, meta = self.settings, commit.meta
         self.changes = _program.check_program(
-            meta["program"], self.program, settings.directory, settings.allow_changes
+            meta.program, self.program, settings.directory, settings.allow_changes
         )
-        _program.check_machine(meta["machine"], self.machine, strict=settings.strict)
+        _program.check_machine(meta.machine, self.machine, strict=settings.strict)
 
     def _of_this_process(
         self, commit: Commit | None, number: int | None
@@ -171,11 +171,11 @@ class Keeper(keras.callbacks.Callback):
         """Restore at the first step of a resumed epoch; commit when it is time."""
         if self.restoring is not None:
             commit, self.restoring = self.restoring, None
-            if batch != commit.meta["step"]:
+            if batch != commit.meta.step:
                 raise RuntimeError(
                     f"The data start at step {batch}, the commit is of step "
-                    f"{commit.meta['step']}. Another callback or thread has moved "
-                    "the Batches: let ExactResume alone seek."
+                    f"{commit.meta.step}. Another callback or thread has called "
+                    "`seek` on the Batches; only ExactResume may."
                 )
             self._restore(commit)
         elif self.batches is not None and (self._is_signalled() or self._is_due(batch)):
@@ -260,23 +260,23 @@ class Keeper(keras.callbacks.Callback):
 
     def _go_to(self, commit: Commit) -> None:
         meta = commit.meta
-        epoch, step = meta["epoch"], meta["step"]
+        epoch, step = meta.epoch, meta.step
         self.settings.resumed_from = self.saved = (epoch, step)
-        self.steps_before = meta["steps_before"]
+        self.steps_before = meta.steps_before
         self.committed_steps = self.steps_before + step
         self.committed_epoch = epoch
-        if self.batches is not None and meta["data"] is not None:
-            self.batches.seek(*meta["data"])
+        if self.batches is not None and meta.data is not None:
+            self.batches.seek(*meta.data)
         self._restore(commit)
         where = f"(from {commit.path.name})"
-        stopped = meta["stopped"] and not self._is_stop_withdrawn(commit)
+        stopped = meta.stopped and not self._is_stop_withdrawn(commit)
         if stopped or epoch >= self.epochs:
             self._end_at_once(epoch, where, stopped=stopped)
             return
         of = f" of {self.steps}" if self.steps else ""
-        self._say(f"going on in epoch {epoch + 1}, at step {step}{of} {where}")
+        self._say(f"resuming in epoch {epoch + 1}, at step {step}{of} {where}")
         private.set_initial_epoch(self.network, epoch)
-        if meta["moment"] == "step":
+        if meta.moment == "step":
             # What Keras and the callbacks do between here and that step, they
             # had done before the commit: restore once more, at the same point.
             self.restoring = commit
@@ -287,7 +287,7 @@ class Keeper(keras.callbacks.Callback):
         Those of fmkit forget a stop that their present arguments would not make: a
         larger budget of time, another threshold.
         """
-        states = decode(commit.meta["callbacks"], commit.arrays)
+        states = decode(commit.meta.callbacks, commit.arrays)
         stops = [
             callback.stop
             for name, callback in _callback_state.named(self._others())
@@ -317,23 +317,23 @@ class Keeper(keras.callbacks.Callback):
 
     def _restore(self, commit: Commit) -> None:
         meta, arrays = commit.meta, commit.arrays
-        held = _training_state.restore_held(self.model, meta["held"], arrays)
+        held = _training_state.restore_held(self.model, meta.held, arrays)
         _training_state.restore_variables(
             self.model,
-            meta["variables"],
+            meta.variables,
             arrays,
-            metrics=meta["moment"] == "step" and not self._has_changed(*_IN_METRICS),
+            metrics=meta.moment == "step" and not self._has_changed(*_IN_METRICS),
             held=held,
             keep=self._kept_variables(),
         )
         if any(each.name.endswith(".adapted") for each in self.changes):
             refresh(self.network)  # what layers make of their variables
-        states = decode(meta["callbacks"], arrays)
+        states = decode(meta.callbacks, arrays)
         new = _callback_state.set_states(self._others(), states)
         if new and commit is not self.restored:
-            self._say(f"no saved state for {', '.join(new)}: starting afresh")
+            self._say(f"no saved state for {', '.join(new)}: they start from scratch")
         self.restored = commit
-        restore_random_state(decode(meta["random"], arrays))
+        restore_random_state(decode(meta.random, arrays))
 
     def _has_changed(self, *names: str) -> bool:
         return any(each.is_named_in(names) for each in self.changes)
@@ -362,8 +362,8 @@ class Keeper(keras.callbacks.Callback):
             )
         if self.batches is None:
             self._say(
-                "the data are not fmkit.data.Batches: resumes at the start of an "
-                "epoch, in whatever order the data come then"
+                "the data are not fmkit.data.Batches: resuming at the start of an "
+                "epoch, in whatever order the data then come"
             )
 
     def _others(self) -> list[Any]:
@@ -405,30 +405,24 @@ class Keeper(keras.callbacks.Callback):
                 model, metrics=not at_epoch_end, held=held
             )
         states = _callback_state.get_states(self._others())
-        meta = {
-            "finished": False,
-            "stopped": False,
-            "score": None,
-            "logs": {},
+        meta = Meta(
             **where,
-            "moment": "epoch" if at_epoch_end else "step",
-            "steps_before": self.steps_before,
-            "epochs": self.epochs,
-            "variables": listed,
-            "held": _training_state.held_state(
-                model, held, self.values_at_start, arrays
-            ),
-            "callbacks": {
+            moment="epoch" if at_epoch_end else "step",
+            steps_before=self.steps_before,
+            epochs=self.epochs,
+            variables=listed,
+            held=_training_state.held_state(model, held, self.values_at_start, arrays),
+            callbacks={
                 name: {
                     part: encode(value, arrays, name) for part, value in each.items()
                 }
                 for name, each in states.items()
             },
-            "random": encode(random_state(), arrays, "random"),
-            "program": self.program,
-            "machine": self.machine,
-            "time": time.time(),
-        }
+            random=encode(random_state(), arrays, "random"),
+            program=self.program,
+            machine=self.machine,
+            time=time.time(),
+        )
         if self.job.count > 1:
             received = self.signals.received
             self.signal = gather_parts(self.job, meta, arrays, received)

@@ -7,19 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from fmkit._commits import pack
+from fmkit._commits import Meta, pack_part
 from fmkit._job import Job
 
 __all__ = ["check_agreement", "gather_parts"]
 
 Array = np.ndarray[Any, Any]
 
-# What of a commit's meta each process has for itself.
-_OWN = ("callbacks", "held", "random", "program", "machine")
-
 
 def gather_parts(
-    job: Job, meta: dict[str, Any], arrays: dict[str, Array], signal: int | None
+    job: Job, meta: Meta, arrays: dict[str, Array], signal: int | None
 ) -> int | None:
     """Add to the first process's commit what is different in the other ones.
 
@@ -47,8 +44,7 @@ def gather_parts(
         for name, array in arrays.items()
         if name not in hashes or hashes[name] != common[name]
     }
-    mine = {name: meta[name] for name in _OWN}
-    parts = job.exchange_bytes(pack(mine, own) if job.index else b"")
+    parts = job.exchange_bytes(pack_part(meta, own) if job.index else b"")
     for index, part in enumerate(parts[1:], 1):
         arrays[f"process/{index}"] = np.frombuffer(part, np.uint8)
     return next((each for _, each in told if each is not None), None)

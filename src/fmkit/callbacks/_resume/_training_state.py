@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from fmkit import _keras_private as private
-from fmkit._commits import decode, encode
+from fmkit._commits import VariableEntry, decode, encode, list_variables
 from fmkit._layer_state import assets_as_json
 from fmkit._swap import walk
 from fmkit.callbacks._resume._held import Held, find
@@ -32,19 +32,9 @@ Array = np.ndarray[Any, Any]
 # Variables
 
 
-def _variables(model: Any, metrics: bool) -> list[Any]:
-    """Weights, BatchNorm and dropout states, optimizer, metrics: each once."""
-    optimizer = [] if model.optimizer is None else model.optimizer.variables
-    of_metrics = {id(variable): variable for variable in model.metrics_variables}
-    # Not `model.weights`: that leaves out the seeds of dropout.
-    found = {id(variable): variable for variable in [*model.variables, *optimizer]}
-    kept = {key: value for key, value in found.items() if key not in of_metrics}
-    return list((kept | of_metrics if metrics else kept).values())
-
-
 def held_by(model: Any) -> Held:
     """Return what `model` holds beside the variables that Keras lists of it."""
-    return find(model, _variables(model, metrics=True))
+    return find(model, list_variables(model, metrics=True))
 
 
 def _parts(variable: Any, model: Any) -> list[Any]:
@@ -64,9 +54,10 @@ def _parts(variable: Any, model: Any) -> list[Any]:
 
 def snapshot(
     model: Any, *, metrics: bool, held: Held | None = None
-) -> tuple[list[dict[str, Any]], dict[str, Array]]:
+) -> tuple[list[VariableEntry], dict[str, Array]]:
     """Copy every variable: a list that names them, and the arrays by name."""
-    listed, arrays = [], {}
+    listed: list[VariableEntry] = []
+    arrays = {}
     of_metrics = {id(variable) for variable in model.metrics_variables}
     placed = _placed(model, held or held_by(model), metrics)
     for number, (place, variable) in enumerate(placed):
@@ -89,7 +80,7 @@ def snapshot(
 
 def _placed(model: Any, held: Held, metrics: bool) -> list[tuple[str | None, Any]]:
     """Return all variables, those that the model merely holds with their places."""
-    listed = [(None, variable) for variable in _variables(model, metrics)]
+    listed = [(None, variable) for variable in list_variables(model, metrics=metrics)]
     return [*listed, *sorted(held.variables.items(), key=lambda pair: pair[0])]
 
 
@@ -107,7 +98,7 @@ def _read(part: Any) -> Any:
 
 def restore_variables(
     model: Any,
-    listed: list[dict[str, Any]],
+    listed: list[VariableEntry],
     arrays: dict[str, Array],
     *,
     metrics: bool,
@@ -230,9 +221,9 @@ def _trained_by(optimizer: Any, place: str, model: Any, held: Held) -> list[int 
     unknown = [v for v in built_for if id(v) not in known]
     if unknown:
         raise ValueError(
-            f"{place} trains variables that are not the model's, so a commit can't "
-            f"hold them: {[getattr(v, 'path', v) for v in unknown][:3]}. Make them, or "
-            "the layers that have them, attributes of the model."
+            f"{place} trains variables that don't belong to the model, so a commit "
+            f"can't hold them: {[getattr(v, 'path', v) for v in unknown][:3]}. Make "
+            "them, or the layers that own them, attributes of the model."
         )
     return [known[id(variable)] for variable in built_for]
 
@@ -282,8 +273,8 @@ def _find(found: dict[str, Any], place: str) -> Any:
     if place in found:
         return found[place]
     raise ValueError(
-        f"The commit holds the state of {place}, and the model of this program has no "
-        "such thing. Make the model as before, or use another directory."
+        f"The commit holds the state of {place}, which this program's model doesn't "
+        "have. Build the model as before, or use another directory."
     )
 
 

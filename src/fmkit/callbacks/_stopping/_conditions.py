@@ -29,9 +29,9 @@ Logs = Mapping[str, float]
 
 
 class Condition(abc.ABC):
-    """A question to the logs, answered yes, no, or not known yet.
+    """A question about the logs, whose answer is yes, no, or not known yet.
 
-    Conditions are immutable and keep no memory; `ThresholdStopping` counts.
+    Conditions are immutable and remember nothing; `ThresholdStopping` counts.
     Combine them with `&` and `|`.
     """
 
@@ -43,7 +43,7 @@ class Condition(abc.ABC):
     def holds(self, logs: Logs) -> bool | None:
         """Return whether the condition holds; `None` if a value is missing.
 
-        Missing values are weighed as in three-valued logic: `a & b` is known to
+        Missing values are treated as in three-valued logic: `a & b` is known to
         fail as soon as one of them fails, `a | b` holds as soon as one holds.
         """
 
@@ -61,7 +61,7 @@ class Condition(abc.ABC):
         return AllOf(self, other) if isinstance(other, Condition) else NotImplemented
 
     def __or__(self, other: Condition) -> Condition:
-        """Return the condition that at least one of both holds."""
+        """Return the condition that at least one of the two holds."""
         return AnyOf(self, other) if isinstance(other, Condition) else NotImplemented
 
 
@@ -147,7 +147,7 @@ class Reached(Condition):
 
 
 class NoCondition(Condition):
-    """No condition at all: it looks at nothing, and is never known to hold."""
+    """No condition at all: it reads nothing, and is never known to hold."""
 
     def leaves(self) -> tuple[Reached, ...]:
         return ()
@@ -227,3 +227,38 @@ def in_precision_of(value: float, threshold: float) -> float:
     with np.errstate(over="ignore"):
         is_single = float(np.float32(value)) == value
         return float(np.float32(threshold)) if is_single else threshold
+
+
+def signs(condition: Condition) -> str:
+    """Return the comparisons of a condition, from left to right: `">= <="`."""
+    return " ".join(leaf.sign for leaf in condition.leaves())
+
+
+def condition_from(
+    monitor: str | Condition | None,
+    threshold: float | None,
+    mode: str,
+    *,
+    optional: bool,
+) -> Condition:
+    """Return what the arguments of `ThresholdStopping` mean.
+
+    If it is `optional`, `monitor` and `threshold` may both be omitted.
+    """
+    if monitor is None and threshold is None and optional:
+        monitor = NoCondition()
+    if isinstance(monitor, Condition):
+        if threshold is not None or mode != "auto":
+            raise ValueError(
+                "With a condition as `monitor`, its parts carry the numbers: leave "
+                f"out `threshold` and `mode`, got threshold={threshold!r}, "
+                f"mode={mode!r}."
+            )
+        return monitor
+    if threshold is None:
+        raise TypeError(
+            "`threshold` is missing: write ThresholdStopping('val_accuracy', 0.95), "
+            "pass a condition such as Reached('val_accuracy', 0.95), or look only for "
+            "values that are not finite: ThresholdStopping(check_finite=True)."
+        )
+    return Reached(monitor, threshold, mode)  # type: ignore[arg-type]  # it says why

@@ -2,54 +2,55 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, fields, replace
 from typing import Any
 
+import keras
 import numpy as np
 
-from fmkit._checks import check_int, check_number, check_one_of
+from fmkit import _keras_private as private
 from fmkit._monitor import greater_is_better
 from fmkit.callbacks._batch_counter import BatchCounter
 from fmkit.callbacks._saved_settings import check_settings
 from fmkit.callbacks._stopping._conditions import (
     Condition,
-    NoCondition,
-    Reached,
+    condition_from,
     formula,
+    signs,
 )
 from fmkit.callbacks._stopping._monitored_names import (
-    require_names,
-    warn_of_unseen_names,
+    MonitoredNames,
+    fit_has_yet_to_validate,
+    has_validation,
 )
-from fmkit.callbacks._stopping._stop import Stopper, StopReason
-from fmkit.callbacks._stopping._threshold_check import Check, number
+from fmkit.callbacks._stopping._progress import (
+    Moment,
+    Progress,
+    Verdict,
+    first_nonfinite,
+    has_begun,
+)
+from fmkit.callbacks._stopping._settings import Settings, finite_names
+from fmkit.callbacks._stopping._stop import Stop, StopReason
+from fmkit.callbacks._stopping._stopper import Stopper
 
 __all__ = ["ThresholdStopping"]
 
 _WEIGHT = "weight_"
+_COUNTED = [field.name for field in fields(Progress)]
 
-_NOT_REACHED: dict[str, Any] = {
-    "reached": False,
-    "reached_epoch": None,
-    "reached_step": None,
-    "held": 0,
-    "wait": 0,
-}
 
-# What has a meaning only if there is something to reach.
-_FOR_A_THRESHOLD = (
-    "count",
-    "consecutive",
-    "start_epoch",
-    "start_step",
-    "patience",
-    "min_delta",
-    "within",
-    "divergence_threshold",
-    "restore",
-    "progress",
-)
+def _setting(name: str) -> Any:
+    """Return an attribute that reads and changes one of the settings."""
+
+    def get(stopping: ThresholdStopping) -> Any:
+        return getattr(stopping._settings, name)
+
+    def put(stopping: ThresholdStopping, value: Any) -> None:
+        stopping._settings = replace(stopping._settings, **{name: value})
+
+    return property(get, put)
 
 
 class ThresholdStopping(Stopper):
@@ -67,17 +68,17 @@ class ThresholdStopping(Stopper):
         threshold: Number to be reached. Omit it with a condition.
         mode: `"max"`, `"min"`, a comparison (`"<"`, `"<="`, `">"`, `">="`), or
             `"auto"`, Keras's own rule for its losses and metrics.
-        every: When to check: `"epoch"`, `"validation"` (after each validation, be
-            it by `fit` or by a `BatchValidation` before this callback in the
+        every: When to check: `"epoch"`, `"validation"` (after each validation,
+            whether by `fit` or by a `BatchValidation` before this callback in the
             list), or an integer: a check at each multiple of that many batches.
         count: Number of checks $K$ in which the condition must hold.
         consecutive: Whether those $K$ checks must follow one another.
         start_epoch: Index of the first epoch that is checked, from 0.
         start_step: Optimizer steps before the first check.
-        patience: With $P > 0$, don't stop when the threshold is reached but then
-            train on until $P$ checks in a row bring no improvement.
+        patience: With $P > 0$, don't stop when the threshold is reached, but
+            continue until $P$ checks in a row bring no improvement.
         min_delta: An improvement must be greater than this, in the units of the
-            value. Only `patience` asks for it.
+            value. Only `patience` uses it.
         within: Number of checks $N \ge K$ in which the threshold must be reached, or
             the run stops. Checks count from `start_epoch` and `start_step` on, and
             only if they have the values to tell whether the condition holds.
@@ -91,7 +92,7 @@ class ThresholdStopping(Stopper):
             threshold was never reached), `"reaching"` for those of the check that
             reached the threshold.
         on_missing: `"error"` or `"warn"`, if a monitored name is not in the logs. A
-            name with `val_` is awaited while `fit` has yet to validate.
+            name that begins with `val_` may be missing until `fit` has validated.
         progress: Whether to put the distance to the threshold in the logs, as
             `"<monitor>_to_go"`, and so in Keras's progress bar.
         log_stop: Whether to put `"stopped_by_<name>"` in the logs of each epoch,
@@ -145,88 +146,82 @@ class ThresholdStopping(Stopper):
         name: str | None = None,
         verbose: int | str = "auto",
     ) -> None:
-        self.check_finite = _finite_names(check_finite)
-        condition = _condition(monitor, threshold, mode, self.check_finite)
+        names = finite_names(check_finite)
+        self.condition = condition_from(
+            monitor, threshold, mode, optional=names is not None
+        )
         if name is None:
-            name = "_".join(("threshold_stopping", *condition.monitors))
+            name = "_".join(("threshold_stopping", *self.condition.monitors))
         super().__init__(name, verbose, log_stop)
-        self.condition = condition
-        self.every = (
-            check_one_of("every", every, ["epoch", "validation"])
-            if isinstance(every, str)
-            else check_int("every", every)
+        self._settings = Settings(
+            every=every,
+            count=count,
+            consecutive=consecutive,
+            start_epoch=start_epoch,
+            start_step=start_step,
+            patience=patience,
+            min_delta=min_delta,
+            within=within,
+            divergence_threshold=divergence_threshold,
+            check_finite=names,
+            on_nonfinite=on_nonfinite,
+            restore=restore,
+            on_missing=on_missing,
+            progress=progress,
         )
-        self.count = check_int("count", count)
-        self.consecutive = bool(consecutive)
-        self.start_epoch = check_int("start_epoch", start_epoch, minimum=0)
-        self.start_step = check_int("start_step", start_step, minimum=0)
-        self.patience = check_int("patience", patience, minimum=0)
-        self.min_delta = check_number("min_delta", min_delta, at_least=0.0)
-        self.divergence_threshold = (
-            None
-            if divergence_threshold is None
-            else check_number("divergence_threshold", divergence_threshold)
-        )
-        self.within = (
-            None if within is None else check_int("within", within, minimum=self.count)
-        )
-        self.on_nonfinite = check_one_of(
-            "on_nonfinite", on_nonfinite, ["stop", "error"]
-        )
-        if restore is not None:
-            check_one_of("restore", restore, ["best", "reaching"])
-        self.restore = restore
-        self.on_missing = check_one_of("on_missing", on_missing, ["error", "warn"])
-        self.progress = bool(progress)
-        self._refuse_what_has_no_effect()
+        if not self.condition.monitors:
+            self._settings.refuse_what_needs_a_threshold()
         self._bind_batch_hook()
         self._reset()
 
-    def _refuse_what_has_no_effect(self) -> None:
-        if self.on_nonfinite == "error" and self.check_finite is None:
-            raise ValueError(
-                "on_nonfinite='error' says what `check_finite` does: add "
-                "check_finite=True, or the names to look at."
-            )
-        if self.condition.monitors:
-            return
-        defaults = ThresholdStopping.__init__.__kwdefaults__ or {}
-        unused = [
-            name for name in _FOR_A_THRESHOLD if getattr(self, name) != defaults[name]
-        ]
-        if unused:
-            raise ValueError(
-                f"Without a threshold {', '.join(map('`{}`'.format, unused))} would "
-                "have no effect: leave it out, or say what is to be reached, as in "
-                "ThresholdStopping('val_accuracy', 0.95, check_finite=True)."
-            )
+    every: str | int = _setting("every")
+    count: int = _setting("count")
+    consecutive: bool = _setting("consecutive")
+    start_epoch: int = _setting("start_epoch")
+    start_step: int = _setting("start_step")
+    patience: int = _setting("patience")
+    min_delta: float = _setting("min_delta")
+    within: int | None = _setting("within")
+    divergence_threshold: float | None = _setting("divergence_threshold")
+    check_finite: tuple[str, ...] | None = _setting("check_finite")
+    on_nonfinite: str = _setting("on_nonfinite")
+    restore: str | None = _setting("restore")
+    on_missing: str = _setting("on_missing")
+    progress: bool = _setting("progress")
+
+    @property
+    def best(self) -> float | None:
+        """The best value so far of the leftmost monitored name."""
+        return self._progress.best
+
+    @property
+    def reached_epoch(self) -> int | None:
+        """Index of the epoch in which the threshold was reached, or `None`."""
+        return self._progress.reached_epoch
+
+    @property
+    def reached_step(self) -> int | None:
+        """Optimizer steps done when the threshold was reached, or `None`."""
+        return self._progress.reached_step
 
     def _bind_batch_hook(self) -> None:
-        # Keras looks at each callback for a batch hook of its own, and if it finds
-        # one waits for every step's logs. So there is none unless asked for.
         if isinstance(self.every, int):
-            self.on_train_batch_end = self._after_batch
+            private.bind_hook(self, "on_train_batch_end", self._after_batch)
         elif self.every == "validation":
             # Without a BatchValidation, which makes Keras wait by itself, the hook
             # reads nothing but names: safe in Keras's threads.
             self.async_safe = True
-            self.on_train_batch_end = self._after_batch_validation
+            private.bind_hook(self, "on_train_batch_end", self._after_batch_validation)
 
     def _reset(self) -> None:
         super()._reset()
-        self.reached_epoch: int | None = None
-        self.reached_step: int | None = None
-        self.best: float | None = None
-        self._reached = False
-        self._checks = 0
-        self._held = 0
-        self._wait = 0
-        self._to_beat: float | None = None
+        self._progress = Progress()
         self._counter = BatchCounter(self.every if isinstance(self.every, int) else 1)
-        self._seen: set[str] = set()
+        wanted = (*self.condition.monitors, *(self.check_finite or ()))
+        self._names = MonitoredNames(self.name, wanted)
         self._weights: list[np.ndarray] | None = None
         self._validated = False
-        self._known: Condition | None = None
+        self._resolved: Condition | None = None
 
     # ------------------------------------------------------------------ hooks
 
@@ -244,7 +239,7 @@ class ThresholdStopping(Stopper):
     def _after_batch_validation(
         self, batch: int, logs: dict[str, Any] | None = None
     ) -> None:
-        if any(name.startswith("val_") for name in logs or {}):
+        if has_validation(logs or {}):
             self._check(logs or {}, batch=batch)
             self._show_progress(logs)
 
@@ -263,7 +258,8 @@ class ThresholdStopping(Stopper):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Show the message and put back the weights asked for."""
         super().on_train_end(logs)
-        warn_of_unseen_names(self)
+        if self._epoch is not None:
+            self._names.warn_of_unseen(self.every)
         if self._weights is not None:
             self.model.set_weights(self._weights)
             self._weights = None
@@ -278,9 +274,9 @@ class ThresholdStopping(Stopper):
         epoch: int | None = None,
         step: int | None = None,
     ) -> bool:
-        """Do one check now, and return whether to stop: for loops of one's own.
+        """Do one check now, and return whether to stop: for custom training loops.
 
-        `every` plays no part: the loop decides when to check. Call `set_model`
+        `every` is ignored: the loop decides when to check. Call `set_model`
         before and `on_train_end` after the loop if weights are to be restored, and
         `on_train_begin` before a second run.
 
@@ -291,7 +287,7 @@ class ThresholdStopping(Stopper):
                 optimizer's count if `set_model` was called.
 
         Returns:
-            `True` at the check that stops the run, and ever after.
+            `True` at the check that stops the run, and from then on.
         """
         if epoch is not None:
             self._epoch = epoch
@@ -307,79 +303,83 @@ class ThresholdStopping(Stopper):
     ) -> None:
         if self.stop is not None:
             return
-        require_names(self, logs, batch)
-        values = {
-            name: number(name, logs[name])
-            for name in self.condition.monitors
-            if name in logs
-        }
-        check = Check(self, logs, values, step, batch)
-        if check.not_finite() or not check.has_begun():
-            return
-        if self.condition.monitors and not check.diverged():
-            self._weigh(check)
-
-    def _weigh(self, check: Check) -> None:
-        """Count the check for the threshold, for the best value, for patience."""
-        holds = self._rule.holds(check.values)
-        value = check.values.get(self._leader.monitor, math.nan)
-        improved = self._note_best(value)
-        if holds is not None:
-            self._checks += 1
-            self._held = (
-                self._held + 1 if holds else self._held * (not self.consecutive)
-            )
-        if self._reached:
-            if self._leader.monitor in check.values:
-                self._wait = 0 if improved else self._wait + 1
-                if self._wait >= self.patience:
-                    check.stop_on_plateau()
-        elif holds and self._held >= self.count:
-            self._reached = True
-            self.reached_epoch, self.reached_step = self._epoch, check.step()
-            if self.restore == "reaching":
-                self._weights = self._copy_weights()
-            if self.patience == 0:
-                check.stop_on_threshold()
-        elif holds is not None and self._checks >= (self.within or math.inf):
-            check.stop_on_deadline()
-
-    def _note_best(self, value: float) -> bool:
-        """Keep the best value and its weights; return whether `patience` is fed."""
-        if not math.isfinite(value):
-            return False
-        sign = 1.0 if self._leader.rises else -1.0
-        if self.best is None or sign * value > sign * self.best:
-            self.best = value
-            if self.restore == "best":
-                self._weights = self._copy_weights()
-        improved = (
-            self._to_beat is None or sign * (value - self._to_beat) > self.min_delta
+        self._names.require(
+            logs,
+            on_missing=self.on_missing,
+            awaits_validation=lambda: self._awaits_validation(logs, batch),
         )
-        if improved:
-            self._to_beat = value
-        return improved
+        monitors = self.condition.monitors
+        values = dict(_numbers(logs, monitors))
+        read_step = self._optimizer_steps if step is None else lambda: step
+        moment = Moment(self._epoch, batch, read_step)
+        # An empty tuple of names stands for all of them.
+        finite = () if self.check_finite is None else self.check_finite or logs
+        verdict = first_nonfinite(_numbers(logs, finite))
+        if verdict is None and monitors:
+            verdict = self._step(values, moment)
+        if verdict is not None:
+            self._end(verdict, values, moment)
+
+    def _step(self, values: dict[str, float], moment: Moment) -> Verdict | None:
+        """Count the check, and keep the weights it asks for."""
+        if not has_begun(self._settings, moment):
+            return None
+        before = self._progress
+        self._progress, verdict = before.step(
+            values, self._rule, self._settings, moment
+        )
+        keep = {
+            "best": self._progress.best != before.best,
+            "reaching": self._progress.reached and not before.reached,
+        }
+        if self.restore is not None and keep[self.restore]:
+            self._weights = self._copy_weights()
+        return verdict
+
+    def _end(self, verdict: Verdict, values: dict[str, float], moment: Moment) -> None:
+        message = f"{self.name} stopped the run{moment}: {verdict.explanation}."
+        self._halt(
+            Stop(
+                callback=self.name,
+                reason=verdict.reason,
+                monitor=verdict.monitor,
+                value=verdict.value,
+                threshold=verdict.threshold,
+                epoch=moment.epoch,
+                step=moment.step,
+                message=message,
+                values=values,
+            )
+        )
+        if (verdict.reason, self.on_nonfinite) == (StopReason.NONFINITE, "error"):
+            raise FloatingPointError(message)
 
     def _copy_weights(self) -> list[np.ndarray]:
-        if self._model is None:
+        model = self.model
+        if model is None:
             raise ValueError(
                 f"restore={self.restore!r} needs the model: call `set_model(model)` "
                 "before the loop and `on_train_end()` after it."
             )
-        weights: list[np.ndarray] = self.model.get_weights()
+        weights: list[np.ndarray] = model.get_weights()
         return weights
 
     @property
     def _rule(self) -> Condition:
         """The condition, with what `mode="auto"` means once a model has metrics."""
-        if self._known is None:
-            model = None if self._model is None else self.model
-            self._known = self.condition.resolved(lambda n: greater_is_better(n, model))
-        return self._known
+        if self._resolved is None:
+            model = self.model
+            self._resolved = self.condition.resolved(
+                lambda name: greater_is_better(name, model)
+            )
+        return self._resolved
 
-    @property
-    def _leader(self) -> Reached:
-        return self._rule.leaves()[0]
+    def _awaits_validation(self, logs: Mapping[str, Any], batch: int | None) -> bool:
+        if batch is not None:
+            return not has_validation(logs)
+        if self._validated or self._epoch is None:
+            return False
+        return fit_has_yet_to_validate(self, self._epoch)
 
     def _show_progress(self, logs: dict[str, Any] | None) -> None:
         if not self.progress or not logs:
@@ -393,33 +393,25 @@ class ThresholdStopping(Stopper):
     def get_state(self) -> dict[str, Any]:
         """Return all that a resumed run needs: JSON values and NumPy arrays."""
         weights = {f"{_WEIGHT}{i}": w for i, w in enumerate(self._weights or [])}
-        known = self._known or self.condition
         return {
             **super().get_state(),
-            "settings": {**self._settings(), "mode": _signs(known)},
-            "written_mode": _signs(self.condition),
+            "settings": self._counted_with(signs(self._resolved or self.condition)),
+            "written_mode": signs(self.condition),
             "thresholds": self._thresholds(),
-            "reached": self._reached,
-            "reached_epoch": self.reached_epoch,
-            "reached_step": self.reached_step,
-            "best": self.best,
-            "to_beat": self._to_beat,
-            "checks": self._checks,
-            "held": self._held,
-            "wait": self._wait,
+            **asdict(self._progress),
             **self._counter.get_state(),
-            "seen": sorted(self._seen),
+            "seen": sorted(self._names.seen),
             **weights,
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`, before `fit` or in its first epoch.
+        """Continue from `state`, before `fit` or in its first epoch.
 
-        Arguments may be others than before if they leave the counts their meaning.
-        With another threshold, whether and how often it was reached is counted anew;
-        the best value stays. A stop by `threshold`, `patience`, `within` or
-        `divergence_threshold` that the present arguments would not make is forgotten,
-        and the run goes on.
+        Arguments may differ from those of the saved callback if the counts keep their
+        meaning. With another threshold, how often it was reached is counted anew, and
+        the best value is kept. A stop by `threshold`, `patience`, `within` or
+        `divergence_threshold` that the present arguments would not make is discarded,
+        and the run continues.
 
         Raises:
             ValueError: If the state was saved with another `monitor`, `mode`, `every`,
@@ -427,91 +419,56 @@ class ThresholdStopping(Stopper):
         """
         self._check_settings(state)
         super().set_state(state)
-        self.best = state["best"]
-        self._to_beat = state["to_beat"]
-        self._checks = state["checks"]
         self._counter.set_state(state)
-        self._seen = set(state["seen"])
+        self._names.seen = set(state["seen"])
         count = sum(name.startswith(_WEIGHT) for name in state)
         weights = [np.asarray(state[f"{_WEIGHT}{i}"]) for i in range(count)]
-        self._weights = weights or None
-        same = state["thresholds"] == self._thresholds()
-        counted = state if same else _NOT_REACHED
-        self._reached = counted["reached"]
-        self.reached_epoch = counted["reached_epoch"]
-        self.reached_step = counted["reached_step"]
-        self._held = counted["held"]
-        self._wait = counted["wait"]
-        if self.restore == "reaching" and not self._reached:
-            self._weights = None
-        if not self._still_stops():
+        progress = Progress(**{name: state[name] for name in _COUNTED})
+        if state["thresholds"] != self._thresholds():
+            progress = progress.for_another_threshold()
+        if self.restore == "reaching" and not progress.reached:
+            weights = []
+        if self.stop and not progress.still_ends(self.stop, self._settings):
             self.stop = None
+        self._progress, self._weights = progress, weights or None
 
-    def _settings(self) -> dict[str, Any]:
+    def _check_settings(self, state: Mapping[str, Any]) -> None:
+        saved_mode, mode = state["settings"]["mode"], signs(self.condition)
+        # The first check finds out what "auto" means; before it nothing is counted.
+        if mode == state["written_mode"] or "auto" in saved_mode:
+            mode = saved_mode
+        check_settings(self.name, state, self._counted_with(mode))
+
+    def _counted_with(self, mode: str) -> dict[str, Any]:
+        """Return the settings without which the counts mean something else."""
         return {
             "monitor": formula(self.condition),
             "every": self.every,
             "count": self.count,
             "consecutive": self.consecutive,
             "restore": self.restore,
+            "mode": mode,
         }
-
-    def _check_settings(self, state: Mapping[str, Any]) -> None:
-        saved_mode, mode = state["settings"]["mode"], _signs(self.condition)
-        # The first check finds out what "auto" means; before it nothing is counted.
-        if mode == state["written_mode"] or "auto" in saved_mode:
-            mode = saved_mode
-        check_settings(self.name, state, {**self._settings(), "mode": mode})
 
     def _thresholds(self) -> list[float]:
         return [leaf.threshold for leaf in self.condition.leaves()]
 
-    def _still_stops(self) -> bool:
-        """Whether the stop of a restored state is one that this callback makes."""
-        if self.stop is None:
-            return False
-        return {
-            StopReason.THRESHOLD: self._reached and self.patience == 0,
-            StopReason.PLATEAU: self._reached and self._wait >= self.patience,
-            StopReason.NOT_REACHED: self._checks >= (self.within or math.inf),
-            StopReason.DIVERGENCE: self.stop.threshold == self.divergence_threshold,
-        }.get(self.stop.reason, True)
+
+def _numbers(
+    logs: Mapping[str, Any], names: Iterable[str]
+) -> Iterator[tuple[str, float]]:
+    """Return the names that the logs have, with their values, one by one."""
+    return ((name, _number(name, logs[name])) for name in names if name in logs)
 
 
-def _signs(condition: Condition) -> str:
-    return " ".join(leaf.sign for leaf in condition.leaves())
-
-
-def _condition(
-    monitor: str | Condition | None,
-    threshold: float | None,
-    mode: str,
-    check_finite: tuple[str, ...] | None,
-) -> Condition:
-    """Return what the first three arguments of `ThresholdStopping` mean."""
-    if monitor is None and threshold is None and check_finite is not None:
-        monitor = NoCondition()
-    if isinstance(monitor, Condition):
-        if threshold is not None or mode != "auto":
-            raise ValueError(
-                "With a condition as `monitor`, its parts carry the numbers: leave "
-                f"out `threshold` and `mode`, got threshold={threshold!r}, "
-                f"mode={mode!r}."
-            )
-        return monitor
-    if threshold is None:
+def _number(name: str, value: Any) -> float:
+    """Return a logged value as a float, or refuse a tensor that is not a scalar."""
+    if isinstance(value, int | float):
+        return float(value)
+    array = np.asarray(keras.ops.convert_to_numpy(value))
+    if array.size != 1:
         raise TypeError(
-            "`threshold` is missing: write ThresholdStopping('val_accuracy', 0.95), "
-            "pass a condition such as Reached('val_accuracy', 0.95), or look only for "
-            "values that are not finite: ThresholdStopping(check_finite=True)."
+            f"The value of {name!r} must be one number, got shape {array.shape}: "
+            "monitor a scalar metric, or log its mean."
         )
-    return Reached(monitor, threshold, mode)  # type: ignore[arg-type]  # it says why
-
-
-def _finite_names(check_finite: bool | Iterable[str]) -> tuple[str, ...] | None:
-    """Return the names to look at: `None` for none, an empty tuple for all."""
-    if isinstance(check_finite, bool):
-        return () if check_finite else None
-    if isinstance(check_finite, str):
-        return (check_finite,)
-    return tuple(check_finite) or None
+    return float(array.reshape(()))

@@ -11,7 +11,8 @@ from typing import Any
 
 from fmkit._checks import check_number
 from fmkit._job import Job, current_job
-from fmkit.callbacks._stopping._stop import Stop, Stopper, StopReason, place
+from fmkit.callbacks._stopping._stop import Stop, StopReason, place
+from fmkit.callbacks._stopping._stopper import Stopper
 
 __all__ = ["TimeStopping"]
 
@@ -21,16 +22,16 @@ class TimeStopping(Stopper):
 
     With budget $T$ and margin $m$, the run stops at the first step that would begin
     at or after $T - m$ seconds of training, or at the end of an epoch after that.
-    What `fit` still does then (the step already begun, the validation, callbacks
-    that save) belongs into the margin.
+    The margin must leave time for what `fit` still does then: the step already begun,
+    the validation, callbacks that save.
 
     In a job of several processes (`jax.distributed`, `torch.distributed`), whose
     clocks differ, all stop together: at the end of the first epoch at which one of
     them is out of time.
 
-    The look at the clock comes before each step, in `on_train_batch_begin`, which
-    needs no value from the device. Steps that a device has queued but not done are
-    therefore not seen; their time belongs into the margin too.
+    The clock is read before each step, in `on_train_batch_begin`, which needs no value
+    from the device. Steps that a device has queued but not done are therefore not
+    seen; the margin must leave time for them too.
 
     Args:
         budget: Seconds of training, or a `datetime.timedelta`.
@@ -44,8 +45,8 @@ class TimeStopping(Stopper):
         clock: Function that returns seconds.
 
     The time counts from the beginning of `fit`. `get_state` and `set_state` carry
-    what was used across a resume, so that the budget is one for all parts of a
-    run; what a killed process did after its last save is not counted.
+    what was used across a resume, so that all parts of a run share one budget; what
+    a killed process did after its last save is not counted.
 
     Raises:
         TypeError: If a duration is neither a number nor a `timedelta`.
@@ -97,13 +98,13 @@ class TimeStopping(Stopper):
     def on_train_batch_begin(
         self, batch: int, logs: dict[str, Any] | None = None
     ) -> None:
-        """Look at the clock before the step."""
+        """Check the clock before the step."""
         if self._job.count == 1:
-            self._look(batch)
+            self._check_clock(batch)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Look at the clock after the validation."""
-        self._look(None)
+        """Check the clock after the validation."""
+        self._check_clock(None)
         super().on_epoch_end(epoch, logs)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
@@ -112,7 +113,7 @@ class TimeStopping(Stopper):
         super().on_train_end(logs)
 
     def check(self, *, epoch: int | None = None, step: int | None = None) -> bool:
-        """Return whether the time is up: for loops of one's own.
+        """Return whether the time is up: for custom training loops.
 
         Call `on_train_begin` before the loop: it starts the clock.
 
@@ -122,10 +123,10 @@ class TimeStopping(Stopper):
         """
         if epoch is not None:
             self._epoch = epoch
-        self._look(None, step)
+        self._check_clock(None, step)
         return self.stop is not None
 
-    def _look(self, batch: int | None, step: int | None = None) -> None:
+    def _check_clock(self, batch: int | None, step: int | None = None) -> None:
         if self.stop is not None:
             return
         used = max(self._job.exchange(self.used))
@@ -155,10 +156,10 @@ class TimeStopping(Stopper):
         return {**super().get_state(), "used": self.used}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`, before `fit` or in its first epoch.
+        """Continue from `state`, before `fit` or in its first epoch.
 
-        `budget` and `margin` may be others than before. If more time is left than
-        when the state's run was stopped, the run goes on.
+        `budget` and `margin` may differ from those of the saved callback. If more time
+        is left than when the state's run was stopped, the run continues.
         """
         super().set_state(state)
         self._carried = float(state["used"])

@@ -1,0 +1,142 @@
+"""What a checkpoint holds of a model, and the model it is read for."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from fmkit._commits import group_variables
+
+__all__ = [
+    "Array",
+    "Checkpoint",
+    "NotReadableError",
+    "Pairs",
+    "Target",
+    "assign",
+    "find_averages",
+    "numpy_of",
+]
+
+Array = np.ndarray[Any, Any]
+Pairs = list[tuple[Any, Array]]
+
+
+class NotReadableError(ValueError):
+    """A checkpoint is damaged, half-written, or of another model.
+
+    Args:
+        reason: What was found.
+        final: Whether the file can't become readable any more.
+    """
+
+    def __init__(self, reason: str, *, final: bool):
+        super().__init__(reason)
+        self.final = final
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a model that a checkpoint holds, ready to be put into it.
+
+    Attributes:
+        name: The file's name.
+        epoch: Epochs completed, where known.
+        step: Optimizer steps since the beginning, where known.
+        finished: Whether the run had ended when it was written.
+        raw: Every variable of the model with its value.
+        averages: The averaged variables with their averages; empty without any.
+        digest: SHA-256 of the weights and the averages, the same for the same bits.
+    """
+
+    name: str
+    epoch: int | None
+    step: int | None
+    finished: bool
+    raw: Pairs
+    averages: Pairs
+    digest: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """The built and compiled model that checkpoints are read for.
+
+    Attributes:
+        model: The model.
+        own: Its variables without those of metrics, in the order of a commit.
+        optimizer: The optimizer's variables, in the order of a commit.
+        fresh: The optimizer's variables with the values of an optimizer that has not
+            trained, for checkpoints that hold none for it.
+    """
+
+    model: Any
+    own: list[Any]
+    optimizer: list[Any]
+    fresh: Pairs
+
+    @classmethod
+    def of(cls, model: Any) -> Target:
+        """Return `model` as a target; builds its optimizer."""
+        if model.optimizer is not None and not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
+        own, optimizer, _ = group_variables(model)
+        return cls(model, own, optimizer, [(v, numpy_of(v)) for v in optimizer])
+
+    def checkpoint(self, raw: Pairs, averages: Pairs, **where: Any) -> Checkpoint:
+        """Return a checkpoint with its digest."""
+        weights = {id(variable) for variable in self.model.weights}
+        # Without the seeds of dropout, which evaluation does not use.
+        counted = [value for variable, value in raw if id(variable) in weights]
+        counted += [value for _, value in averages]
+        return Checkpoint(raw=raw, averages=averages, digest=_digest(counted), **where)
+
+
+def assign(pairs: Pairs) -> None:
+    """Put the values of a checkpoint into the variables they belong to."""
+    for variable, value in pairs:
+        # Copied: a backend may keep the array it is given. Averages may be float32
+        # where the weights are of a half type.
+        variable.assign(ops.cast(np.array(value, copy=True), variable.dtype))
+
+
+def numpy_of(variable: Any) -> Array:
+    """Return a copy of a variable's value."""
+    return np.array(keras.ops.convert_to_numpy(variable), copy=True)
+
+
+def _digest(values: list[Array]) -> str:
+    digest = hashlib.sha256()
+    for value in values:
+        digest.update(f"{value.dtype.name}{list(value.shape)};".encode())
+        digest.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def find_averages(
+    places: list[tuple[Any, str]], entries: list[tuple[str, Array]]
+) -> Pairs:
+    """Pair variables with their averages among an optimizer's variables, by name.
+
+    fmkit's optimizer and Keras's `use_ema` both name the average of `a/b`
+    `a_b_average`. Paths come from one process, so the names agree exactly.
+
+    Args:
+        places: Variables, each with its path in the process that trained.
+        entries: The paths of the optimizer's variables there, with their values.
+    """
+    by_name: dict[str, list[Array]] = {}
+    for path, value in entries:
+        by_name.setdefault(path.rpartition("/")[2], []).append(value)
+    found = []
+    for variable, path in places:
+        candidates = by_name.get(path.replace("/", "_") + "_average")
+        if candidates and candidates[0].shape == tuple(variable.shape):
+            # "a/b_c" and "a_b/c" share a name; both lists have the same order.
+            found.append((variable, candidates.pop(0)))
+    return found
