@@ -355,3 +355,20 @@ def test_keras_tells_that_variables_must_not_change_in_place():
     assert not private.in_stateless_scope()
     with keras.StatelessScope():
         assert private.in_stateless_scope(), "Keras moved its stateless scope."
+
+
+def test_a_synchronised_model_holds_the_state_of_the_step_within_fit():
+    seen = []
+
+    class Look(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            model = private.model_of(self)
+            private.synchronize(model)
+            bias = model.layers[0].bias
+            seen.append(float(np.array(keras.ops.convert_to_numpy(bias))[0]))
+
+    build().fit(X, Y + 1, batch_size=5, verbose=0, callbacks=[Look()])
+    # Gradient descent at 0.01 on (b - 1)^2, from 0.
+    assert np.allclose(seen, [0.02, 0.0396]), (
+        "Keras moved `jax_state_sync`: variables are not those of the step."
+    )

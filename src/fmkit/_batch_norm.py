@@ -1,4 +1,4 @@
-"""Statistics of BatchNormalization: where they are, and how to measure them anew."""
+"""Statistics of BatchNormalization: finding them, and measuring them again."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ def update_batch_norm(
 ) -> None:
     r"""Measure the statistics of every `BatchNormalization` layer on `data`.
 
-    Averages of weights give other activations than the weights did, so the moving
-    mean and variance gathered in training don't fit them. This passes `data` through
-    the model once, in training mode, and sets for each channel
+    Averaged weights give different activations from the raw weights, so the moving
+    mean and variance gathered in training don't fit them. This function passes
+    `data` through the model once, in training mode, and sets for each channel
 
     $$\mu = \frac1N \sum_b n_b \mu_b, \qquad
       \sigma^2 = \frac1N \sum_b n_b \bigl(\sigma_b^2 + (\mu_b - \mu)^2\bigr)$$
 
     over batches $b$ of $n_b$ examples: in the first such layer the mean and variance of
-    its inputs, with no momentum and no trace of the old statistics. Later layers see
+    its inputs, with no momentum and no part of the old statistics. Later layers see
     inputs normalised batch by batch, as in training, so large batches are better.
 
-    Nothing else of the model changes: weights, other state and random seeds come out
-    as they went in. Layers that are frozen (`trainable=False`) keep their statistics.
+    Nothing else in the model changes: weights, other state and random seeds are as
+    before. Layers that are frozen (`trainable=False`) keep their statistics.
     Dropout is active during the pass, as in training. The batches run eagerly.
 
     Args:
         model: A built model.
         data: An array or a list or dict of arrays, a `tf.data.Dataset`, a
             `keras.utils.PyDataset`, or an iterable of batches. Of a batch that is a
-            tuple the first entry is used: targets may stay in.
-        batch_size: Examples in a batch, where `data` is arrays.
-        steps: Batches to take; `None` takes all. Needed for endless data.
+            tuple the first entry is used, so it may contain targets.
+        batch_size: Examples per batch, if `data` is arrays.
+        steps: Number of batches to use; `None` for all. Needed for endless data.
 
     Raises:
         ValueError: If `data` holds no batch.
