@@ -11,6 +11,7 @@ import keras
 import pytest
 
 import fmkit
+from fmkit import _keras_private as private
 
 pytestmark = pytest.mark.backend("tensorflow")
 
@@ -198,3 +199,47 @@ def test_a_shared_private_name_is_seen():
     assert "_model" in private_names(Bad)
     bad = ast.parse("class Bad:\n    def get(self):\n        return self._model")
     assert [name for _, name in names_used(bad)] == ["_model"]
+
+
+TABLE = (SOURCE.parents[1] / "docs" / "architecture.md").read_text("utf-8")
+TABLE = TABLE.split("## What is private to Keras")[1].split("\n## ")[0]
+
+
+def names_in_the_fence() -> set[str]:
+    """Return the private names of Keras that `_keras_private` touches."""
+    trees = [ast.parse(path.read_text("utf-8")) for path in FENCE.rglob("*.py")]
+    own = set().union(*map(names_defined, trees)) | OF_PYTHON
+    used = {name for tree in trees for _, name in names_used(tree)}
+    return {
+        name
+        for name in used
+        if (is_private(name) and name not in own) or name in WITHOUT_UNDERSCORE
+    }
+
+
+def test_the_page_on_architecture_has_each_private_thing():
+    rows = {
+        "_get_iterator": "EpochIterator",
+        "_oracle": "Keras Tuner",
+        **dict.fromkeys(
+            [
+                name
+                for names, _ in private.CALLBACK_ATTRIBUTES.values()
+                for name in names
+            ],
+            "attributes of Keras's callbacks",
+        ),
+    }
+    missing = [
+        name for name in names_in_the_fence() if rows.get(name, name) not in TABLE
+    ]
+    assert missing == [], "Give them a row in docs/architecture.md: why, what, test."
+
+
+def test_each_row_of_the_page_names_a_test():
+    tests = (Path(__file__).parent / "test_keras_private.py").read_text("utf-8")
+    rows = [line.split("|") for line in TABLE.splitlines() if line.startswith("| ")]
+    for *_, named, _ in rows[1:]:
+        name = named.strip(" `")
+        exists = (Path(__file__).parent / name).exists() or f"{name}" in tests
+        assert exists, f"No test {name!r} in tests/test_keras_private.py."

@@ -372,3 +372,40 @@ def test_a_synchronised_model_holds_the_state_of_the_step_within_fit():
     assert np.allclose(seen, [0.02, 0.0396]), (
         "Keras moved `jax_state_sync`: variables are not those of the step."
     )
+
+
+def test_the_model_of_a_callback_is_read_without_a_synchronisation(monkeypatch):
+    model, callback, synced = build(), keras.callbacks.Callback(), []
+    assert private.model_of(callback) is None, "Keras moved a callback's model."
+    callback.set_model(model)
+    if keras.backend.backend() == "jax":
+        monkeypatch.setattr(
+            type(model), "jax_state_sync", lambda self: synced.append(self)
+        )
+        assert callback.model is model
+        assert synced == [model]  # what `model_of` is there to avoid
+    assert private.model_of(callback) is model, "Keras moved a callback's model."
+    assert len(synced) <= 1
+
+
+def test_a_hook_of_a_batch_is_called_and_only_then_makes_keras_wait():
+    seen, waits = [], []
+
+    class Hooked(keras.callbacks.Callback):
+        def __init__(self, hooked):
+            super().__init__()
+            if hooked:
+                private.bind_hook(self, "on_train_batch_end", self.note)
+
+        def note(self, batch, logs=None):
+            seen.append(batch)
+
+    for hooked in (False, True):
+        calls = keras.callbacks.CallbackList([Hooked(hooked)], model=build())
+        waits.append(calls._async_train)
+        calls.on_train_begin()
+        calls.on_train_batch_end(3, {})
+        calls.on_train_end()
+    assert seen == [3], "Keras calls a hook of one callback no more."
+    if keras.backend.backend() == "jax":  # elsewhere Keras always waits
+        assert waits == [True, False], "Keras looks for batch hooks in another way."
