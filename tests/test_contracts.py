@@ -14,7 +14,7 @@ import keras
 import keras_tuner
 import numpy as np
 import pytest
-from contracts import assert_complete, members
+from contracts import assert_complete, members, returning
 from fresh_process import run_python
 from keras import ops
 from scipy.special import softmax
@@ -62,28 +62,17 @@ SPACES = {
 }
 
 
-def networks(module):
-    """Return the names of the public functions that return a model."""
-    public = ((name, getattr(module, name)) for name in module.__all__)
-    returned = "keras.Model"
-    return {
-        name
-        for name, value in public
-        if inspect.isfunction(value)
-        and inspect.signature(value).return_annotation == returned
-    }
-
-
 FOUND = {
     "losses": (LOSSES, members(losses, keras.losses.Loss)),
     "regularizers": (REGULARIZERS, members(losses, keras.regularizers.Regularizer)),
     "metrics": (METRICS, members(metrics, keras.metrics.Metric)),
     "schedules": (
         SCHEDULES,
-        members(schedules, keras.optimizers.schedules.LearningRateSchedule),
+        members(schedules, keras.optimizers.schedules.LearningRateSchedule)
+        | returning(schedules, "LearningRateSchedule"),
     ),
     "optimizers": (OPTIMIZERS, members(optimizers, keras.optimizers.Optimizer)),
-    "networks": (NETWORKS, networks(models)),
+    "networks": (NETWORKS, returning(models, "keras.Model")),
     "spaces": (SPACES, members(hypermodels, keras_tuner.HyperModel)),
 }
 
@@ -156,7 +145,8 @@ def copies(made):
     """Return copies by config, by registered name and, where Keras can, by Python."""
     kind = type(made)
     config = json.loads(json.dumps(made.get_config()))
-    assert keras.saving.get_registered_name(kind) == f"fmkit>{kind.__name__}"
+    name = kind.__name__.removeprefix("_")
+    assert keras.saving.get_registered_name(kind) == f"fmkit>{name}"
     whole = json.loads(json.dumps(keras.saving.serialize_keras_object(made)))
     yield kind.from_config(config)
     yield keras.saving.deserialize_keras_object(whole)
@@ -441,7 +431,7 @@ def compiled():
     ]
     outputs[-1] = keras.layers.Softmax()(outputs[-1])  # the metrics' rows want it
     model = keras.Model(inputs, outputs)
-    rate = SCHEDULES["Sequential"]()
+    rate = SCHEDULES["join"]()
     model.compile(
         optimizers.ExponentialMovingAverage(keras.optimizers.SGD(rate)),
         # A function as a loss is saved by its registered name as well.

@@ -219,7 +219,7 @@ BAD_IDX = {
     "wrong size": (idx(PIXELS[:12, :20]), r"\(12, 20, 28\).*\(n, 28, 28\)"),
     "no images": (idx(PIXELS[:0]), r"\(0, 28, 28\).*n > 0"),
     "cut": (IMAGES[:-1], r"cut short; expected 12 images of 28 x 28 \(9408 bytes\)"),
-    "too long": (IMAGES + b"\0", "goes on after 12 images"),
+    "too long": (IMAGES + b"\0", "has data after 12 images"),
     "promises 4 GB": (
         idx(PIXELS[:12], sizes=(2**32 - 1, 28, 28)),
         "at most 1073741824",
@@ -230,12 +230,12 @@ BAD_IDX = {
     "gzip cut in its header": (GZIPPED[:5], "cut short"),
     "gzip with a bad CRC": (GZIPPED[:-8] + b"\1\2\3\4" + GZIPPED[-4:], "damaged gzip"),
     "gzip with a bad length": (GZIPPED[:-4] + b"\1\2\3\4", "damaged gzip"),
-    "gzip then a byte": (GZIPPED + b"\0", "goes on after the end of its gzip data"),
+    "gzip then a byte": (GZIPPED + b"\0", "has data after the end of its gzip data"),
     "two gzip members": (
         gzip.compress(IMAGES[:99]) + gzip.compress(IMAGES[99:]),
         "expected one gzip member",
     ),
-    "gzip too long": (gzip.compress(IMAGES + b"\0"), "goes on after 12 images"),
+    "gzip too long": (gzip.compress(IMAGES + b"\0"), "has data after 12 images"),
     "gzip of a promise": (
         gzip.compress(idx(PIXELS, sizes=(1_300_000, 28, 28))),
         "cut short; expected 1300000 images",
@@ -478,7 +478,7 @@ BAD_JSON = {
         lambda: GOOD_JSON[: GOOD_JSON.index(b"]") + 1],
         "its end where ']'",
     ),
-    "goes on": (lambda: GOOD_JSON + b"[]", "goes on after its third split"),
+    "data after the end": (lambda: GOOD_JSON + b"[]", "has data after its third split"),
     "only a bracket": (lambda: b"[", r"its end where '\['"),
     "a number": (lambda: b"[1]", r"'1' where '\['"),
     "two commas": (lambda: GOOD_JSON.replace(b", ", b",, ", 1), "damaged JSON"),

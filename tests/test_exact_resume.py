@@ -312,7 +312,7 @@ def test_other_data_resume_at_the_start_of_an_epoch_and_say_so(tmp_path, capsys)
 
     with pytest.raises(StopError):
         run(StopAt(2, 1))
-    assert "resumes at the start of an epoch" in capsys.readouterr().out
+    assert "resuming at the start of an epoch" in capsys.readouterr().out
     model, resume = run()
     assert resume.resumed_from == (2, 0)
     # In order and without dropout, even that is exact.

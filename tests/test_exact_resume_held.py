@@ -81,7 +81,7 @@ def test_an_optimizer_for_strange_variables_is_refused_at_the_first_commit(tmp_p
     optimizer = keras.optimizers.SGD(momentum=0.9)
     optimizer.build([keras.Variable(np.zeros(2), name="strange")])
     with pytest.raises(
-        ValueError, match=r"model\.helper trains variables that are not"
+        ValueError, match=r"model\.helper trains variables that don't belong"
     ):
         train(optimizer)
 

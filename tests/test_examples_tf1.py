@@ -156,7 +156,7 @@ def test_killed_and_resumed_beside_the_evaluator_the_bits_are_equal(
     told = capfd.readouterr().out
     assert equal
     assert "Killed; the last commit is of step" in told
-    assert "ExactResume: going on in epoch" in told
+    assert "ExactResume: resuming in epoch" in told
     last = module.accuracies(records, "averaged")[-1]
     assert f"averaged fashion_mnist: accuracy {last:.5g}" in told
     steps = [record["step"] for record in records]

@@ -389,7 +389,7 @@ def test_without_tensorboard_nothing_starts(tmp_path, monkeypatch):
          "Did you mean 'val_accuracy'"),
         ({"epochs": 2}, {}, {}, "given once"),
         ({}, {}, {"epochs": None}, "given once"),
-        ({}, {}, {"batch_size": 3}, "give it to the constructor"),
+        ({}, {}, {"batch_size": 3}, "pass it to the constructor"),
         ({}, {}, {"validation_split": 0.1}, "preprocessing.split"),
         ({"num_classes": 2}, {}, {}, "num_classes=3"),
         ({}, {}, {"validation_data": VAL[0]}, "pair of arrays"),
@@ -407,7 +407,7 @@ def test_what_makes_no_sense_ends_the_search_before_it_trains(
 def test_hyperband_refuses_epochs_of_the_space(tmp_path):
     tuner = keras_tuner.Hyperband(space(epochs=[1, 2]), "val_accuracy", max_epochs=2,
                                   directory=tmp_path)  # fmt: skip
-    with pytest.raises(errors.FatalValueError, match="gives out the epochs itself"):
+    with pytest.raises(errors.FatalValueError, match="chooses the epochs itself"):
         search(tuner, epochs=None)
 
 
@@ -415,7 +415,7 @@ def test_hyperband_refuses_epochs_of_the_space(tmp_path):
 def test_training_data_must_be_arrays():
     hypermodel, hp = space(), keras_tuner.HyperParameters()
     model = hypermodel.build(hp)
-    with pytest.raises(errors.FatalTypeError, match="of its own size"):
+    with pytest.raises(errors.FatalTypeError, match="its own batch size"):
         hypermodel.fit(hp, model, data.Batches(*TRAIN), epochs=1)
 
 

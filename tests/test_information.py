@@ -68,15 +68,15 @@ def test_the_joint_table_of_cover_and_thomas_comes_out_by_hand():
 @settings(max_examples=60, deadline=None)
 @given(counts(3, 4))
 def test_the_chain_rule_and_the_symmetry_of_mutual_information_hold(table):
-    joint = info.joint_entropy(table, given="counts")
-    rows = info.entropy(table.sum(axis=1), given="counts")
-    columns = info.entropy(table.sum(axis=0), given="counts")
-    given_rows = info.conditional_entropy(table, given="counts")
-    mutual = info.mutual_information(table, given="counts")
+    joint = info.joint_entropy(table, form="counts")
+    rows = info.entropy(table.sum(axis=1), form="counts")
+    columns = info.entropy(table.sum(axis=0), form="counts")
+    given_rows = info.conditional_entropy(table, form="counts")
+    mutual = info.mutual_information(table, form="counts")
     assert given_rows == pytest.approx(joint - rows, abs=1e-13)
     assert mutual == pytest.approx(rows + columns - joint, abs=1e-13)
     assert mutual == pytest.approx(
-        info.mutual_information(table.T, given="counts"), rel=1e-9, abs=1e-15
+        info.mutual_information(table.T, form="counts"), rel=1e-9, abs=1e-15
     )
     assert given_rows >= 0.0
     assert mutual >= 0.0
@@ -85,17 +85,17 @@ def test_the_chain_rule_and_the_symmetry_of_mutual_information_hold(table):
 @settings(max_examples=60, deadline=None)
 @given(counts(5), counts(5))
 def test_cross_entropy_is_entropy_plus_divergence_and_none_is_negative(p, q):
-    entropy = info.entropy(p, given="counts")
-    kl = info.kl_divergence(p, q, given="counts")
-    js = info.jensen_shannon_divergence(p, q, given="counts")
-    crossed = info.cross_entropy(p, q, given="counts")
+    entropy = info.entropy(p, form="counts")
+    kl = info.kl_divergence(p, q, form="counts")
+    js = info.jensen_shannon_divergence(p, q, form="counts")
+    crossed = info.cross_entropy(p, q, form="counts")
     assert kl >= 0.0
     assert 0.0 <= entropy <= np.log(5) + 1e-12
     assert 0.0 <= js <= np.log(2) + 1e-12
     assert crossed == pytest.approx(entropy + kl, rel=1e-12, abs=1e-13)
-    assert info.kl_divergence(p, p, given="counts") == 0.0
+    assert info.kl_divergence(p, p, form="counts") == 0.0
     assert js == pytest.approx(
-        info.jensen_shannon_divergence(q, p, given="counts"), rel=1e-9, abs=1e-15
+        info.jensen_shannon_divergence(q, p, form="counts"), rel=1e-9, abs=1e-15
     )
 
 
@@ -104,16 +104,16 @@ def test_every_form_of_the_same_distribution_gives_the_same_entropy():
     true = 1.5 * np.log(2)
     with np.errstate(divide="ignore"):
         log_p = np.log(p)
-    for given_as, x in {
+    for form, x in {
         "probabilities": p,
         "log_probabilities": log_p,
         "logits": log_p + 7.0,
         "counts": 12 * p,
     }.items():
-        assert info.entropy(x, given=given_as)[0] == pytest.approx(true, rel=1e-14)
-        moved = info.entropy(x.T, given=given_as, axis=0)[0]
+        assert info.entropy(x, form=form)[0] == pytest.approx(true, rel=1e-14)
+        moved = info.entropy(x.T, form=form, axis=0)[0]
         assert moved == pytest.approx(true, rel=1e-14)
-        other = info.kl_divergence(p, x, q_given=given_as)[0]
+        other = info.kl_divergence(p, x, q_form=form)[0]
         assert other == pytest.approx(0.0, abs=1e-15)
 
 
@@ -123,14 +123,14 @@ def test_impossible_outcomes_weigh_nothing_and_forbidden_ones_infinity():
     assert info.kl_divergence([0.5, 0.5], [1.0, 0.0]) == np.inf
     assert info.cross_entropy([0.5, 0.5], [1.0, 0.0]) == np.inf
     masked = [0.0, -np.inf, 0.0]
-    assert info.entropy(masked, given="logits") == pytest.approx(np.log(2))
-    assert info.kl_divergence(masked, [1.0, -np.inf, 1.0], given="logits") == 0.0
+    assert info.entropy(masked, form="logits") == pytest.approx(np.log(2))
+    assert info.kl_divergence(masked, [1.0, -np.inf, 1.0], form="logits") == 0.0
 
 
 def test_divergence_of_nearly_equal_logits_keeps_its_digits():
     # D is half the variance of the difference, to second order: here 1/8 of 1e-16.
     z, w = np.array([0.0, 1e-8]), np.array([0.0, 0.0])
-    got = info.kl_divergence(w, z, given="logits")
+    got = info.kl_divergence(w, z, form="logits")
     assert got == pytest.approx(1e-16 / 8, rel=1e-6)
 
 
@@ -158,7 +158,7 @@ def test_a_joint_table_may_be_given_as_logits_and_may_be_stacked():
     one_by_one = [info.mutual_information(t) for t in tables]
     np.testing.assert_allclose(info.mutual_information(tables), one_by_one)
     np.testing.assert_allclose(
-        info.mutual_information(np.log(tables) + 3.0, given="logits"),
+        info.mutual_information(np.log(tables) + 3.0, form="logits"),
         one_by_one,
         rtol=1e-10,
     )
@@ -171,11 +171,11 @@ def test_tensors_give_tensors_of_their_own_float_type():
     q = p[::-1]
     tz, tw = ops.convert_to_tensor(z), ops.convert_to_tensor(w)
     for got, true in (
-        (info.entropy(tz, given="logits"), stats.entropy(p, axis=1)),
-        (info.kl_divergence(tz, tw, given="logits"), stats.entropy(p, q, axis=1)),
-        (info.perplexity(tz, given="logits"), np.exp(stats.entropy(p, axis=1))),
+        (info.entropy(tz, form="logits"), stats.entropy(p, axis=1)),
+        (info.kl_divergence(tz, tw, form="logits"), stats.entropy(p, q, axis=1)),
+        (info.perplexity(tz, form="logits"), np.exp(stats.entropy(p, axis=1))),
         (
-            info.jensen_shannon_divergence(tz, tw, given="logits"),
+            info.jensen_shannon_divergence(tz, tw, form="logits"),
             jensenshannon(p, q, axis=1) ** 2,
         ),
     ):
@@ -193,11 +193,11 @@ def test_tensors_give_tensors_of_their_own_float_type():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: info.entropy([0.5, 0.4]), "given='counts'"),
+        (lambda: info.entropy([0.5, 0.4]), "form='counts'"),
         (lambda: info.entropy([1.5, -0.5]), "negative"),
-        (lambda: info.entropy([0.0, 0.0], given="counts"), "not all 0"),
+        (lambda: info.entropy([0.0, 0.0], form="counts"), "not all 0"),
         (lambda: info.entropy([0.5, 0.5], unit="dits"), "unit"),
-        (lambda: info.entropy([0.5, 0.5], given="logit"), "Did you mean 'logits'"),
+        (lambda: info.entropy([0.5, 0.5], form="logit"), "Did you mean 'logits'"),
         (lambda: info.entropy(0.5), "distribution along"),
         (lambda: info.entropy([0.5, 0.5], axis=1), "axis=1"),
         (lambda: info.kl_divergence([0.5, 0.5], [1.0]), "same shape"),

@@ -39,7 +39,7 @@ LOSSES = {
         name="ce",
     ),
     "KLDivergenceFromLogits": lambda: losses.KLDivergenceFromLogits(
-        target="logits",
+        target_form="logits",
         direction="reverse",
         temperature=3.0,
         sum_tolerance=None,
@@ -302,7 +302,7 @@ def test_divergences_are_never_negative_and_0_from_itself(z, w):
         def cost(w, z, direction=direction):
             return numbers(
                 losses.kl_divergence_from_logits(
-                    w, z, target="logits", direction=direction
+                    w, z, target_form="logits", direction=direction
                 )
             )
 
@@ -391,6 +391,24 @@ def test_two_losses_on_one_output_are_not_added_by_keras_but_a_regularizer_is():
     np.testing.assert_allclose(regularized.evaluate(x, y, verbose=0), true, rtol=1e-5)
 
 
+@pytest.mark.parametrize("make", LOSSES.values(), ids=LOSSES)
+def test_every_option_is_an_attribute_that_the_loss_computes_with(make):
+    loss = make()
+    config = loss.get_config()
+    assert {name: getattr(loss, name) for name in config} == config
+    changed = type(loss)(reduction=loss.reduction, name=loss.name)
+    for name in set(config) - {"name", "reduction", "dtype", "ignore_class"}:
+        setattr(changed, name, getattr(loss, name))
+    expected = config | ({"ignore_class": None} if "ignore_class" in config else {})
+    assert changed.get_config() == expected
+    same = type(loss).from_config(expected)
+    y = target_for(loss)
+    np.testing.assert_array_equal(numbers(changed(y, LOGITS)), numbers(same(y, LOGITS)))
+    if not isinstance(loss, losses.Pinball):  # by default it takes no such targets
+        default = type(loss)(reduction=loss.reduction)
+        assert numbers(default(y, LOGITS)) != numbers(same(y, LOGITS))
+
+
 # Refusals
 
 
@@ -444,7 +462,7 @@ def test_two_losses_on_one_output_are_not_added_by_keras_but_a_regularizer_is():
             "CrossentropyFromLogits",
         ),
         (
-            lambda: losses.KLDivergenceFromLogits(target="logit"),
+            lambda: losses.KLDivergenceFromLogits(target_form="logit"),
             "Did you mean 'logits'",
         ),
         (lambda: losses.KLDivergenceFromLogits(temperature=0.0), "temperature"),

@@ -221,7 +221,7 @@ def test_divergence_between_logits_is_exact_from_1e_6_to_1e4(direction):
     z, w = rows(5, each=3), rows(5, each=3, seed=1)
     value, gradient = value_and_gradient(
         lambda z: losses.kl_divergence_from_logits(
-            w, z, target="logits", direction=direction
+            w, z, target_form="logits", direction=direction
         ),
         z,
     )
@@ -273,10 +273,10 @@ def test_divergence_from_probabilities_and_from_their_logarithms_agree():
     log_p = wide - np.log(np.exp(wide).sum(axis=1, keepdims=True))
     q64 = q32.astype("float64") / q32.astype("float64").sum(axis=1, keepdims=True)
     true = (q64 * (np.log(q64) - log_p)).sum(axis=1)
-    for target, given in ((q32, "probabilities"), (np.log(q32), "log_probabilities")):
+    for target, form in ((q32, "probabilities"), (np.log(q32), "log_probabilities")):
         value, gradient = value_and_gradient(
-            lambda z, t=target, g=given: losses.kl_divergence_from_logits(
-                t, z, target=g
+            lambda z, t=target, f=form: losses.kl_divergence_from_logits(
+                t, z, target_form=f
             ),
             z,
         )
@@ -290,7 +290,7 @@ def test_temperature_divides_the_logits_and_scales_the_loss_by_its_square():
     z, w = rows(4, each=1, seed=4)[:5], rows(4, each=1, seed=5)[:5]
     value, _ = value_and_gradient(
         lambda z: losses.kl_divergence_from_logits(
-            w, z, target="logits", temperature=4.0
+            w, z, target_form="logits", temperature=4.0
         ),
         z,
     )
@@ -314,7 +314,7 @@ def test_divergence_with_masked_classes_is_that_of_the_classes_left(direction):
     masked_z[:, 2], masked_w[:, 2] = -INF, -INF
     value, gradient = value_and_gradient(
         lambda z: losses.kl_divergence_from_logits(
-            masked_w, z, target="logits", direction=direction
+            masked_w, z, target_form="logits", direction=direction
         ),
         masked_z,
     )
@@ -491,7 +491,7 @@ def test_float64_logits_are_computed_in_float64():
         got = ops.convert_to_numpy(value)
         np.testing.assert_allclose(got, true, rtol=1e-12, atol=1e-15)
     js = losses.kl_divergence_from_logits(
-        z * 0.5, z, target="logits", direction="jensen_shannon"
+        z * 0.5, z, target_form="logits", direction="jensen_shannon"
     )
     assert keras.backend.standardize_dtype(js.dtype) == "float64"
 

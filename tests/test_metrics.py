@@ -38,13 +38,13 @@ def expected(name, weight):
 # One row per class, with every argument away from its default: tests/test_contracts.py.
 METRICS = {
     "BrierScore": lambda: metrics.BrierScore(
-        from_logits=False, sum_tolerance=None, axis=1, name="b"
+        form="probabilities", sum_tolerance=None, axis=1, name="b"
     ),
     "ExpectedCalibrationError": lambda: metrics.ExpectedCalibrationError(
-        bins=3, from_logits=False, axis=1, name="e"
+        bins=3, form="probabilities", axis=1, name="e"
     ),
     "PredictiveEntropy": lambda: metrics.PredictiveEntropy(
-        from_logits=False, unit="bits", axis=1, name="h"
+        form="probabilities", unit="bits", axis=1, name="h"
     ),
 }
 
@@ -67,7 +67,7 @@ def test_batches_of_uneven_weight_give_the_value_of_the_whole_set(name):
 
 @pytest.mark.parametrize("name", METRICS)
 def test_probabilities_and_one_hot_targets_give_the_same(name):
-    metric = getattr(metrics, name)(from_logits=False)
+    metric = getattr(metrics, name)(form="probabilities")
     metric.update_state(np.eye(3, dtype="float32")[LABELS], P.astype("float32"))
     assert float(metric.result()) == pytest.approx(
         expected(name, np.ones(40)), rel=1e-5
@@ -95,7 +95,7 @@ def test_all_metrics_run_in_fit_and_agree_with_numpy():
 
 
 def test_brier_score_goes_from_0_to_2():
-    score = metrics.brier_score([0, 0], [[1.0, 0.0], [0.0, 1.0]], from_logits=False)
+    score = metrics.brier_score([0, 0], [[1.0, 0.0], [0.0, 1.0]], form="probabilities")
     assert ops.convert_to_numpy(score).tolist() == [0.0, 2.0]
 
 
@@ -117,6 +117,15 @@ def test_entropy_is_given_in_the_unit_asked_for():
     ("call", "message"),
     [
         (lambda: metrics.PredictiveEntropy(unit="bit"), "Did you mean 'bits'"),
+        (lambda: metrics.PredictiveEntropy(form="logit"), "Did you mean 'logits'"),
+        (lambda: metrics.BrierScore(form="proba"), "`form` must be one of"),
+        (lambda: metrics.ExpectedCalibrationError(form="counts"), "`form` must be one"),
+        (lambda: metrics.predictive_entropy(LOGITS, form="p"), "`form` must be one of"),
+        (lambda: metrics.brier_score(LABELS, LOGITS, form="p"), "`form` must be one"),
+        (
+            lambda: metrics.expected_calibration_error(LABELS, LOGITS, form="p"),
+            "`form` must be one of",
+        ),
         (lambda: metrics.ExpectedCalibrationError(bins=0), "at least 1"),
         (lambda: metrics.brier_score([3], [[0.0, 1.0, 2.0]]), "from 0 to 2"),
         (lambda: metrics.brier_score([[1.0, 1.0]], [[0.0, 1.0]]), "sum_tolerance"),

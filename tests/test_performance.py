@@ -43,7 +43,7 @@ def compiled(*layers, **settings):
 @pytest.mark.parametrize(
     ("layers", "epochs", "device", "xla", "why"),
     [
-        (lambda: [K.Dense(8, "relu"), K.Dropout(0.1)], 100, "cpu", True, "earn back"),
+        (lambda: [K.Dense(8, "relu"), K.Dropout(0.1)], 100, "cpu", True, "repay"),
         (lambda: [K.Dense(8)], 1, "cpu", False, "too few"),
         (lambda: [K.MaxPooling2D()], 100, "cpu", False, "MaxPooling2D"),
         (lambda: [K.Conv2D(2, 3, strides=2)], 100, "cpu", False, "Conv2D"),

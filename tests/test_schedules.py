@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
-from matplotlib.figure import Figure
 
-from fmkit import schedules
+from fmkit import schedules, visualization
 
 
 def decay():
@@ -31,7 +30,7 @@ def decay():
 # One row per class, with every argument away from its default: tests/test_contracts.py.
 SCHEDULES = {
     "ExponentialDecay": decay,
-    "Sequential": lambda: schedules.Sequential([0.1, decay()], [50]),
+    "join": lambda: schedules.join([0.1, decay()], [50]),
 }
 
 
@@ -161,7 +160,7 @@ def test_a_growing_rate_is_bounded_from_above():
 
 
 def test_schedules_in_sequence_each_count_from_their_own_start():
-    schedule = schedules.Sequential(
+    schedule = schedules.join(
         [0.5, schedules.ExponentialDecay(1.0, 1, 0.5, staircase=True), 0.01], [2, 5]
     )
     expected = [0.5, 0.5, 1.0, 0.5, 0.25, 0.01, 0.01]
@@ -182,14 +181,28 @@ def test_the_optimizer_takes_the_rate_of_its_own_count():
     assert seen == [1.0, 2.0, 2.5, 3.0, 3.25]
 
 
-def test_the_plot_shows_the_rates():
-    ax = Figure().add_subplot()
+def test_a_saved_model_keeps_joined_schedules(tmp_path):
+    schedule = schedules.join(
+        [0.5, schedules.ExponentialDecay(1.0, 1, 0.5, staircase=True)], [2]
+    )
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(schedule), "mse")
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    found = loaded.optimizer.get_config()["learning_rate"]
+    assert found["registered_name"] == "fmkit>Joined"
+    found = keras.optimizers.schedules.deserialize(found)
+    assert isinstance(found, keras.optimizers.schedules.LearningRateSchedule)
+    assert [float(found(step)) for step in range(5)] == [0.5, 0.5, 1.0, 0.5, 0.25]
+
+
+def test_the_curve_shows_the_rates_of_each_step():
     schedule = schedules.ExponentialDecay(0.1, 2, 0.5, staircase=True)
-    assert schedules.plot_schedule(schedule, 6, ax=ax, label="decay") is ax
+    ax = visualization.learning_rate_curve(schedule, 6, label="decay")
     x, y = ax.lines[0].get_data()
     assert list(x) == [0, 1, 2, 3, 4, 5]
     np.testing.assert_allclose(y, [0.1, 0.1, 0.05, 0.05, 0.025, 0.025], rtol=1e-6)
-    assert ax.get_xlabel() == "optimizer step"
+    assert ax.get_xlabel() == "step"
 
 
 @pytest.mark.parametrize(
@@ -235,4 +248,4 @@ def test_a_step_that_is_not_whole_is_refused():
 )
 def test_a_sequence_that_does_not_fit_is_refused(parts, boundaries, error):
     with pytest.raises(error, match=r"`schedules`|`boundaries`"):
-        schedules.Sequential(parts, boundaries)
+        schedules.join(parts, boundaries)

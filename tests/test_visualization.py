@@ -652,6 +652,9 @@ def test_a_long_schedule_is_drawn_from_its_first_to_its_last_step():
     assert all(type(step) is int for step in asked)
     assert ax.get_xlabel() == "step"
     assert ax.get_legend() is None
+    asked.clear()
+    pictures.learning_rate_curve(lambda s: asked.append(s) or 1.0, 50_000, points=1000)
+    assert len(asked) == 1000
 
 
 def test_rates_themselves_are_drawn_and_may_be_logarithmic():

@@ -18,7 +18,7 @@ from typing import Any
 
 def check_int(name: str, value: Any, *, minimum: int = 1) -> int:
     """Return `value` as an `int`, or refuse it if it is not one, or too small."""
-    # bool is an int to Python; as a count it is always a slip of the pen.
+    # bool is an int to Python; as a count it is always a mistake.
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(
             f"`{name}` must be an integer, got {name}={value!r} "
@@ -44,18 +44,19 @@ def check_number(
             f"`{name}` must be a number, got {name}={value!r} ({type(value).__name__})."
         )
     number = float(value)
-    bounds = [
-        (above, number > (above or 0.0), "above"),
-        (at_least, number >= (at_least or 0.0), "at least"),
-        (below, number < (below or 0.0), "below"),
-        (at_most, number <= (at_most or 0.0), "at most"),
-    ]
-    if not math.isfinite(number) or any(
-        bound is not None and not holds for bound, holds, _ in bounds
+    if not (
+        math.isfinite(number)
+        and (above is None or number > above)
+        and (at_least is None or number >= at_least)
+        and (below is None or number < below)
+        and (at_most is None or number <= at_most)
     ):
-        rule = " and ".join(
-            f"{word} {bound:g}" for bound, _, word in bounds if bound is not None
+        limits = zip(
+            ("above", "at least", "below", "at most"),
+            (above, at_least, below, at_most),
+            strict=True,
         )
+        rule = " and ".join(f"{word} {x:g}" for word, x in limits if x is not None)
         raise ValueError(
             f"`{name}` must be a finite number{' ' + rule if rule else ''}, "
             f"got {name}={value!r}."
@@ -75,7 +76,7 @@ def check_one_of(name: str, value: Any, options: Iterable[str]) -> str:
 
 
 def check_path(name: str, value: Any) -> Path:
-    """Return a path as an absolute one, so that `os.chdir` does not change it."""
+    """Return an absolute path, so that `os.chdir` does not change it."""
     if not isinstance(value, (str, os.PathLike)) or isinstance(value, bytes):
         raise TypeError(
             f"`{name}` must be a path, as a text or pathlib.Path, got {name}={value!r} "

@@ -1,8 +1,8 @@
-"""What a program is made of, in plain values that another process can compare.
+"""Describes what a program is made of, in plain values that processes can compare.
 
 Functions are described by a digest of their code, arrays by one of their bytes, and
-objects of Keras by their configuration. Names that Keras counts through a process and
-addresses in memory are left out.
+objects of Keras by their configuration. Names that Keras numbers within a process and
+memory addresses are left out.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def library_of(value: Any) -> str:
 
 
 def uncounted(name: str) -> str:
-    """Leave out what Keras counts through a whole process: dense_1, dense_2."""
+    """Remove the number that Keras counts within a process: dense_1, dense_2."""
     return re.sub(r"_[0-9]+(?=/|$)", "", name)
 
 
@@ -55,7 +55,7 @@ def layer_names(layers: Iterable[Any]) -> list[str]:
 
 
 def describe(value: Any, depth: int = 0) -> Any:
-    """Return plain values, equal for what does the same in another process.
+    """Return plain values, equal for objects that do the same in another process.
 
     Args:
         value: Anything that a program passes to Keras.
@@ -69,7 +69,7 @@ def describe(value: Any, depth: int = 0) -> Any:
         return type(value).__name__
     inner = functools.partial(describe, depth=depth + 1)
     if isinstance(value, Mapping):
-        return _of_mapping({str(key): inner(item) for key, item in value.items()})
+        return _shorten_config({str(key): inner(item) for key, item in value.items()})
     if isinstance(value, (list, tuple)):
         return [inner(item) for item in value]
     if isinstance(value, (set, frozenset)):
@@ -84,19 +84,19 @@ def describe(value: Any, depth: int = 0) -> Any:
     if isinstance(value, types.MethodType):
         return inner(value.__func__)
     if isinstance(value, types.FunctionType):
-        return _of_function(value, depth)
+        return _describe_function(value, depth)
     if isinstance(value, type):
         return f"{value.__module__}.{value.__qualname__}"
-    return _of_object(value, depth)
+    return _describe_object(value, depth)
 
 
-def _of_mapping(described: dict[str, Any]) -> Any:
-    """Shorten what Keras serialises: a class and its configuration."""
+def _shorten_config(described: dict[str, Any]) -> Any:
+    """Shorten a serialised Keras object: a class and its configuration."""
     if {"class_name", "config"} <= described.keys():
         config = described["config"]
         if not isinstance(config, dict) or not config:
             return config or described["class_name"]
-        # Names are counted through a whole process: adam, adam_1.
+        # Names are numbered within a process: adam, adam_1.
         kept = {key: item for key, item in config.items() if key not in _NAMES}
         if not kept:
             return config["name"]  # of a dtype policy
@@ -104,7 +104,7 @@ def _of_mapping(described: dict[str, Any]) -> Any:
     return described
 
 
-def _of_object(value: Any, depth: int) -> Any:
+def _describe_object(value: Any, depth: int) -> Any:
     kind = type(value)
     described: dict[str, Any] = {"class": kind.__qualname__}
     code = _code_of_class(kind)
@@ -124,7 +124,7 @@ def _config_of(value: Any) -> Any:
     except Exception:  # noqa: BLE001 - what a user's `get_config` may raise
         libraries = {base.__module__.partition(".")[0] for base in type(value).__mro__}
     if "keras" in libraries:
-        return {}  # its attributes are variables and what Keras needs
+        return {}  # its attributes are variables and internals of Keras
     if " at 0x" not in repr(value):
         return repr(value)
     return {} if library_of(value) in _LIBRARIES else getattr(value, "__dict__", {})
@@ -137,7 +137,7 @@ def _is_of_library(function_or_class: Any) -> bool:
     return function_or_class.__module__.partition(".")[0] in _LIBRARIES
 
 
-def _of_function(function: types.FunctionType, depth: int) -> str:
+def _describe_function(function: types.FunctionType, depth: int) -> str:
     name = f"{function.__module__}.{function.__qualname__}"
     if _is_of_library(function):
         return name
@@ -145,7 +145,7 @@ def _of_function(function: types.FunctionType, depth: int) -> str:
 
 
 def _code_of_class(kind: type) -> str | None:
-    """Digest the methods that a class has from outside of the libraries."""
+    """Digest the methods of a class that are defined outside the libraries."""
     digest = hashlib.blake2b(digest_size=8)
     found = False
     for base in kind.__mro__:
@@ -165,10 +165,12 @@ def _code_of_function(function: types.FunctionType, seen: set[int], depth: int) 
     seen.add(id(function))
     digest = hashlib.blake2b(digest_size=8)
     code = function.__code__
-    digest.update(repr(_of_code(code, function.__doc__)).encode())
+    digest.update(repr(_describe_code(code, function.__doc__)).encode())
     digest.update(repr(describe(function.__defaults__, depth + 2)).encode())
     digest.update(repr(describe(function.__kwdefaults__, depth + 2)).encode())
-    closure = [cell.cell_contents for cell in function.__closure__ or () if _full(cell)]
+    closure = [
+        cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)
+    ]
     globals_ = [function.__globals__.get(name) for name in code.co_names]
     numbers = [g for g in globals_ if isinstance(g, (bool, int, float))]
     digest.update(repr(numbers).encode())
@@ -183,7 +185,7 @@ def _code_of_function(function: types.FunctionType, seen: set[int], depth: int) 
     return digest.hexdigest()
 
 
-def _full(cell: types.CellType) -> bool:
+def _is_filled(cell: types.CellType) -> bool:
     try:
         cell.cell_contents  # noqa: B018 - raises if there is nothing in it
     except ValueError:
@@ -191,12 +193,12 @@ def _full(cell: types.CellType) -> bool:
     return True
 
 
-def _of_code(code: types.CodeType, doc: str | None = None) -> list[Any]:
+def _describe_code(code: types.CodeType, doc: str | None = None) -> list[Any]:
     """Return what Python runs: no file, no line, no docstring."""
     constants: list[Any] = []
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            constants.append(_of_code(constant))
+            constants.append(_describe_code(constant))
         elif isinstance(constant, frozenset):  # in an order that differs by process
             constants.append(sorted(map(repr, constant)))
         elif doc is None or constant != doc:
@@ -211,7 +213,7 @@ def _of_code(code: types.CodeType, doc: str | None = None) -> list[Any]:
 def digest_of_arrays(arrays: Iterable[Array]) -> str:
     """Return a digest of dtypes, shapes and bytes, the same on every platform.
 
-    Up to 256 MiB all bytes count; of more, 4,096 rows of each array, evenly spaced from
+    Up to 256 MiB all bytes count; above, 4,096 rows of each array, evenly spaced from
     the first to the last.
     """
     arrays = list(arrays)
@@ -219,7 +221,7 @@ def digest_of_arrays(arrays: Iterable[Array]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for array in arrays:
         digest.update(f"{array.dtype.str}{list(array.shape)};".encode())
-        for rows in _pieces(array, whole):
+        for rows in _row_blocks(array, whole):
             data = np.ascontiguousarray(rows)
             # The bytes of objects are addresses.
             objects = data.dtype.hasobject
@@ -227,7 +229,7 @@ def digest_of_arrays(arrays: Iterable[Array]) -> str:
     return digest.hexdigest()
 
 
-def _pieces(array: Array, whole: bool) -> Iterable[Array]:
+def _row_blocks(array: Array, whole: bool) -> Iterable[Array]:
     if array.ndim == 0:
         return [array.reshape(1)]
     if not whole:

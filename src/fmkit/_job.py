@@ -1,4 +1,4 @@
-"""The processes of one job, and what they tell each other.
+"""The processes of one job, and how they exchange values.
 
 In a job every process runs the same program, and each training step waits for
 all of them: `jax.distributed` under a `keras.distribution`, or
@@ -70,14 +70,14 @@ class Job:
         for index, message in enumerate(failed):
             if message is not None:
                 raise RuntimeError(
-                    f"Process {index} of the {self.count} of this job failed, so "
-                    f"this one (number {self.index}) can't go on: {message}"
+                    f"Process {index} of the {self.count} in this job failed, so "
+                    f"process {self.index} can't continue: {message}"
                 )
         return result  # type: ignore[return-value]
 
 
 def current_job() -> Job:
-    """Tell which process of which job this is."""
+    """Return which process of which job this is."""
     backend = keras.backend.backend()
     if backend == "jax" and keras.distribution.distribution() is not None:
         import jax

@@ -1,4 +1,4 @@
-"""Softmax arithmetic that keeps its digits, shared by losses, metrics, information.
+"""Accurate softmax arithmetic, shared by losses, metrics and information.
 
 The textbook log-softmax subtracts `log(sum(exp(z)))`. In float32 that sum rounds to
 1 as soon as one class holds all but 6e-8 of the mass: the surprisal of that class
@@ -12,12 +12,12 @@ class is always kept out of the sum, so that what is added to 1 stays visible to
 `top` is a constant to the gradient, since the value does not depend on it.
 
 Divergences are sums of terms `b - a - a * log(b / a)`, none of which is negative;
-near `a = b` they are summed as a power series, so that nothing has to cancel.
+near `a = b` they are summed as a power series, so that nothing cancels.
 
 Every function takes the namespace it computes with: `keras.ops` for tensors,
 `numpy_ops` for arrays in float64, or what `namespace` finds for a tensor: on PyTorch
-its own functions, since an operation of `keras.ops` takes longer there in Python than
-in arithmetic.
+its own functions, since an operation of `keras.ops` spends more time there in Python
+than in arithmetic.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ import numpy as np
 from keras import ops
 
 Tensor = Any
+
+# Nats in one unit.
+UNITS = {"nats": 1.0, "bits": math.log(2.0), "bans": math.log(10.0)}
 
 _SHARED = (
     "abs all arange equal exp expm1 isfinite log log1p logical_and logical_not max min "
@@ -98,7 +101,7 @@ def split(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return `z` of the picked class, `top` and `mass` of the others.
 
-    All keep `axis` with length 1. `picked` marks one class a row.
+    All keep `axis` with length 1. `picked` marks one class per row.
     """
     chosen = xp.sum(xp.where(picked, z, 0.0), axis=axis, keepdims=True)
     rest = xp.where(picked, -float("inf"), z)

@@ -1,4 +1,4 @@
-"""Arrays from an npz archive, its promises checked before memory is taken.
+"""Arrays from an npz archive, whose sizes are checked before memory is allocated.
 
 `numpy.load` reads what an archive's headers ask for. Here every size is checked
 first, the npy headers are matched and never evaluated, and Python objects
@@ -35,7 +35,7 @@ NPY_HEADER = re.compile(
     rb"'shape': \(((?:\d{1,15}L?,? ?){0,8})\), *\} *\n"
 )
 DTYPE = re.compile(rb"[|<>=][iuf][1248]")
-# What zipfile and zlib raise on archives that are not as they should be.
+# What zipfile and zlib raise on damaged archives.
 ZIP_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
@@ -51,7 +51,7 @@ ZIP_ERRORS = (
 
 
 def read_npz(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return the arrays `names` of an npz; other members are not looked at.
+    """Return the arrays `names` of an npz; other members are ignored.
 
     Args:
         path: The file.

@@ -1,4 +1,4 @@
-"""Reading logits and targets: what kind they are, what is wrong with them."""
+"""Reads and checks logits and targets."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from keras import ops
 
 Tensor = Any
 
-_WIDE = ("int64", "uint32", "uint64")
-
 
 def at_least_float32(x: Any) -> Tensor:
     """Return `x` as a tensor of float32 or float64; halves and integers are cast."""
@@ -19,6 +17,12 @@ def at_least_float32(x: Any) -> Tensor:
     if keras.backend.standardize_dtype(x.dtype) in ("float32", "float64"):
         return x
     return ops.cast(x, "float32")
+
+
+def float32_or_float64(dtype: Any) -> str:
+    """Return the dtype to compute in: float64 if asked for, else float32."""
+    wanted = keras.dtype_policies.get(dtype or keras.config.floatx()).compute_dtype
+    return "float64" if wanted == "float64" else "float32"
 
 
 def read_logits(logits: Any, axis: int) -> tuple[Tensor, int]:
@@ -39,7 +43,7 @@ def read_logits(logits: Any, axis: int) -> tuple[Tensor, int]:
     size = logits.shape[axis]
     if size is None or size < 2:
         raise ValueError(
-            "The logits need two classes or more, and a class axis of known size, "
+            "The logits must have two classes or more and a class axis of known size, "
             f"got shape {tuple(logits.shape)} with axis={axis}. For a single output "
             "use `keras.losses.BinaryCrossentropy(from_logits=True)` or "
             "`keras.losses.MeanSquaredError()`."
@@ -55,17 +59,17 @@ def read_targets(y_true: Any, logits: Tensor, axis: int) -> tuple[Tensor, bool]:
     with length 1 there; dense targets have the shape of the logits.
     """
     y_true = ops.convert_to_tensor(y_true)
-    _need_known_rank(y_true)
+    _check_known_rank(y_true)
     shape, full = tuple(y_true.shape), tuple(logits.shape)
     without = full[:axis] + full[axis + 1 :]
-    if _agree(shape, without):
-        return _labels(y_true), True
+    if may_be_equal(shape, without):
+        return _as_labels(y_true), True
     # Length 1 at the class axis, or at the end, where data pipelines like to put it.
     for one in (axis, len(full) - 1):
         rest = shape[:one] + shape[one + 1 :]
-        if len(shape) == len(full) and shape[one] == 1 and _agree(rest, without):
-            return _labels(ops.squeeze(y_true, axis=one)), True
-    if _agree(shape, full) and shape[axis] is not None:
+        if len(shape) == len(full) and shape[one] == 1 and may_be_equal(rest, without):
+            return _as_labels(ops.squeeze(y_true, axis=one)), True
+    if may_be_equal(shape, full) and shape[axis] is not None:
         return ops.cast(y_true, logits.dtype), False
     raise ValueError(
         f"`y_true` must be integer labels of shape {without} or dense targets of "
@@ -74,7 +78,7 @@ def read_targets(y_true: Any, logits: Tensor, axis: int) -> tuple[Tensor, bool]:
     )
 
 
-def _need_known_rank(y_true: Tensor) -> None:
+def _check_known_rank(y_true: Tensor) -> None:
     # `tf.data.Dataset.from_generator` and `tf.py_function` lose the rank.
     if getattr(y_true.shape, "rank", 0) is None:
         raise ValueError(
@@ -83,23 +87,24 @@ def _need_known_rank(y_true: Tensor) -> None:
         )
 
 
-def _agree(a: tuple, b: tuple) -> bool:
+def may_be_equal(a: tuple, b: tuple) -> bool:
     """Whether two shapes may be equal, where None stands for an unknown size."""
     return len(a) == len(b) and all(
         m is None or n is None or m == n for m, n in zip(a, b, strict=True)
     )
 
 
-def _labels(y_true: Tensor) -> Tensor:
+def _as_labels(y_true: Tensor) -> Tensor:
     """Return labels in a dtype that holds every class index exactly."""
     dtype = keras.backend.standardize_dtype(y_true.dtype)
     if "float" in dtype:
         return at_least_float32(y_true)
-    return ops.cast(y_true, "int64" if dtype in _WIDE and _has_int64() else "int32")
+    wide = dtype in ("int64", "uint32", "uint64") and _has_int64()
+    return ops.cast(y_true, "int64" if wide else "int32")
 
 
 def _has_int64() -> bool:
-    """Whether tensors can be of int64: on JAX only if it was told so."""
+    """Whether tensors can be int64: on JAX only with `jax_enable_x64`."""
     if keras.backend.backend() != "jax":
         return True
     import jax
@@ -110,9 +115,9 @@ def _has_int64() -> bool:
 def known_values(x: Any) -> np.ndarray | None:
     """Return the values of `x` where they can be read now, else None.
 
-    Inside a compiled step there are none. On a GPU with PyTorch they are there, but
-    reading them would make every step wait for the device; so they are left alone.
-    While Keras finds out shapes with PyTorch, all values are a made-up 1.
+    Inside a compiled step there are none. On a GPU with PyTorch reading them
+    would make every step wait for the device, so they count as unknown. While Keras
+    infers shapes with PyTorch, all values are a placeholder of 1.
     """
     scope = keras.SymbolicScope()
     with scope:
@@ -158,7 +163,7 @@ def check_labels(y_true: Any, size: int, ignore_class: int | None = None) -> boo
 
 
 def check_probabilities(y_true: Any, axis: int, tolerance: float | None) -> None:
-    """Refuse dense targets that are no distribution, where their values are known."""
+    """Refuse dense targets that are not a distribution, where values are known."""
     values = None if tolerance is None else known_values(y_true)
     if values is None:
         return
@@ -185,6 +190,6 @@ def valid_labels(labels: Tensor, size: int) -> Tensor:
 def nan_unless(valid: Tensor, x: Tensor) -> Tensor:
     """Return `x` where valid, else NaN.
 
-    A factor, not a choice between two: so the gradient is NaN there as well.
+    By a factor rather than by `where`, so that the gradient is NaN as well.
     """
     return x * ops.cast(ops.where(valid, 1.0, float("nan")), x.dtype)

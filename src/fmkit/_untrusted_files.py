@@ -1,8 +1,8 @@
-"""Bytes from files nobody vouches for, read in bounded steps.
+"""Bytes from untrusted files, read in bounded steps.
 
 Every reader of data files goes through here. A damaged file ends in one
 `DatasetFileError` that names the file and what was expected of it; the memory
-taken is what the file's header promises, at most `MAX_BYTES`, and one chunk.
+used is what the file's header promises, at most `MAX_BYTES`, plus one chunk.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def head_of(path: Path, count: int) -> bytes:
 
 @contextmanager
 def open_stream(path: Path) -> Iterator[Stream]:
-    """Open a file, plain or gzipped (told by its first bytes, not its name)."""
+    """Open a file, plain or gzipped (by its first bytes, not its name)."""
     with open_file(path) as file:
         gzipped = file.read(2) == GZIP_MAGIC
         file.seek(0)
@@ -92,7 +92,7 @@ def open_stream(path: Path) -> Iterator[Stream]:
 
 
 def _most_bytes(path: Path, stream: Stream) -> int:
-    """Return how many bytes `stream` can give at most, judged by the file's size."""
+    """Return how many bytes `stream` can give at most, going by the file's size."""
     if isinstance(stream, io.BufferedReader):
         return path.stat().st_size
     if isinstance(stream, GunzipReader):
@@ -123,9 +123,9 @@ def read_exactly(path: Path, stream: Stream, count: int, what: str) -> np.ndarra
 
 
 def refuse_more(path: Path, stream: Stream, what: str) -> None:
-    """Refuse a file that goes on after its last expected byte."""
+    """Refuse a file with data after its last expected byte."""
     if stream.read(1):
-        raise DatasetFileError(path, f"goes on after {what}, where it should end.")
+        raise DatasetFileError(path, f"has data after {what}, where it should end.")
 
 
 class GunzipReader:
@@ -179,7 +179,7 @@ class GunzipReader:
         if decoder.unused_data or self._file.read(1):
             raise DatasetFileError(
                 self._path,
-                "goes on after the end of its gzip data; expected one gzip member "
+                "has data after the end of its gzip data; expected one gzip member "
                 "and nothing after it.",
             )
         return b""

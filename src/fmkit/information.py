@@ -1,16 +1,15 @@
-r"""Entropy and its relatives, on arrays in float64 and on tensors with gradients.
+r"""Entropy and related measures, on arrays in float64 and on tensors with gradients.
 
-NumPy arrays, lists and numbers are computed in NumPy, in float64, and give NumPy
-back; tensors of Keras's backend give tensors back, in their own float dtype (float32
-at least), and can be differentiated. Everywhere $0 \log 0 = 0$.
+NumPy arrays, lists and numbers are computed by NumPy in float64, and NumPy is returned;
+tensors of Keras's backend return tensors, in their own float dtype (float32 at least),
+and can be differentiated. Everywhere $0 \log 0 = 0$.
 
 The unit is `"nats"` (base $e$), `"bits"` (base 2) or `"bans"` (base 10).
 """
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -18,6 +17,7 @@ from keras import ops
 
 from fmkit._checks import check_one_of
 from fmkit._math import (
+    UNITS,
     divergence_terms,
     entropy_from_logits,
     jensen_shannon,
@@ -39,18 +39,19 @@ __all__ = [
     "perplexity",
 ]
 
-# Infinities are meant: log 0, and what a logit of -inf takes out.
-_quiet = np.errstate(divide="ignore", invalid="ignore", over="ignore")
+# Infinities are expected: log 0, and classes that a logit of -inf excludes.
+_expect_infinities = np.errstate(divide="ignore", invalid="ignore", over="ignore")
 
-_UNITS = {"nats": 1.0, "bits": math.log(2.0), "bans": math.log(10.0)}
-_GIVEN = ("probabilities", "log_probabilities", "logits", "counts")
+# Log-probabilities are logits of themselves.
+_LOGITS = ("logits", "log_probabilities")
+_FORMS = ("probabilities", *_LOGITS, "counts")
 
 
-@_quiet
+@_expect_infinities
 def entropy(
     p: Any,
     *,
-    given: str = "probabilities",
+    form: str = "probabilities",
     axis: int = -1,
     unit: str = "nats",
     sum_tolerance: float | None = 1e-3,
@@ -59,7 +60,7 @@ def entropy(
 
     Args:
         p: A distribution along `axis`.
-        given: What `p` holds: `"probabilities"`, `"log_probabilities"`, `"logits"`,
+        form: What `p` holds: `"probabilities"`, `"log_probabilities"`, `"logits"`,
             or `"counts"` (any weights that are not negative). Probabilities are
             divided by their sum, counts too.
         axis: The axis of the outcomes.
@@ -76,26 +77,26 @@ def entropy(
     Examples:
         >>> round(float(entropy([0.5, 0.25, 0.25], unit="bits")), 4)
         1.5
-        >>> round(float(entropy([3, 1], given="counts")), 4)
+        >>> round(float(entropy([3, 1], form="counts")), 4)
         0.5623
 
     References:
         Shannon, *A mathematical theory of communication*, 1948.
     """
-    xp, x, axis = _read("p", p, given, axis, unit, sum_tolerance)
-    if given == "logits":
-        return entropy_from_logits(x, axis, xp) / _UNITS[unit]
-    probabilities, nll = _distribution(x, given, axis, xp)
-    return _mean(probabilities, nll, axis, xp) / _UNITS[unit]
+    xp, x, axis = _read("p", p, form, axis, unit, sum_tolerance)
+    if form == "logits":
+        return entropy_from_logits(x, axis, xp) / UNITS[unit]
+    read = _distribution(x, form, axis, xp)
+    return _expectation(read.p, read.nll, axis, xp) / UNITS[unit]
 
 
-@_quiet
+@_expect_infinities
 def cross_entropy(
     p: Any,
     q: Any,
     *,
-    given: str = "probabilities",
-    q_given: str | None = None,
+    form: str = "probabilities",
+    q_form: str | None = None,
     axis: int = -1,
     unit: str = "nats",
     sum_tolerance: float | None = 1e-3,
@@ -105,8 +106,8 @@ def cross_entropy(
     Args:
         p: The distribution that the outcomes follow.
         q: The distribution that the code was made for, same shape.
-        given: What `p` holds; see `entropy`.
-        q_given: What `q` holds; the same as `given` if None.
+        form: What `p` holds; see `entropy`.
+        q_form: What `q` holds; the same as `p` if None.
         axis: The axis of the outcomes.
         unit: `"nats"`, `"bits"` or `"bans"`.
         sum_tolerance: How far from 1 probabilities may sum; None turns the check off.
@@ -123,19 +124,17 @@ def cross_entropy(
         >>> round(float(cross_entropy([1.0, 0.0], [0.8, 0.2], unit="bans")), 3)
         0.097
     """
-    xp, axis, (_, p, _), (_, _, q_nll) = _pair(
-        p, q, given, q_given, axis, unit, sum_tolerance
-    )
-    return _mean(p, q_nll, axis, xp) / _UNITS[unit]
+    xp, axis, p, q = _read_pair(p, q, form, q_form, axis, unit, sum_tolerance)
+    return _expectation(p.p, q.nll, axis, xp) / UNITS[unit]
 
 
-@_quiet
+@_expect_infinities
 def kl_divergence(
     p: Any,
     q: Any,
     *,
-    given: str = "probabilities",
-    q_given: str | None = None,
+    form: str = "probabilities",
+    q_form: str | None = None,
     axis: int = -1,
     unit: str = "nats",
     sum_tolerance: float | None = 1e-3,
@@ -144,9 +143,9 @@ def kl_divergence(
 
     Args:
         p: The distribution that the outcomes follow.
-        q: The distribution compared with, same shape.
-        given: What `p` holds; see `entropy`.
-        q_given: What `q` holds; the same as `given` if None.
+        q: The distribution to compare with, same shape.
+        form: What `p` holds; see `entropy`.
+        q_form: What `q` holds; the same as `p` if None.
         axis: The axis of the outcomes.
         unit: `"nats"`, `"bits"` or `"bans"`.
         sum_tolerance: How far from 1 probabilities may sum; None turns the check off.
@@ -161,19 +160,18 @@ def kl_divergence(
         >>> round(float(kl_divergence([0.5, 0.5], [0.9, 0.1])), 4)
         0.5108
     """
-    xp, axis, p_parts, q_parts = _pair(p, q, given, q_given, axis, unit, sum_tolerance)
-    ratio = -_log_ratio(p_parts, q_parts, axis, xp)
-    terms = divergence_terms(p_parts[1], q_parts[1], ratio, xp)
-    return xp.sum(terms, axis=axis) / _UNITS[unit]
+    xp, axis, p, q = _read_pair(p, q, form, q_form, axis, unit, sum_tolerance)
+    terms = divergence_terms(p.p, q.p, -_log_ratio(p, q, axis, xp), xp)
+    return xp.sum(terms, axis=axis) / UNITS[unit]
 
 
-@_quiet
+@_expect_infinities
 def jensen_shannon_divergence(
     p: Any,
     q: Any,
     *,
-    given: str = "probabilities",
-    q_given: str | None = None,
+    form: str = "probabilities",
+    q_form: str | None = None,
     axis: int = -1,
     unit: str = "nats",
     sum_tolerance: float | None = 1e-3,
@@ -185,8 +183,8 @@ def jensen_shannon_divergence(
     Args:
         p: A distribution along `axis`.
         q: Another, same shape.
-        given: What `p` holds; see `entropy`.
-        q_given: What `q` holds; the same as `given` if None.
+        form: What `p` holds; see `entropy`.
+        q_form: What `q` holds; the same as `p` if None.
         axis: The axis of the outcomes.
         unit: `"nats"`, `"bits"` or `"bans"`.
         sum_tolerance: How far from 1 probabilities may sum; None turns the check off.
@@ -201,29 +199,29 @@ def jensen_shannon_divergence(
         >>> float(jensen_shannon_divergence([1.0, 0.0], [0.0, 1.0], unit="bits"))
         1.0
     """
-    xp, axis, p_parts, q_parts = _pair(p, q, given, q_given, axis, unit, sum_tolerance)
-    ratio = _log_ratio(p_parts, q_parts, axis, xp)
-    return jensen_shannon(p_parts[1], q_parts[1], ratio, axis, xp) / _UNITS[unit]
+    xp, axis, p, q = _read_pair(p, q, form, q_form, axis, unit, sum_tolerance)
+    ratio = _log_ratio(p, q, axis, xp)
+    return jensen_shannon(p.p, q.p, ratio, axis, xp) / UNITS[unit]
 
 
 def perplexity(
     p: Any,
     q: Any = None,
     *,
-    given: str = "probabilities",
-    q_given: str | None = None,
+    form: str = "probabilities",
+    q_form: str | None = None,
     axis: int = -1,
     sum_tolerance: float | None = 1e-3,
 ) -> Any:
     r"""Perplexity $e^{H(p)}$, or $e^{H(p, q)}$ if `q` is given.
 
-    The number of equally likely outcomes that would be as uncertain.
+    It is the number of equally likely outcomes with the same uncertainty.
 
     Args:
         p: The distribution that the outcomes follow.
-        q: The distribution that predicts them, if another.
-        given: What `p` holds; see `entropy`.
-        q_given: What `q` holds; the same as `given` if None.
+        q: The distribution that predicts them, if a different one.
+        form: What `p` holds; see `entropy`.
+        q_form: What `q` holds; the same as `p` if None.
         axis: The axis of the outcomes.
         sum_tolerance: How far from 1 probabilities may sum; None turns the check off.
 
@@ -237,12 +235,12 @@ def perplexity(
         >>> round(float(perplexity([0.25, 0.25, 0.25, 0.25])), 4)
         4.0
     """
-    options: dict[str, Any] = {"given": given, "axis": axis}
+    options: dict[str, Any] = {"form": form, "axis": axis}
     options["sum_tolerance"] = sum_tolerance
     if q is None:
         nats = entropy(p, **options)
     else:
-        nats = cross_entropy(p, q, q_given=q_given, **options)
+        nats = cross_entropy(p, q, q_form=q_form, **options)
     return ops.exp(nats) if ops.is_tensor(nats) else np.exp(nats)
 
 
@@ -274,12 +272,12 @@ def joint_counts(x: Any, y: Any) -> np.ndarray:
     return table
 
 
-@_quiet
+@_expect_infinities
 def joint_entropy(
     x: Any,
     y: Any = None,
     *,
-    given: str = "probabilities",
+    form: str = "probabilities",
     unit: str = "nats",
     sum_tolerance: float | None = 1e-3,
 ) -> Any:
@@ -287,8 +285,8 @@ def joint_entropy(
 
     Args:
         x: A joint table, shape `(..., X, Y)`; or labels, if `y` is given too.
-        y: Labels that belong to the labels `x`.
-        given: What a table holds: `"probabilities"`, `"log_probabilities"`,
+        y: Labels paired with the labels `x`.
+        form: What a table holds: `"probabilities"`, `"log_probabilities"`,
             `"logits"` or `"counts"`. Not used for labels.
         unit: `"nats"`, `"bits"` or `"bans"`.
         sum_tolerance: How far from 1 a table may sum; None turns the check off.
@@ -303,16 +301,16 @@ def joint_entropy(
         >>> round(float(joint_entropy([[0.25, 0.25], [0.5, 0.0]], unit="bits")), 4)
         1.5
     """
-    xp, table = _table(x, y, given, unit, sum_tolerance)
-    return xp.sum(_self_information(table, table, xp), axis=(-2, -1)) / _UNITS[unit]
+    xp, table = _read_table(x, y, form, unit, sum_tolerance)
+    return xp.sum(_self_information(table, table, xp), axis=(-2, -1)) / UNITS[unit]
 
 
-@_quiet
+@_expect_infinities
 def conditional_entropy(
     x: Any,
     y: Any = None,
     *,
-    given: str = "probabilities",
+    form: str = "probabilities",
     unit: str = "nats",
     sum_tolerance: float | None = 1e-3,
 ) -> Any:
@@ -323,8 +321,8 @@ def conditional_entropy(
 
     Args:
         x: A joint table, shape `(..., X, Y)`; or labels, if `y` is given too.
-        y: Labels that belong to the labels `x`.
-        given: What a table holds; see `joint_entropy`.
+        y: Labels paired with the labels `x`.
+        form: What a table holds; see `joint_entropy`.
         unit: `"nats"`, `"bits"` or `"bans"`.
         sum_tolerance: How far from 1 a table may sum; None turns the check off.
 
@@ -339,17 +337,17 @@ def conditional_entropy(
         >>> round(float(conditional_entropy(table, unit="bits")), 4)
         0.5
     """
-    xp, table = _table(x, y, given, unit, sum_tolerance)
-    rows = table / _harmless(xp.sum(table, axis=-1, keepdims=True), xp)
-    return xp.sum(_self_information(table, rows, xp), axis=(-2, -1)) / _UNITS[unit]
+    xp, table = _read_table(x, y, form, unit, sum_tolerance)
+    rows = table / _one_for_zero(xp.sum(table, axis=-1, keepdims=True), xp)
+    return xp.sum(_self_information(table, rows, xp), axis=(-2, -1)) / UNITS[unit]
 
 
-@_quiet
+@_expect_infinities
 def mutual_information(
     x: Any,
     y: Any = None,
     *,
-    given: str = "probabilities",
+    form: str = "probabilities",
     unit: str = "nats",
     sum_tolerance: float | None = 1e-3,
 ) -> Any:
@@ -360,8 +358,8 @@ def mutual_information(
 
     Args:
         x: A joint table, shape `(..., X, Y)`; or labels, if `y` is given too.
-        y: Labels that belong to the labels `x`.
-        given: What a table holds; see `joint_entropy`.
+        y: Labels paired with the labels `x`.
+        form: What a table holds; see `joint_entropy`.
         unit: `"nats"`, `"bits"` or `"bans"`.
         sum_tolerance: How far from 1 a table may sum; None turns the check off.
 
@@ -375,24 +373,24 @@ def mutual_information(
         >>> round(float(mutual_information([0, 0, 1, 1], [1, 1, 0, 0], unit="bits")), 4)
         1.0
     """
-    xp, table = _table(x, y, given, unit, sum_tolerance)
+    xp, table = _read_table(x, y, form, unit, sum_tolerance)
     product = xp.sum(table, axis=-1, keepdims=True) * xp.sum(
         table, axis=-2, keepdims=True
     )
-    some = xp.where(table > 0.0, table, xp.ones_like(table))
+    positive = _one_for_zero(table, xp)
     # log1p of the relative difference keeps the digits that log(a / b) would round.
-    ratio = xp.log1p((product - some) / some)
+    ratio = xp.log1p((product - positive) / positive)
     ratio = xp.where(table > 0.0, ratio, float("inf"))
     terms = divergence_terms(table, product, ratio, xp)
-    return xp.sum(terms, axis=(-2, -1)) / _UNITS[unit]
+    return xp.sum(terms, axis=(-2, -1)) / UNITS[unit]
 
 
 def _read(
-    name: str, x: Any, given: str, axis: int, unit: str, tolerance: float | None
+    name: str, x: Any, form: str, axis: int, unit: str, tolerance: float | None
 ) -> tuple[Any, Any, int]:
     """Return the namespace, the values as floats, and `axis` from the front."""
-    check_one_of("given", given, _GIVEN)
-    check_one_of("unit", unit, _UNITS)
+    check_one_of("form", form, _FORMS)
+    check_one_of("unit", unit, UNITS)
     xp, x = _floats(x)
     rank = len(x.shape)
     if not -rank <= axis < rank or 0 in tuple(x.shape):
@@ -400,7 +398,7 @@ def _read(
             f"`{name}` must hold a distribution along `axis`, got shape "
             f"{tuple(x.shape)} and axis={axis}."
         )
-    _check_weights(name, x, given, axis, tolerance)
+    _check_weights(name, x, form, axis, tolerance)
     return xp, x, axis % rank
 
 
@@ -411,65 +409,71 @@ def _floats(x: Any) -> tuple[Any, Any]:
 
 
 def _check_weights(
-    name: str, x: Any, given: str, axis: Any, tolerance: float | None
+    name: str, x: Any, form: str, axis: Any, tolerance: float | None
 ) -> None:
     values = known_values(x)
-    if values is None or given == "logits":
+    if values is None or form == "logits":
         return
-    weights = np.exp(values) if given == "log_probabilities" else values
+    weights = np.exp(values) if form == "log_probabilities" else values
     sums = weights.sum(axis=axis)
     if not weights.min() >= 0.0 or not np.min(sums) > 0.0:
         raise ValueError(
             f"`{name}` must not be negative and not all 0, got a smallest value of "
             f"{weights.min():g} and a smallest sum of {np.min(sums):g}."
         )
-    if given == "counts" or tolerance is None:
+    if form == "counts" or tolerance is None:
         return
     off = np.abs(sums - 1.0)
     if not off.max() <= tolerance:
         raise ValueError(
             f"`{name}` must sum to 1 along axis {axis} within sum_tolerance="
             f"{tolerance:g}, got a sum of {np.ravel(sums)[np.argmax(off)]:g}. For "
-            "counts pass `given='counts'`, for logits `given='logits'`."
+            "counts pass `form='counts'`, for logits `form='logits'`."
         )
 
 
-def _distribution(x: Any, given: str, axis: int, xp: Any) -> tuple[Any, Any]:
-    """Return probabilities that sum to 1, and their surprisals in nats."""
-    if given in ("logits", "log_probabilities"):
-        # Log-probabilities are logits of themselves.
-        return softmax(x, axis, xp)
+class _Distribution(NamedTuple):
+    logits: Any  # None for probabilities and counts
+    p: Any
+    nll: Any  # surprisals in nats
+
+
+def _distribution(x: Any, form: str, axis: int, xp: Any) -> _Distribution:
+    """Return probabilities that sum to 1, and their surprisals."""
+    if form in _LOGITS:
+        return _Distribution(x, *softmax(x, axis, xp))
     p = x / xp.sum(x, axis=axis, keepdims=True)
-    return p, xp.where(p > 0.0, -xp.log(_harmless(p, xp)), float("inf"))
+    nll = xp.where(p > 0.0, -xp.log(_one_for_zero(p, xp)), float("inf"))
+    return _Distribution(None, p, nll)
 
 
-def _harmless(x: Any, xp: Any) -> Any:
-    """Return `x` with 1 in place of 0, so that neither log nor division complains."""
+def _one_for_zero(x: Any, xp: Any) -> Any:
+    """Return `x` with 1 in place of 0, so that log and division stay finite."""
     return xp.where(x > 0.0, x, xp.ones_like(x))
 
 
-def _mean(p: Any, nll: Any, axis: int, xp: Any) -> Any:
+def _expectation(p: Any, nll: Any, axis: int, xp: Any) -> Any:
     """Return the sum of p times nll, where 0 times infinity is 0."""
     return xp.sum(p * xp.where(p > 0.0, nll, 0.0), axis=axis)
 
 
 def _self_information(p: Any, of: Any, xp: Any) -> Any:
-    return p * -xp.log(_harmless(of, xp))
+    return p * -xp.log(_one_for_zero(of, xp))
 
 
-def _pair(
+def _read_pair(
     p: Any,
     q: Any,
-    given: str,
-    q_given: str | None,
+    form: str,
+    q_form: str | None,
     axis: int,
     unit: str,
     tolerance: float | None,
-) -> tuple[Any, int, tuple[Any, Any, Any], tuple[Any, Any, Any]]:
-    """Return namespace, axis, and for p and q: logits or None, p, surprisals."""
-    q_given = given if q_given is None else q_given
-    xp, p, front = _read("p", p, given, axis, unit, tolerance)
-    q_xp, q, _ = _read("q", q, q_given, axis, unit, tolerance)
+) -> tuple[Any, int, _Distribution, _Distribution]:
+    """Return the namespace, the axis, and what `p` and `q` hold."""
+    q_form = form if q_form is None else q_form
+    xp, p, front = _read("p", p, form, axis, unit, tolerance)
+    q_xp, q, _ = _read("q", q, q_form, axis, unit, tolerance)
     if xp is not q_xp:
         xp, p, q = ops, at_least_float32(p), at_least_float32(q)
     if tuple(p.shape) != tuple(q.shape):
@@ -477,20 +481,13 @@ def _pair(
             f"`p` and `q` must have the same shape, got {tuple(p.shape)} and "
             f"{tuple(q.shape)}."
         )
-    logits = ("logits", "log_probabilities")
-    return (
-        xp,
-        front,
-        (p if given in logits else None, *_distribution(p, given, front, xp)),
-        (q if q_given in logits else None, *_distribution(q, q_given, front, xp)),
-    )
+    p, q = _distribution(p, form, front, xp), _distribution(q, q_form, front, xp)
+    return xp, front, p, q
 
 
-def _log_ratio(
-    p_parts: tuple[Any, Any, Any], q_parts: tuple[Any, Any, Any], axis: int, xp: Any
-) -> Any:
-    """Return log(p / q); where both are 0 it weighs nothing and is 0."""
-    (z, p, p_nll), (w, q, q_nll) = p_parts, q_parts
+def _log_ratio(left: _Distribution, right: _Distribution, axis: int, xp: Any) -> Any:
+    """Return log(p / q), and 0 where both are 0."""
+    (z, p, p_nll), (w, q, q_nll) = left, right
     if z is not None and w is not None:
         return log_ratio(z, w, p_nll, q_nll, axis, xp)[0]
     if z is None and w is None:
@@ -518,21 +515,21 @@ def _label_array(name: str, labels: Any) -> np.ndarray:
     return values.astype("int64")
 
 
-def _table(
-    x: Any, y: Any, given: str, unit: str, tolerance: float | None
+def _read_table(
+    x: Any, y: Any, form: str, unit: str, tolerance: float | None
 ) -> tuple[Any, Any]:
     """Return the namespace and the joint probabilities, shape (..., X, Y)."""
     if y is not None:
-        x, given = joint_counts(x, y), "counts"
-    check_one_of("given", given, _GIVEN)
-    check_one_of("unit", unit, _UNITS)
+        x, form = joint_counts(x, y), "counts"
+    check_one_of("form", form, _FORMS)
+    check_one_of("unit", unit, UNITS)
     xp, x = _floats(x)
     if len(x.shape) < 2 or 0 in tuple(x.shape):
         raise ValueError(
             f"`x` must be a joint table of shape (..., X, Y), got {tuple(x.shape)}. "
             "For two arrays of labels pass both, as `x` and `y`."
         )
-    _check_weights("x", x, given, (-2, -1), tolerance)
-    if given in ("logits", "log_probabilities"):
+    _check_weights("x", x, form, (-2, -1), tolerance)
+    if form in _LOGITS:
         x = xp.exp(x - xp.max(x, axis=(-2, -1), keepdims=True))
     return xp, x / xp.sum(x, axis=(-2, -1), keepdims=True)

@@ -1,4 +1,9 @@
-"""Metrics of predicted distributions: how sure, how calibrated, how near the truth."""
+"""Metrics of predicted distributions: uncertainty, calibration, accuracy.
+
+Each is a function, which documents formula, shapes and options, and a Keras metric with
+the same options and Keras's `name` and `dtype`; a dtype narrower than float32 is raised
+to float32.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +13,11 @@ import keras
 from keras import ops
 
 from fmkit._checks import check_int, check_one_of
-from fmkit._math import Tensor, entropy_from_logits, one_hot_mask, softmax_minus
+from fmkit._math import UNITS, Tensor, entropy_from_logits, one_hot_mask, softmax_minus
 from fmkit._targets import (
     check_labels,
     check_probabilities,
+    float32_or_float64,
     nan_unless,
     read_logits,
     read_targets,
@@ -27,18 +33,17 @@ __all__ = [
     "predictive_entropy",
 ]
 
-# Nats in one unit.
-_UNITS = {"nats": 1.0, "bits": 0.6931471805599453, "bans": 2.302585092994046}
+_FORMS = ("logits", "probabilities")
 
 
 def predictive_entropy(
-    y_pred: Any, *, from_logits: bool = True, unit: str = "nats", axis: int = -1
+    y_pred: Any, *, form: str = "logits", unit: str = "nats", axis: int = -1
 ) -> Tensor:
     r"""Entropy of each predicted distribution, $-\sum_j p_j \log p_j$.
 
     Args:
         y_pred: Logits, or probabilities, shape `(batch, ..., K)`.
-        from_logits: Whether `y_pred` holds logits.
+        form: What `y_pred` holds: `"logits"` or `"probabilities"`.
         unit: `"nats"`, `"bits"` or `"bans"` (base 10).
         axis: The class axis.
 
@@ -53,19 +58,20 @@ def predictive_entropy(
         >>> round(float(predictive_entropy([[0.0, 0.0]], unit="bits")[0]), 4)
         1.0
     """
-    check_one_of("unit", unit, _UNITS)
+    check_one_of("form", form, _FORMS)
+    check_one_of("unit", unit, UNITS)
     y_pred, axis = read_logits(y_pred, axis)
-    if from_logits:
-        return entropy_from_logits(y_pred, axis) / _UNITS[unit]
-    some = ops.where(y_pred > 0.0, y_pred, 1.0)
-    return -ops.sum(y_pred * ops.log(some), axis=axis) / _UNITS[unit]
+    if form == "logits":
+        return entropy_from_logits(y_pred, axis) / UNITS[unit]
+    positive = ops.where(y_pred > 0.0, y_pred, 1.0)
+    return -ops.sum(y_pred * ops.log(positive), axis=axis) / UNITS[unit]
 
 
 def brier_score(
     y_true: Any,
     y_pred: Any,
     *,
-    from_logits: bool = True,
+    form: str = "logits",
     sum_tolerance: float | None = 1e-3,
     axis: int = -1,
 ) -> Tensor:
@@ -78,7 +84,7 @@ def brier_score(
         y_true: Labels of the shape of `y_pred` without the class axis (or with
             length 1 there), or probabilities of the shape of `y_pred`.
         y_pred: Logits, or probabilities, shape `(batch, ..., K)`.
-        from_logits: Whether `y_pred` holds logits.
+        form: What `y_pred` holds: `"logits"` or `"probabilities"`.
         sum_tolerance: How far from 1 dense targets may sum; None turns the check off.
         axis: The class axis.
 
@@ -87,17 +93,18 @@ def brier_score(
 
     Raises:
         ValueError: If shapes do not fit, or, where values are known, a label is out
-            of range or targets are no distribution. Inside a compiled step a label
+            of range or targets are not a distribution. Inside a compiled step a label
             out of range scores NaN.
 
     Examples:
-        >>> score = brier_score([0], [[0.6, 0.4]], from_logits=False)
+        >>> score = brier_score([0], [[0.6, 0.4]], form="probabilities")
         >>> round(float(score[0]), 4)
         0.32
 
     References:
         Brier, *Verification of forecasts expressed in terms of probability*, 1950.
     """
+    check_one_of("form", form, _FORMS)
     y_pred, axis = read_logits(y_pred, axis)
     targets, integer = read_targets(y_true, y_pred, axis)
     size = y_pred.shape[axis]
@@ -108,7 +115,10 @@ def brier_score(
         targets = ops.cast(one_hot_mask(targets, size, axis), y_pred.dtype)
     else:
         check_probabilities(y_true, axis, sum_tolerance)
-    residual = softmax_minus(targets, y_pred, axis) if from_logits else y_pred - targets
+    if form == "logits":
+        residual = softmax_minus(targets, y_pred, axis)
+    else:
+        residual = y_pred - targets
     score = ops.sum(ops.square(residual), axis=axis)
     return score if valid is None else nan_unless(valid, score)
 
@@ -118,7 +128,7 @@ def expected_calibration_error(
     y_pred: Any,
     *,
     bins: int = 15,
-    from_logits: bool = True,
+    form: str = "logits",
     axis: int = -1,
 ) -> Tensor:
     r"""Expected calibration error of a set of predictions.
@@ -133,7 +143,7 @@ def expected_calibration_error(
         y_true: Labels, or dense targets (their largest entry is the label).
         y_pred: Logits, or probabilities, shape `(batch, ..., K)`.
         bins: $M$.
-        from_logits: Whether `y_pred` holds logits.
+        form: What `y_pred` holds: `"logits"` or `"probabilities"`.
         axis: The class axis.
 
     Returns:
@@ -144,7 +154,7 @@ def expected_calibration_error(
 
     Examples:
         >>> p = [[0.9, 0.1], [0.8, 0.2]]
-        >>> error = expected_calibration_error([0, 1], p, bins=1, from_logits=False)
+        >>> error = expected_calibration_error([0, 1], p, bins=1, form="probabilities")
         >>> round(float(error), 4)
         0.35
 
@@ -152,14 +162,13 @@ def expected_calibration_error(
         Guo et al., [*On calibration of modern neural networks*](
         https://arxiv.org/abs/1706.04599), 2017, section 2.
     """
+    check_one_of("form", form, _FORMS)
     bins = check_int("bins", bins)
-    judged = _confidence_and_hit(y_true, y_pred, from_logits=from_logits, axis=axis)
-    return _calibration_error(_bin_sums(judged, None, bins))
+    outcomes = _confidence_and_hit(y_true, y_pred, form=form, axis=axis)
+    return _calibration_error(_bin_sums(outcomes, None, bins))
 
 
-def _confidence_and_hit(
-    y_true: Any, y_pred: Any, *, from_logits: bool, axis: int
-) -> Tensor:
+def _confidence_and_hit(y_true: Any, y_pred: Any, *, form: str, axis: int) -> Tensor:
     """Return confidence, and 1 where the prediction is right, on a new last axis."""
     y_pred, axis = read_logits(y_pred, axis)
     targets, integer = read_targets(y_true, y_pred, axis)
@@ -167,15 +176,15 @@ def _confidence_and_hit(
         check_labels(y_true, y_pred.shape[axis])
     else:
         targets = ops.argmax(targets, axis=axis)
-    p = ops.softmax(y_pred, axis=axis) if from_logits else y_pred
+    p = ops.softmax(y_pred, axis=axis) if form == "logits" else y_pred
     guess = ops.cast(ops.argmax(y_pred, axis=axis), targets.dtype)
     hit = ops.cast(ops.equal(guess, targets), p.dtype)
     return ops.stack([ops.max(p, axis=axis), hit], axis=-1)
 
 
-def _bin_sums(judged: Tensor, sample_weight: Any, bins: int) -> Tensor:
+def _bin_sums(outcomes: Tensor, sample_weight: Any, bins: int) -> Tensor:
     """Return weight, confidence and hits summed in each bin, shape (3, bins)."""
-    confidence, hit = judged[..., 0], judged[..., 1]
+    confidence, hit = outcomes[..., 0], outcomes[..., 1]
     weight = ops.ones_like(confidence)
     if sample_weight is not None:
         sample_weight = ops.cast(sample_weight, weight.dtype)
@@ -195,17 +204,12 @@ def _calibration_error(sums: Tensor) -> Tensor:
     return ops.divide_no_nan(gap, ops.sum(sums[0]))
 
 
-def _wide(dtype: Any) -> str:
-    """Return the metric's dtype, never narrower than float32."""
-    wanted = keras.dtype_policies.get(dtype or keras.config.floatx()).compute_dtype
-    return "float64" if wanted == "float64" else "float32"
-
-
 class _OfPredictions(keras.metrics.MeanMetricWrapper):
     """A mean over positions, weighted and masked as Keras does it."""
 
     def __init__(self, fn: Any, name: str | None, dtype: Any, **options: Any):
-        super().__init__(fn=fn, name=name, dtype=_wide(dtype), **options)
+        check_one_of("form", options["form"], _FORMS)
+        super().__init__(fn, name, float32_or_float64(dtype), **options)
         self.options = options
 
     def get_config(self) -> dict[str, Any]:
@@ -218,23 +222,9 @@ class _OfPredictions(keras.metrics.MeanMetricWrapper):
         return cls(**config)
 
 
-def _entropy_of_prediction(y_true: Any, y_pred: Any, **options: Any) -> Tensor:
-    return predictive_entropy(y_pred, **options)
-
-
 @keras.saving.register_keras_serializable("fmkit")
 class PredictiveEntropy(_OfPredictions):
-    """Mean entropy of the predicted distributions; see `predictive_entropy`.
-
-    Args:
-        from_logits: Whether predictions are logits.
-        unit: `"nats"`, `"bits"` or `"bans"`.
-        axis: The class axis.
-        name: Name of the metric.
-        dtype: float32 or float64; a narrower one is raised to float32.
-
-    Raises:
-        ValueError: If `unit` is unknown.
+    """Mean of `predictive_entropy` over all positions, as a Keras metric.
 
     Examples:
         >>> metric = PredictiveEntropy(unit="bits")
@@ -246,33 +236,29 @@ class PredictiveEntropy(_OfPredictions):
     def __init__(
         self,
         *,
-        from_logits: bool = True,
+        form: str = "logits",
         unit: str = "nats",
         axis: int = -1,
         name: str | None = "predictive_entropy",
         dtype: Any = None,
     ):
-        check_one_of("unit", unit, _UNITS)
-        options = {"from_logits": from_logits, "unit": unit, "axis": axis}
-        super().__init__(_entropy_of_prediction, name, dtype, **options)
+        check_one_of("unit", unit, UNITS)
+        super().__init__(
+            lambda y_true, y_pred, **options: predictive_entropy(y_pred, **options),
+            name,
+            dtype,
+            form=form,
+            unit=unit,
+            axis=axis,
+        )
 
 
 @keras.saving.register_keras_serializable("fmkit")
 class BrierScore(_OfPredictions):
-    """Mean Brier score; see `brier_score`.
-
-    Args:
-        from_logits: Whether predictions are logits.
-        sum_tolerance: How far from 1 dense targets may sum; None turns the check off.
-        axis: The class axis.
-        name: Name of the metric.
-        dtype: float32 or float64; a narrower one is raised to float32.
-
-    Raises:
-        ValueError: As `brier_score`.
+    """Mean of `brier_score` over all positions, as a Keras metric.
 
     Examples:
-        >>> metric = BrierScore(from_logits=False)
+        >>> metric = BrierScore(form="probabilities")
         >>> metric.update_state([0, 1], [[0.6, 0.4], [0.0, 1.0]])
         >>> round(float(metric.result()), 4)
         0.16
@@ -281,29 +267,25 @@ class BrierScore(_OfPredictions):
     def __init__(
         self,
         *,
-        from_logits: bool = True,
+        form: str = "logits",
         sum_tolerance: float | None = 1e-3,
         axis: int = -1,
         name: str | None = "brier_score",
         dtype: Any = None,
     ):
-        options = {
-            "from_logits": from_logits,
-            "sum_tolerance": sum_tolerance,
-            "axis": axis,
-        }
+        options = {"form": form, "sum_tolerance": sum_tolerance, "axis": axis}
         super().__init__(brier_score, name, dtype, **options)
 
 
 class _BinnedMean(keras.metrics.Mean):
-    """Adds up what belongs to each bin; `MeanMetricWrapper` hands it the weights."""
+    """Sums per bin; `MeanMetricWrapper` passes it the weights."""
 
     def update_state(self, values: Tensor, sample_weight: Any = None) -> None:
         sums = _bin_sums(values, sample_weight, self.bins)
         self.sums.assign_add(ops.cast(sums, self.sums.dtype))
 
     def reset_state(self) -> None:
-        # That of `Mean` clears its own two variables only.
+        # `Mean` resets its own two variables only.
         super().reset_state()
         self.sums.assign(ops.zeros((3, self.bins)))
 
@@ -313,23 +295,13 @@ class _BinnedMean(keras.metrics.Mean):
 
 @keras.saving.register_keras_serializable("fmkit")
 class ExpectedCalibrationError(_OfPredictions, _BinnedMean):
-    """Expected calibration error over all batches; see `expected_calibration_error`.
+    """`expected_calibration_error` over all batches, as a Keras metric.
 
-    The bins are filled batch by batch, so that the result is that of the whole set,
-    not a mean over batches.
-
-    Args:
-        bins: Number of bins of equal width.
-        from_logits: Whether predictions are logits.
-        axis: The class axis.
-        name: Name of the metric.
-        dtype: float32 or float64; a narrower one is raised to float32.
-
-    Raises:
-        ValueError: If `bins` is below 1, or as `expected_calibration_error`.
+    The bins are filled batch by batch, so the result is that of the whole set, not a
+    mean over batches.
 
     Examples:
-        >>> metric = ExpectedCalibrationError(bins=1, from_logits=False)
+        >>> metric = ExpectedCalibrationError(bins=1, form="probabilities")
         >>> metric.update_state([0], [[0.9, 0.1]])
         >>> metric.update_state([1], [[0.8, 0.2]])
         >>> round(float(metric.result()), 4)
@@ -340,14 +312,14 @@ class ExpectedCalibrationError(_OfPredictions, _BinnedMean):
         self,
         *,
         bins: int = 15,
-        from_logits: bool = True,
+        form: str = "logits",
         axis: int = -1,
         name: str | None = "expected_calibration_error",
         dtype: Any = None,
     ):
         # In the order of inheritance `MeanMetricWrapper` comes before `_BinnedMean`:
         # it joins the mask with the weights and passes both on.
-        options = {"from_logits": from_logits, "axis": axis}
+        options = {"form": form, "axis": axis}
         super().__init__(_confidence_and_hit, name, dtype, **options)
         self.bins = check_int("bins", bins)
         self.sums = self.add_variable((3, self.bins), "zeros", self.dtype, name="sums")

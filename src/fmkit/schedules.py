@@ -1,26 +1,26 @@
 r"""Learning-rate schedules that change at exactly the step they promise.
 
-`ExponentialDecay` is TensorFlow 1's formula with the whole number of stairs found
-in integers, `Sequential` joins schedules one after the other, and `plot_schedule`
-draws any schedule. All go straight into `keras.optimizers.*(learning_rate=...)`.
+`ExponentialDecay` is TensorFlow 1's formula with the number of stairs computed in
+integers; `join` runs schedules one after another. Both make a `LearningRateSchedule`
+for `keras.optimizers.*(learning_rate=...)`; `visualization.learning_rate_curve` draws
+any schedule.
 """
 
 from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
 from fmkit._checks import check_int, check_number
 
-__all__ = ["ExponentialDecay", "Sequential", "plot_schedule"]
+__all__ = ["ExponentialDecay", "join"]
 
 # Two fractions with denominators up to this differ by at least its inverse square,
 # 2.3e-10: still more than the spacing of floats around a million steps.
@@ -39,13 +39,13 @@ class ExponentialDecay(LearningRateSchedule):
       \text{or, with `staircase`,}\quad \eta(n) = \eta_0\, r^{\lfloor n/T \rfloor}.$$
 
     This is TensorFlow 1's `tf.train.exponential_decay`. The quotient is taken in
-    integers, so a stair comes at exactly its step: up to $2^{53}$ for Python integers
-    and for TensorFlow and PyTorch counters, up to the end of its int32 on JAX.
+    integers, so each stair comes at exactly its step: up to $2^{53}$ for Python
+    integers and for TensorFlow and PyTorch counters, up to the end of its int32 on JAX.
     Keras's class of this name divides in float32 and steps too early at large counts.
 
-    Before the decay come, if asked for, a linear warm-up of `warmup_steps` steps from
-    `warmup_initial` to $\eta_0$ and `transition_begin` steps at $\eta_0$; $n$ counts
-    from the end of both.
+    The decay may be preceded by a linear warm-up of `warmup_steps` steps from
+    `warmup_initial` to $\eta_0$ and then by `transition_begin` steps at $\eta_0$; $n$
+    counts from the end of both.
 
     Args:
         initial_learning_rate: $\eta_0 > 0$.
@@ -54,9 +54,9 @@ class ExponentialDecay(LearningRateSchedule):
             is read as the nearest fraction with a denominator up to 65,536: so
             `60000 / 128` steps at the first step after each multiple of 468.75.
         decay_rate: Factor $r > 0$; above 1 the rate grows.
-        staircase: Whether the rate keeps still between multiples of `decay_steps`.
-        end_value: Where the rate stops: its lower bound for $r < 1$, its upper bound
-            for $r > 1$. `None` sets no bound.
+        staircase: Whether the rate is constant between multiples of `decay_steps`.
+        end_value: Where the rate stops changing: its lower bound for $r < 1$, its upper
+            bound for $r > 1$. `None` sets no bound.
         transition_begin: Steps at $\eta_0$ before the decay begins.
         warmup_steps: Steps of linear warm-up; step 0 has the rate `warmup_initial`.
         warmup_initial: Rate at step 0 of the warm-up.
@@ -123,11 +123,11 @@ class ExponentialDecay(LearningRateSchedule):
         warmup_epochs: int = 0,
         warmup_initial: float = 0.0,
     ) -> ExponentialDecay:
-        """Make the schedule from epochs, as the tutorial does.
+        """Build the schedule from epochs, as the tutorial does.
 
         The period is `epochs_per_decay * num_examples / batch_size` steps, kept as an
-        exact fraction. Where `batch_size` does not divide `num_examples`, `fit` on
-        arrays takes a last, smaller batch and so has a few more steps to the epoch.
+        exact fraction. If `batch_size` does not divide `num_examples`, `fit` on arrays
+        ends each epoch with a smaller batch and so has slightly more steps per epoch.
 
         Args:
             initial_learning_rate: As in the class.
@@ -214,7 +214,7 @@ class ExponentialDecay(LearningRateSchedule):
         exponent = math.floor(periods) if self.staircase else float(periods)
         log_rate = math.log(self.initial_learning_rate)
         log_rate += exponent * math.log(self.decay_rate)
-        # Beyond exp(700) float64 ends; float32, the result's type, long before.
+        # exp overflows float64 above 700, and float32, the result's type, long before.
         rate = math.exp(log_rate) if log_rate < 700 else math.inf
         if self.end_value is None:
             return rate
@@ -251,34 +251,44 @@ class ExponentialDecay(LearningRateSchedule):
         }
 
 
-@keras.saving.register_keras_serializable("fmkit")
-class Sequential(LearningRateSchedule):
-    r"""Schedules one after the other, each counting from its own start.
+def join(
+    schedules: Sequence[LearningRateSchedule | float], boundaries: Sequence[int]
+) -> LearningRateSchedule:
+    r"""Run schedules one after another, each counting steps from its own start.
 
-    Schedule $i$ rules the steps $b_i \le n < b_{i+1}$, with $b_0 = 0$ and the rest
-    from `boundaries`, and is called with $n - b_i$.
+    Schedule $i$ covers the steps $b_i \le n < b_{i+1}$, with $b_0 = 0$ and the other
+    $b_i$ from `boundaries`, and is called with $n - b_i$.
 
     Args:
-        schedules: Schedules, or positive numbers for a constant rate.
-        boundaries: Steps at which the second and each later schedule begins: strictly
-            increasing, one fewer than `schedules`.
+        schedules: Schedules, or numbers from 0 up for a constant rate.
+        boundaries: Optimizer steps at which the second and each later schedule begins:
+            strictly increasing, one fewer than `schedules`.
+
+    Returns:
+        A `LearningRateSchedule`, saved and loaded like any other.
 
     Raises:
         ValueError: If the boundaries don't fit the schedules.
-        TypeError: If a part is neither a schedule nor a number.
+        TypeError: If an entry is neither a schedule nor a number.
 
     Examples:
-        >>> schedule = Sequential([0.1, ExponentialDecay(0.1, 10, 0.5)], [100])
+        >>> schedule = join([0.1, ExponentialDecay(0.1, 10, 0.5)], [100])
         >>> [round(float(schedule(step)), 4) for step in (99, 100, 110)]
         [0.1, 0.1, 0.05]
     """
+    return _Joined(schedules, boundaries)
+
+
+@keras.saving.register_keras_serializable("fmkit", "Joined")
+class _Joined(LearningRateSchedule):
+    """What `join` returns."""
 
     def __init__(
         self,
         schedules: Sequence[LearningRateSchedule | float],
         boundaries: Sequence[int],
     ):
-        self.schedules = [_read_part(part) for part in schedules]
+        self.schedules = [_read_schedule(part) for part in schedules]
         self.boundaries = [check_int("boundaries", b) for b in boundaries]
         if len(self.boundaries) != len(self.schedules) - 1:
             raise ValueError(
@@ -318,7 +328,7 @@ class Sequential(LearningRateSchedule):
         }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Sequential:
+    def from_config(cls, config: dict[str, Any]) -> _Joined:
         """Make the schedule that `get_config` described."""
         parts = [
             keras.saving.deserialize_keras_object(part)
@@ -329,43 +339,8 @@ class Sequential(LearningRateSchedule):
         return cls(parts, config["boundaries"])
 
 
-def plot_schedule(
-    schedule: Callable[[Any], Any],
-    steps: int,
-    *,
-    points: int = 1000,
-    ax: Any = None,
-    **line: Any,
-) -> Any:
-    """Draw the learning rate of `schedule` against the optimizer step.
-
-    Args:
-        schedule: Any Keras learning-rate schedule.
-        steps: How many steps to show, from step 0.
-        points: Largest number of steps at which the schedule is computed.
-        ax: Axes to draw on; a new figure's if `None`.
-        **line: Passed to `Axes.plot`.
-
-    Returns:
-        The Matplotlib `Axes`.
-    """
-    check_int("steps", steps)
-    counts = np.unique(
-        np.linspace(0, steps - 1, min(steps, check_int("points", points)), dtype=int)
-    )
-    # .item() keeps to Python's integers, which no backend narrows.
-    rates = [float(ops.convert_to_numpy(schedule(count.item()))) for count in counts]
-    if ax is None:
-        from matplotlib import pyplot
-
-        ax = pyplot.figure().add_subplot()
-    ax.plot(counts, rates, **line)
-    ax.set(xlabel="optimizer step", ylabel="learning rate")
-    return ax
-
-
 def _read_decay_steps(value: Any) -> Fraction:
-    """Return the period as an exact fraction, or say why it can't be one."""
+    """Return the period as an exact fraction, or refuse it."""
     if isinstance(value, (tuple, list)):
         if len(value) != 2:
             raise ValueError(
@@ -400,7 +375,7 @@ def _divide_exactly(count: Any, period: Fraction) -> tuple[Any, Any]:
         keras.backend.standardize_dtype(count.dtype), 31
     )
     if numerator >= 2**bits:
-        # A counter this narrow never comes to the end of the first period.
+        # A counter this narrow never reaches the end of the first period.
         return ops.zeros_like(count), ops.cast(count, "float32") / float(period)
     blocks = count // numerator
     inside = count - blocks * numerator
@@ -414,7 +389,7 @@ def _divide_exactly(count: Any, period: Fraction) -> tuple[Any, Any]:
 
 
 def _integer_tensor(step: Any) -> Any:
-    # Asked before it becomes a tensor: an optimizer's counter is a keras.Variable.
+    # An optimizer's counter is a keras.Variable.
     step = ops.convert_to_tensor(step)
     dtype = keras.backend.standardize_dtype(step.dtype)
     if "int" not in dtype:
@@ -431,7 +406,7 @@ def _not_negative(count: Any) -> Any:
     return count * ops.cast(count > 0, count.dtype)
 
 
-def _read_part(part: Any) -> LearningRateSchedule | float:
+def _read_schedule(part: Any) -> LearningRateSchedule | float:
     if isinstance(part, LearningRateSchedule):
         return part
     if callable(part) or isinstance(part, str):

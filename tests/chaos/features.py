@@ -66,8 +66,8 @@ def build(descent):
         metrics=[
             "accuracy",
             losses.mean_squared_error_from_logits,
-            metrics.BrierScore(from_logits=True),
-            metrics.PredictiveEntropy(from_logits=True),
+            metrics.BrierScore(form="logits"),
+            metrics.PredictiveEntropy(form="logits"),
         ],
         jit_compile=False if BACKEND == "torch" else "auto",
     )

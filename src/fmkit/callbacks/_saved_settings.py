@@ -29,7 +29,7 @@ def check_settings(
     now = ", ".join(f"{name}={own[name]!r}" for name in names)
     raise ValueError(
         f"The state given to {callback} was saved with {then}, but the callback has "
-        f"{now}, and what was counted would mean something else. Set {then} as before "
+        f"{now}, which would change the meaning of its counts. Set {then} as before "
         "(callbacks of one class also keep their order in the list), or begin a new "
         "run: without `set_state`, and with `ExactResume` in another directory."
     )

@@ -29,8 +29,8 @@ class Batches(private.DataSource):
     Batch $s$ holds places $s b$ to $(s + 1) b - 1$ of that permutation, so the
     stream can start anywhere at once: `seek(epoch, step)`.
 
-    Give it to `model.fit(batches, epochs=10)` as it stands. Every training epoch
-    takes the next order; a second `fit` goes on from there, and
+    Pass it directly to `model.fit(batches, epochs=10)`. Every training epoch takes
+    the next order; a second `fit` continues from there, and
     `fit(..., initial_epoch=e)` starts at epoch $e$. As `validation_data`, in
     `evaluate` and in `predict`, the samples come in their own order and the
     position does not move. A `for` loop goes through one epoch:

@@ -12,7 +12,7 @@ import numpy as np
 
 from fmkit.data._buffers import Buffers
 from fmkit.data._order import Indices
-from fmkit.preprocessing._map import halves
+from fmkit.preprocessing import numpy_maps
 
 __all__ = ["Source", "class_weights"]
 
@@ -56,8 +56,8 @@ class Source:
         self._buffers = Buffers()
         # A `Preprocess` of plain arrays is mapped by `gather`, in NumPy and into
         # memory used before, also inside `tf.data`. The bits are the same.
-        self._halves = (
-            halves(transform)
+        self._maps = (
+            numpy_maps(transform)
             if isinstance(self.x, np.ndarray)
             and (self.y is None or isinstance(self.y, np.ndarray))
             else None
@@ -90,8 +90,8 @@ class Source:
         The list matches `leaves`.
         """
         rows = [self._rows(leaf, indices) for leaf in self.leaves if leaf is not None]
-        if self._halves is not None:
-            map_x, map_y = self._halves
+        if self._maps is not None:
+            map_x, map_y = self._maps
             rows[0] = map_x(rows[0], self._buffers.empty(rows[0].shape, "float32"))
             if self.y is not None:
                 rows[1] = map_y(rows[1])
@@ -116,7 +116,7 @@ class Source:
 
     def apply(self, x: Any, y: Any, zeros: Callable[[Any], Any]) -> tuple[Any, Any]:
         """Map a block; `zeros(x)` makes labels for a map that insists on them."""
-        if self.transform is None or self._halves is not None:  # `gather` has done it
+        if self.transform is None or self._maps is not None:  # `gather` has done it
             return x, y
         if y is None:
             if not self.takes_labels:

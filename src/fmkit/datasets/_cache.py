@@ -1,7 +1,7 @@
 """An uncompressed copy of a data set, checked and memory-mapped.
 
 Beside the four `.npy` files lies a manifest: the size and time of each source file,
-the shape and SHA-256 of each array. A copy that doesn't match it is made anew.
+the shape and SHA-256 of each array. A copy that doesn't match is written again.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _PIECE_BYTES = 1 << 22
 
 
 def load(sources: Sequence[Path], folder: Path, read: Callable[[], Splits]) -> Splits:
-    """Return the memory-mapped copy of a data set, made first if need be.
+    """Return the memory-mapped copy of a data set, writing it first if necessary.
 
     Args:
         sources: The files that `read` reads.
-        folder: Where the copy lies; made if it doesn't exist.
+        folder: Where the copy is; created if it doesn't exist.
         read: Reads the sources.
 
     Returns:
@@ -68,18 +68,18 @@ def _open_copy(
         if manifest["sources"] != identity:
             return None
         return [
-            _map(folder / f"{stem}-{name}.npy", manifest["arrays"][name])
+            _map_array(folder / f"{stem}-{name}.npy", manifest["arrays"][name])
             for name in NPZ_NAMES
         ]
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        _LOGGER.warning("The copy in %s is made anew: %s", folder, error)
+        _LOGGER.warning("Writing the copy in %s again: %s", folder, error)
         return None
 
 
-def _map(path: Path, entry: dict[str, Any]) -> np.ndarray:
-    """Map one array; it must be what the manifest says, to the byte."""
+def _map_array(path: Path, entry: dict[str, Any]) -> np.ndarray:
+    """Map one array; it must match the manifest to the byte."""
     shape = tuple(entry["shape"])
     header = _npy_header(shape)
     with open_file(path) as file:
@@ -99,7 +99,7 @@ def _write_copy(
     identity: list[list[Any]],
     arrays: Sequence[np.ndarray],
 ) -> None:
-    """Write the arrays, then the manifest that makes them count."""
+    """Write the arrays, then the manifest that makes them valid."""
     folder.mkdir(parents=True, exist_ok=True)
     entries = {}
     for name, array in zip(NPZ_NAMES, arrays, strict=True):

@@ -1,4 +1,4 @@
-"""`mnist.json.gz` of the Paddle tutorial, read a row at a time.
+"""`mnist.json.gz` of the Paddle tutorial, read one row at a time.
 
 The file is one JSON array of three splits, `[train, valid, eval]`, each
 `[images, labels]`; an image is a list of 784 numbers. Read whole, as the tutorial
@@ -125,15 +125,15 @@ class _Text:
         self._read = 0
 
     def error(self, problem: str) -> DatasetFileError:
-        """Return the error to raise; every one says what the file should be."""
+        """Return the error to raise, which says what the file should be."""
         return DatasetFileError(
             self.path,
             f"{problem}. Expected the JSON of the Paddle tutorial: three splits of "
             f"[images, labels], each image {PIXELS} numbers.",
         )
 
-    def _more(self) -> bool:
-        """Append the next chunk to the buffer, dropping what was used."""
+    def _read_chunk(self) -> bool:
+        """Append the next chunk to the buffer, dropping what was consumed."""
         chunk = self._stream.read(CHUNK)
         self._read += len(chunk)
         if self._read > MAX_TEXT_BYTES:
@@ -142,18 +142,18 @@ class _Text:
         self._at = 0
         return bool(chunk)
 
-    def _next(self) -> bytes:
-        """Return the next character that is not space, without using it."""
+    def _peek(self) -> bytes:
+        """Return the next non-space character without consuming it."""
         while True:
             self._at = _SPACE.match(self._buffer, self._at).end()  # type: ignore[union-attr]
             if self._at < len(self._buffer):
                 return self._buffer[self._at : self._at + 1]
-            if not self._more():
+            if not self._read_chunk():
                 return b""
 
     def expect(self, character: bytes, what: str) -> None:
-        """Use the next character, which must be `character`."""
-        found = self._next()
+        """Consume the next character, which must be `character`."""
+        found = self._peek()
         if found != character:
             shown = repr(found.decode("latin-1")) if found else "its end"
             raise self.error(
@@ -163,14 +163,14 @@ class _Text:
 
     def expect_end(self) -> None:
         """Refuse anything but space from here on."""
-        if self._next():
-            raise self.error("goes on after its third split")
+        if self._peek():
+            raise self.error("has data after its third split")
 
     def each(self, read_item: Callable[[], None], what: str) -> None:
         """Call `read_item` for each item of a list that has at least one."""
         self.expect(b"[", what)
         read_item()
-        while self._next() == b",":
+        while self._peek() == b",":
             self._at += 1
             read_item()
         self.expect(b"]", f"the end of {what}")
@@ -183,7 +183,7 @@ class _Text:
             held = len(self._buffer) - self._at
             if held > limit:
                 raise self.error(f"has {what} of over {limit} bytes of text")
-            if not self._more():
+            if not self._read_chunk():
                 raise self.error(f"ends inside {what}")
             searched = held
         inside = self._buffer[self._at : end]

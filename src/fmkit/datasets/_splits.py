@@ -1,4 +1,4 @@
-"""Pairs of images and labels, and the folders and archives they lie in."""
+"""Pairs of images and labels, and the folders and archives that hold them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Splits = tuple[Split, Split]
 
 IMAGE_SHAPE = (28, 28)
 CLASSES = 10
-# The four files of MNIST and of every set made to stand in for it.
+# The four files of MNIST and of every drop-in replacement for it.
 PARTS = ("train-images", "train-labels", "t10k-images", "t10k-labels")
 NPZ_NAMES = ("x_train", "y_train", "x_test", "y_test")
 

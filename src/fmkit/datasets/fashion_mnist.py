@@ -1,7 +1,7 @@
 """Fashion-MNIST: 70,000 grey images of clothes, 28 by 28 pixels, ten classes.
 
 `load_data` finds the full set on this machine, or downloads it as Keras does.
-`load_sample` needs neither: 7,000 of the real images come with fmkit.
+`load_sample` needs no files: 7,000 of the real images come with fmkit.
 
 References:
     Xiao, Rasul, Vollgraf, [*Fashion-MNIST: a Novel Image Dataset for Benchmarking
@@ -75,17 +75,17 @@ def load_data(
        `dataset-fashion-mnist` puts them;
     4. else they are downloaded into Keras's cache.
 
-    What is found there must be the full set. Nothing read from a file is executed
+    The files found there must be the full set. Nothing read from a file is executed
     or unpickled, and no array over 1 GiB is read.
 
     Args:
         path: Folder with the four IDX files (plain or gzipped), or one npz file with
             `x_train`, `y_train`, `x_test`, `y_test`. Any number of images is
-            accepted, and no other place is looked at.
+            accepted, and no other place is searched.
         cache: Folder for an uncompressed copy. The first call writes it; later ones
             check it (sizes, SHA-256) and return read-only memory-mapped arrays,
-            which several processes share. It is made anew when the source's size or
-            time has changed, or when the copy is damaged.
+            which several processes share. It is written again when the source's size
+            or time has changed, or when the copy is damaged.
 
     Returns:
         `(x_train, y_train), (x_test, y_test)`: uint8 images `(60000, 28, 28)` and
@@ -95,8 +95,8 @@ def load_data(
     Raises:
         DatasetFileError: If a file is damaged, cut short or not what it should be; a
             `ValueError` that names the file and what was expected.
-        FileNotFoundError: If the files are nowhere and could not be downloaded, or
-            `path` or `FMKIT_DATA_DIR` names nothing.
+        FileNotFoundError: If the files were not found and could not be downloaded, or
+            `path` or `FMKIT_DATA_DIR` doesn't exist.
     """
     source = Path(path) if path is not None else find() or _download()
     if cache is None:
@@ -111,7 +111,7 @@ def load_data(
 def find() -> Path | None:
     """Return the folder `load_data()` would read, or `None` if it would download.
 
-    Looks for the names of the four files only, and never at the network.
+    Checks only for the names of the four files, without network access.
 
     Returns:
         The folder, or `None` if the full set is not on this machine.
@@ -239,6 +239,6 @@ def _check_full(folder: Path, splits: Splits) -> None:
     if hashlib.sha256(labels.data).hexdigest() != _LABELS_SHA256:
         raise DatasetFileError(
             folder,
-            "holds labels that are not Fashion-MNIST's (MNIST's files have the same "
-            "names). Pass the folder as `path` to load them all the same.",
+            "has labels that are not Fashion-MNIST's (MNIST's files have the same "
+            "names). Pass the folder as `path` to load them anyway.",
         )

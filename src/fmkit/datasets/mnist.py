@@ -1,4 +1,4 @@
-"""MNIST: 70,000 handwritten digits, from each of the files it comes in.
+"""MNIST: 70,000 handwritten digits, from any of the file formats it comes in.
 
 References:
     LeCun, Cortes, Burges, [*The MNIST database of handwritten
@@ -38,14 +38,13 @@ def load_data(
 ) -> Splits | Split:
     """Load MNIST, or a set laid out like it, from IDX, npz or JSON.
 
-    The form of the file is told by its first bytes, not by its name:
+    The format of the file is recognised by its first bytes, not by its name:
 
     - a folder with the four IDX files, plain or gzipped, or with one of the files
       below as `mnist.npz` or `mnist.json.gz`;
     - the npz of `keras.datasets.mnist`;
     - the `mnist.json.gz` of the Paddle tutorial: splits of 50,000, 10,000 and 10,000
-      images, each a list of 784 numbers. The values are returned as they stand in
-      the file.
+      images, each a list of 784 numbers. The values are returned unchanged.
 
     Nothing read from a file is executed or unpickled. At most 1 GiB is read for an
     array, and 2 GiB of JSON text, of which one row is held at a time.
@@ -71,14 +70,14 @@ def load_data(
     """
     if mode is not None:
         check_one_of("mode", mode, MODES)
-    source = _source(Path(path))
+    source = _file_or_folder(Path(path))
     if not source.is_dir() and head_of(source, 2) != ZIP_MAGIC:
         return _load_json(source, mode)
     splits = load_idx_folder(source) if source.is_dir() else load_npz(source)
     return splits if mode is None else _one_split(splits, mode)
 
 
-def _source(path: Path) -> Path:
+def _file_or_folder(path: Path) -> Path:
     """Return the file to read, or the folder if that holds IDX files."""
     if not path.is_dir() or idx_files(path):
         return path

@@ -1,8 +1,8 @@
-r"""The small made-up sets of the TensorFlow 1 tutorials, bit for bit.
+r"""The small synthetic sets of the TensorFlow 1 tutorials, bit for bit.
 
 Each function draws from `numpy.random.RandomState(seed)`, whose stream NumPy has
-frozen, in the tutorials' order, so that their printed tables can be met. Values are
-drawn and labels are computed in float64, then rounded once to float32.
+frozen, in the tutorials' order, so that their printed tables can be reproduced.
+Values are drawn and labels are computed in float64, then rounded once to float32.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def half_plane(n: int = 32, *, seed: int = 23455) -> tuple[np.ndarray, np.ndarra
         ([0.8349, 0.1148], 1)
     """
     points = _generator(n, seed).rand(n, 2)
-    return _as_set(points, points.sum(axis=1) < 1)
+    return _labelled(points, points.sum(axis=1) < 1)
 
 
 def yogurt_sales(n: int = 32, *, seed: int = 23455) -> tuple[np.ndarray, np.ndarray]:
@@ -68,7 +68,7 @@ def yogurt_sales(n: int = 32, *, seed: int = 23455) -> tuple[np.ndarray, np.ndar
 
 
 def circle(n: int = 300, *, seed: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    """Normally distributed points, labelled by whether a circle holds them.
+    """Normally distributed points, labelled by whether they lie in a circle.
 
     The label is 1 where $x_0^2 + x_1^2 < 2$ and 0 elsewhere.
 
@@ -88,7 +88,7 @@ def circle(n: int = 300, *, seed: int = 2) -> tuple[np.ndarray, np.ndarray]:
         ([-0.4168, -0.0563], 1)
     """
     points = _generator(n, seed).randn(n, 2)
-    return _as_set(points, (points * points).sum(axis=1) < 2)
+    return _labelled(points, (points * points).sum(axis=1) < 2)
 
 
 def _generator(n: int, seed: int) -> np.random.RandomState:
@@ -96,5 +96,5 @@ def _generator(n: int, seed: int) -> np.random.RandomState:
     return np.random.RandomState(check_int("seed", seed, minimum=0))
 
 
-def _as_set(points: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _labelled(points: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return points.astype(np.float32), inside.astype(np.int32)[:, np.newaxis]

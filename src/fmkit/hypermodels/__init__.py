@@ -1,11 +1,11 @@
-"""Search spaces for Keras Tuner over fmkit's networks, and how their trials train.
+"""Search spaces for Keras Tuner over fmkit's networks and their training.
 
 `HyperMLP` and `HyperLeNet5` are `keras_tuner.HyperModel`s: give one to any tuner.
 Every setting of a space is a fixed value, a list of values to choose from, or a
-`Range`. What they promise beyond Keras Tuner's own loop: the batch size is really
-tuned, the same settings give the same score, the model that the tuner loads back
-scores what was reported, also with averaged weights, and a trial that breaks is
-heard of. `GridSearch` is Keras Tuner's, made to go on after an interruption.
+`Range`. Beyond Keras Tuner's own training loop, the batch size is tuned as well, the
+same settings give the same score, the model that the tuner loads back has the reported
+score, also with averaged weights, and failed trials are reported. `GridSearch` is
+Keras Tuner's, but continues after an interruption.
 
 This module loads `keras_tuner`; `import fmkit` doesn't. Write
 `from fmkit import hypermodels`.

@@ -41,7 +41,7 @@ _LOSSES: dict[str, Callable[[], keras.losses.Loss]] = {
 
 _OPTIMIZERS = ("adam", "momentum", "sgd")
 
-# An optimizer is judged fairly at rates of its own.
+# Each optimizer has its own range of rates, for a fair comparison.
 _RATES: dict[str, Number] = {
     "adam": Range(1e-4, 1e-2, log=True),
     "momentum": Range(1e-3, 1e-1, log=True),
@@ -49,7 +49,7 @@ _RATES: dict[str, Number] = {
 }
 
 _TRAINING_ARGUMENTS = {
-    "batch_size": "a hyperparameter here: give it to the constructor",
+    "batch_size": "a hyperparameter here: pass it to the constructor",
     "validation_split": "not supported: split with fmkit.preprocessing.split and pass "
     "validation_data=(x, y)",
     "validation_freq": "not supported: every epoch is validated, or Keras Tuner would "
@@ -62,8 +62,8 @@ _TRAINING_ARGUMENTS = {
 class HyperClassifier(keras_tuner.HyperModel):
     r"""Search space over the training of a classifier; the base of the others.
 
-    Override `network(hp, seed)` to search over a network of your own. Each setting is
-    one fixed value, a list of values to choose from, or, for numbers, a `Range`.
+    Override `network(hp, seed)` to search over your own network. Each setting is one
+    fixed value, a list of values to choose from, or, for numbers, a `Range`.
 
     A trial builds the network, compiles it with the loss on its logits and the
     optimizer, and trains it on `fmkit.data.Batches` of the trial's batch size. All
@@ -76,7 +76,7 @@ class HyperClassifier(keras_tuner.HyperModel):
             HyperMLP(), objective="val_accuracy", max_trials=20, directory="search")
         tuner.search(x, y, validation_data=(x_val, y_val), epochs=10)
 
-    `search` takes `x` and `y` as arrays, and what `fit` takes besides, such as
+    `search` takes `x` and `y` as arrays, and other arguments of `fit` such as
     `callbacks` and `sample_weight`. `validation_data` is a pair of arrays or a
     `Batches`, which is used as it is.
 
@@ -85,25 +85,24 @@ class HyperClassifier(keras_tuner.HyperModel):
         loss: `"crossentropy"` or `"mse"`, both on logits.
         optimizer: `"adam"`, `"momentum"` or `"sgd"`.
         learning_rate: Initial rate $\eta_0$: one setting for all optimizers, or a dict
-            with one for each, which become `adam_learning_rate` and so on; each
-            optimizer has another scale.
+            with one for each, named `adam_learning_rate` and so on, since each
+            optimizer needs a different scale.
         momentum: Momentum of `"momentum"`.
         learning_rate_decay: Factor of the rate from one epoch to the next; 1 keeps it.
         batch_size: Examples in one step.
         epochs: Passes over the data. `None` leaves them to the tuner or the search:
-            `Hyperband` gives them out itself, others take `search(..., epochs=10)`.
-        ema: Decay of the averages of the weights, for each step; 0 for none. With
-            averages, they are validated, and they are the weights that the tuner
-            saves and loads back.
-        seed: Of weights, dropout and order. As a list, each seed is a trial of its
-            own; the tuner's `executions_per_trial` would repeat the same numbers and
+            `Hyperband` chooses them itself, others take `search(..., epochs=10)`.
+        ema: Decay of the averaged weights per step; 0 for none. The averages, if any,
+            are validated, and are the weights that the tuner saves and loads back.
+        seed: Of weights, dropout and order. In a list, each seed is a separate
+            trial; the tuner's `executions_per_trial` would repeat the same numbers and
             is refused.
         map: The map function of the batches.
-        resume: How often each trial commits its state for `ExactResume`, in its
-            words: `100` (steps), `"epoch"`, `"10 minutes"`; `None` for never. A
-            search that was killed then goes on inside the trial, to the same bits.
+        resume: How often each trial commits its state, as `every` of `ExactResume`:
+            `100` (steps), `"epoch"`, `"10 minutes"`; `None` for never. A killed
+            search then continues inside the trial, with the same bits.
         on_error: `"raise"` ends the search at a trial that raises; run again, the
-            search goes on with that trial. `"continue"` logs a warning and lets the
+            search continues with that trial. `"continue"` logs a warning and lets the
             tuner mark the trial FAILED. A trial whose objective is never finite is
             always logged and marked so.
         name: Name of the hypermodel.
@@ -112,7 +111,7 @@ class HyperClassifier(keras_tuner.HyperModel):
         TypeError: If a setting is of the wrong kind.
         ValueError: If a setting is outside its range.
         ImportError: On TensorFlow, if `tensorboard` is not installed: Keras Tuner
-            would fail in each trial, and its `search` return as if all were well.
+            would fail in every trial, and its `search` would return normally.
     """
 
     def __init__(
@@ -154,7 +153,7 @@ class HyperClassifier(keras_tuner.HyperModel):
         }
 
     def network(self, hp: keras_tuner.HyperParameters, seed: int) -> keras.Model:
-        """Return an uncompiled model with raw logits out; to be overridden.
+        """Return an uncompiled model that outputs logits; override it.
 
         Args:
             hp: Where hyperparameters are declared, `hp.Int("units", 32, 512)`.
@@ -162,7 +161,7 @@ class HyperClassifier(keras_tuner.HyperModel):
         """
         raise NotImplementedError(
             f"{type(self).__name__} must have a method network(hp, seed) that returns "
-            "an uncompiled keras.Model with raw logits out."
+            "an uncompiled keras.Model that outputs logits."
         )
 
     def build(self, hp: keras_tuner.HyperParameters) -> keras.Model:
@@ -179,11 +178,11 @@ class HyperClassifier(keras_tuner.HyperModel):
                 crossentropy_from_logits, name="crossentropy"
             )
             model.compile(optimizer, loss, metrics=["accuracy", crossentropy])
-            # Else a checkpoint's part for it would be skipped when the tuner loads
-            # it: a later round of Hyperband would start with an empty optimizer.
+            # Otherwise the tuner skips the optimizer when it loads a checkpoint, and
+            # a later round of Hyperband starts with an empty one.
             optimizer.build(model.trainable_variables)
         except Exception as error:  # whatever a network's own code raises
-            raise self._failure(error, hp) from error
+            raise self._as_tuner_error(error, hp) from error
         return model
 
     def fit(
@@ -193,7 +192,7 @@ class HyperClassifier(keras_tuner.HyperModel):
         *args: Any,
         **kwargs: Any,
     ) -> keras.callbacks.History:
-        """Train `model` on batches of the trial's size; what the tuner calls.
+        """Train `model` on batches of the trial's size; the tuner calls this.
 
         Args:
             hp: The hyperparameters that `model` was built with.
@@ -210,7 +209,7 @@ class HyperClassifier(keras_tuner.HyperModel):
             _logger.warning("%s", error)
             raise
         except Exception as error:  # whatever training raises
-            raise self._failure(error, hp) from error
+            raise self._as_tuner_error(error, hp) from error
 
     def _fit(
         self,
@@ -229,7 +228,8 @@ class HyperClassifier(keras_tuner.HyperModel):
         kwargs["epochs"] = self._epochs(hp, kwargs)
         trial = Trial(list(callbacks), hp, resume=self.resume)
         trial.check_objective(
-            validated=validation_data is not None, penalised=self._incomparable()
+            validated=validation_data is not None,
+            penalised=self._settings_that_change_the_loss(),
         )
         batches = Batches(
             x,
@@ -255,7 +255,7 @@ class HyperClassifier(keras_tuner.HyperModel):
     def _optimizer(self, hp: keras_tuner.HyperParameters) -> keras.optimizers.Optimizer:
         kind = self._declare(hp, "optimizer")
         if isinstance(self.rates, dict):
-            rate = self._own_rate(hp, kind)
+            rate = self._rate_of_optimizer(hp, kind)
         else:
             rate = _ranges.declare(hp, "learning_rate", self.rates)
         momentum = self._only_for(hp, ["momentum"], "momentum", "momentum")
@@ -266,14 +266,14 @@ class HyperClassifier(keras_tuner.HyperModel):
         decay = self._declare(hp, "ema")
         return ExponentialMovingAverage(optimizer, decay) if decay else optimizer
 
-    def _own_rate(self, hp: keras_tuner.HyperParameters, kind: str) -> float:
+    def _rate_of_optimizer(self, hp: keras_tuner.HyperParameters, kind: str) -> float:
         assert isinstance(self.rates, dict)
-        possible = self._possible("optimizer")
+        possible = self._possible_values("optimizer")
         missing = [each for each in possible if each not in self.rates]
         if missing:
             raise ValueError(
                 f"`learning_rate` has no entry for {missing}; it has "
-                f"{sorted(self.rates)}. Give one for each optimizer of the search."
+                f"{sorted(self.rates)}. Pass one for each optimizer of the search."
             )
         found: dict[str, float] = {}
         for each in possible:
@@ -285,23 +285,23 @@ class HyperClassifier(keras_tuner.HyperModel):
     def _only_for(
         self, hp: keras_tuner.HyperParameters, kinds: list[str], parent: str, name: str
     ) -> Any:
-        if not set(kinds) & set(self._possible("optimizer")):
+        if not set(kinds) & set(self._possible_values("optimizer")):
             return None
         with hp.conditional_scope("optimizer", kinds):
             return self._declare(hp, name)
 
-    def _possible(self, name: str) -> list[str]:
+    def _possible_values(self, name: str) -> list[str]:
         setting = self.settings[name]
         return [str(v) for v in (setting if isinstance(setting, tuple) else [setting])]
 
     def _scheduler(
         self, hp: keras_tuner.HyperParameters
     ) -> list[keras.callbacks.Callback]:
-        """Let the rate fall by one stair each epoch, numbered from the first.
+        """Lower the rate by one stair per epoch, numbered from the first.
 
-        By the epoch and not by the optimizer's steps: the rate stays a variable of
-        the optimizer, which the tuner's checkpoints hold, and a later round of
-        Hyperband goes on where the one before ended.
+        By epoch rather than by optimizer step: the rate stays a variable of the
+        optimizer, which the tuner's checkpoints hold, and a later round of
+        Hyperband continues where the previous one ended.
         """
         factor = _ranges.read(hp, "learning_rate_decay")
         if factor == 1:
@@ -317,9 +317,8 @@ class HyperClassifier(keras_tuner.HyperModel):
         if "tuner/epochs" in hp.values:
             if self.epochs is not None:
                 raise ValueError(
-                    "Hyperband gives out the epochs itself, got epochs="
-                    f"{self.epochs!r}. Leave `epochs` away; its `max_epochs` is the "
-                    "upper end."
+                    f"Hyperband chooses the epochs itself, got epochs={self.epochs!r}. "
+                    "Omit `epochs`; `max_epochs` of Hyperband is the limit."
                 )
             return int(hp.values["tuner/epochs"])
         if (given is None) == (self.epochs is None):
@@ -337,12 +336,12 @@ class HyperClassifier(keras_tuner.HyperModel):
         if x is None or y is None or isinstance(x, Batches):
             raise TypeError(
                 "`search` needs the training data as arrays, search(x, y, ...), since "
-                "each trial makes batches of its own size; got x of type "
+                "each trial has its own batch size; got x of type "
                 f"{type(x).__name__} and y of type {type(y).__name__}."
             )
 
-    def _incomparable(self) -> list[str]:
-        """Name what is tuned that changes the value of the loss by itself."""
+    def _settings_that_change_the_loss(self) -> list[str]:
+        """Name the tuned settings that change the value of the loss directly."""
         l2 = self.settings.get("l2")
         return [
             name
@@ -363,7 +362,9 @@ class HyperClassifier(keras_tuner.HyperModel):
             data[0], data[1], shuffle=False, map=self.map, sample_weight=weight
         )
 
-    def _failure(self, error: Exception, hp: keras_tuner.HyperParameters) -> Exception:
+    def _as_tuner_error(
+        self, error: Exception, hp: keras_tuner.HyperParameters
+    ) -> Exception:
         if isinstance(error, errors.FatalError | errors.FailedTrialError):
             return error
         text = f"{type(error).__name__}: {error}\nThe trial's settings: {hp.values}"

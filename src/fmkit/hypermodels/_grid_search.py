@@ -12,12 +12,12 @@ __all__ = ["GridSearch"]
 
 
 class GridSearch(keras_tuner.GridSearch):
-    """Keras Tuner's `GridSearch`, which goes on where it was interrupted.
+    """Keras Tuner's `GridSearch`, which continues after an interruption.
 
-    The oracle of Keras Tuner 1.4.8 doesn't save how far it is on its grid: a search
-    that was killed, or whose chief was, ends with a `KeyError` when it is started
-    again. Here that place is found anew from the trials that were saved. Everything
-    else is Keras Tuner's.
+    The oracle of Keras Tuner 1.4.8 doesn't save its position on the grid: a search
+    that was killed, or whose chief was, ends with a `KeyError` when it is restarted.
+    Here the position is found from the saved trials. Everything else is Keras
+    Tuner's.
 
     Args:
         hypermodel: What to search over, such as `HyperMLP`.
@@ -44,6 +44,6 @@ class GridSearch(keras_tuner.GridSearch):
         **options: Any,
     ) -> None:
         super().__init__(hypermodel, objective, **options)
-        # A worker has none: it asks the chief's.
+        # A worker has none: it asks the chief.
         if isinstance(self.oracle, keras_tuner.oracles.GridSearchOracle):
             private.restore_grid(self.oracle)

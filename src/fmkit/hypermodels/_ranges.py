@@ -24,7 +24,7 @@ class Range:
     Args:
         low: Smallest value.
         high: Largest value, above `low`.
-        step: Distance between values; with `log` their quotient. `None` for any
+        step: Distance between values, or with `log` their ratio. `None` for any
             number in between.
         log: Sample evenly on a logarithmic scale, as suits a learning rate.
 
@@ -64,7 +64,7 @@ Setting = Value | tuple[Value, ...] | Range
 
 
 def whole(name: str, setting: Any, *, minimum: int = 1) -> Setting:
-    """Read a setting of whole numbers, or say what it may be."""
+    """Read a setting of whole numbers, or refuse it."""
     if isinstance(setting, Range) and not setting.is_whole:
         raise TypeError(
             f"`{name}` must be a range of whole numbers, got {setting}. Write "
@@ -81,7 +81,7 @@ def number(name: str, setting: Any, **bounds: float) -> Setting:
 def word(
     name: str, setting: Any, check: Iterable[str] | Callable[[Any], Any]
 ) -> Setting:
-    """Read a setting of names, out of some, or such that `check` accepts them."""
+    """Read a setting of names: one of `check`, or what the function `check` accepts."""
     if isinstance(setting, Range):
         raise TypeError(f"`{name}` must be a name or a list of names, got {setting}.")
     if callable(check):
@@ -138,7 +138,7 @@ def _read(name: str, setting: Any, check: Callable[[Any], Any]) -> Setting:
     values = tuple(dict.fromkeys(check(value) for value in setting))
     if not values:
         raise ValueError(
-            f"`{name}` is an empty list: give the values to choose from, a Range, or "
+            f"`{name}` is an empty list: pass the values to choose from, a Range, or "
             "one fixed value."
         )
     return values if len(values) > 1 else values[0]  # type: ignore[no-any-return]

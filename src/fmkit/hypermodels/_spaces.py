@@ -18,15 +18,15 @@ __all__ = ["HyperLeNet5", "HyperMLP"]
 class HyperMLP(HyperClassifier):
     """Search space over `fmkit.models.mlp` and its training.
 
-    The tutorials' questions are its settings: more units, more layers, more epochs,
-    another optimizer, another batch size. Each is one fixed value, a list of values
-    to choose from, or, for numbers, a `Range`.
+    Its settings are the tutorials' questions: more units, more layers, more epochs, a
+    different optimizer, a different batch size. See `HyperClassifier` for what a
+    setting may be.
 
     Args:
         units: Width of the hidden layers.
         depth: Number of hidden layers.
-        per_layer: Whether each layer has a width of its own, `units_1`, `units_2` and
-            so on; else `units` is the width of all.
+        per_layer: Whether each layer has its own width, `units_1`, `units_2` and so
+            on; otherwise `units` is the width of all.
         activation: Of the hidden layers, by name.
         dropout: Fraction of each hidden layer's outputs set to 0 in training.
         l2: Factor of the penalty on the sum of the squared weights.
@@ -67,7 +67,7 @@ class HyperMLP(HyperClassifier):
         self.settings |= {
             "units": _ranges.whole("units", units),
             "depth": _ranges.whole("depth", depth, minimum=0),
-            **_regular(activation, dropout, l2),
+            **_common_settings(activation, dropout, l2),
         }
 
     def network(self, hp: keras_tuner.HyperParameters, seed: int) -> keras.Model:
@@ -98,8 +98,8 @@ class HyperMLP(HyperClassifier):
 class HyperLeNet5(HyperClassifier):
     """Search space over `fmkit.models.lenet5`, PaddlePaddle's, and its training.
 
-    Each setting is one fixed value, a list of values to choose from, or, for numbers,
-    a `Range`; the first ones are the network as PaddlePaddle ships it.
+    By default the first value of each setting gives the network as PaddlePaddle ships
+    it. See `HyperClassifier` for what a setting may be.
 
     Args:
         filters_1: Filters of the first convolution.
@@ -147,7 +147,7 @@ class HyperLeNet5(HyperClassifier):
             "dense_activation": _ranges.word(
                 "dense_activation", dense_activation, _activation
             ),
-            **_regular(activation, dropout, l2),
+            **_common_settings(activation, dropout, l2),
         }
 
     def network(self, hp: keras_tuner.HyperParameters, seed: int) -> keras.Model:
@@ -166,7 +166,7 @@ class HyperLeNet5(HyperClassifier):
         )
 
 
-def _regular(activation: Word, dropout: Number, l2: Number) -> dict[str, Any]:
+def _common_settings(activation: Word, dropout: Number, l2: Number) -> dict[str, Any]:
     return {
         "activation": _ranges.word("activation", activation, _activation),
         "dropout": _ranges.number("dropout", dropout, at_least=0, below=1),

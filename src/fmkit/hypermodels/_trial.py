@@ -19,41 +19,43 @@ from fmkit.callbacks import EvaluateWithAverages, ExactResume
 
 
 class Trial:
-    """What the tuner hands to a hypermodel's `fit`, read from its callbacks.
+    """What the tuner passes to a hypermodel's `fit`, read from its callbacks.
 
     Args:
-        given: The callbacks, with Keras Tuner's own two at the end; without them
-            `fit` is called by hand and there is nothing to check.
+        passed: The callbacks, with Keras Tuner's own two at the end; without those
+            two, `fit` is called by hand and there is nothing to check.
         hp: The hyperparameters of the trial.
         resume: `every` of `ExactResume`, or `None`.
     """
 
     def __init__(
         self,
-        given: list[Any],
+        passed: list[Any],
         hp: keras_tuner.HyperParameters,
         *,
         resume: int | str | None = None,
     ) -> None:
-        self.given = given
+        self.passed = passed
         self.hp = hp
         self.resume = resume
         # Recognised by what they have: their classes are private to Keras Tuner.
-        self.saver = _find(given, "objective", "filepath", "best_value")
-        link = _find(given, "tuner", "trial")
+        self.saver = _find_with_attributes(
+            passed, "objective", "filepath", "best_value"
+        )
+        link = _find_with_attributes(passed, "tuner", "trial")
         self.tuner = getattr(link, "tuner", None)
         self.trial_id = link.trial.trial_id if link is not None else None
         if self.tuner is not None:
             self._check_executions()
-            # Else a search killed in its first trial starts all over: Keras Tuner
-            # looks for this file, and writes it after a trial.
+            # Otherwise a search killed in its first trial starts from scratch: Keras
+            # Tuner looks for this file, and writes it only after a trial.
             self.tuner.save()
 
     def callbacks(self, *, averages: bool) -> list[Any]:
         """Return the callbacks of this trial's `fit`."""
         result = [
             _BestEpoch(self.saver) if each is self.saver else each
-            for each in self.given
+            for each in self.passed
         ]
         if averages:
             result.insert(0, EvaluateWithAverages())
@@ -62,7 +64,7 @@ class Trial:
         return result
 
     def check_objective(self, *, validated: bool, penalised: list[str]) -> None:
-        """Refuse an objective that can't come, or that doesn't compare trials."""
+        """Refuse an objective that will be missing, or that can't compare trials."""
         for name in self._objectives():
             if name.startswith("val_") and not validated:
                 raise errors.FatalValueError(
@@ -71,13 +73,13 @@ class Trial:
                 )
             if name in ("loss", "val_loss") and penalised:
                 raise errors.FatalValueError(
-                    f"The objective {name!r} doesn't compare trials: {penalised} "
-                    "is searched over and changes its value by itself. Take "
+                    f"The objective {name!r} can't compare trials: {penalised} is "
+                    "searched over and changes the objective directly. Use "
                     "'val_accuracy' or 'val_crossentropy', or fix the setting."
                 )
 
     def check_finite(self, history: keras.callbacks.History) -> None:
-        """Fail the trial, with a reason, if its objective never was a number."""
+        """Fail the trial, with a reason, if its objective was never finite."""
         for name in self._objectives():
             values = [float(value) for value in history.history.get(name, [])]
             if values and not any(math.isfinite(value) for value in values):
@@ -108,8 +110,8 @@ class Trial:
                 f"resume={self.resume!r} needs the trial's directory, which only a "
                 "tuner's `search` has. Without a tuner, pass an ExactResume to `fit`."
             )
-        # Named by the settings too: without a seed of its own, a search that lost
-        # its notes gives the same number to another trial.
+        # Named by the settings too: without its own seed, a search that lost its
+        # records gives the same number to a different trial.
         settings = json.dumps(self.hp.values, sort_keys=True)
         name = hashlib.sha256(settings.encode()).hexdigest()[:12]
         folder = os.fspath(self.tuner.get_trial_dir(self.trial_id))
@@ -119,8 +121,8 @@ class Trial:
 class _BestEpoch(keras.callbacks.Callback):
     """Keras Tuner's saver of the best epoch, with the state that a resume needs.
 
-    Without it a trial that goes on after a kill would take the next epoch for its
-    best, and save that one's weights under an earlier epoch's score.
+    Without it a trial that resumes after a kill would take the next epoch for its
+    best, and save that epoch's weights under an earlier epoch's score.
     """
 
     def __init__(self, saver: Any) -> None:
@@ -148,7 +150,7 @@ class _BestEpoch(keras.callbacks.Callback):
         self.saver.best_value = float(state["best_value"])
 
 
-def _find(callbacks: list[Any], *attributes: str) -> Any:
+def _find_with_attributes(callbacks: list[Any], *attributes: str) -> Any:
     for each in callbacks:
         if all(hasattr(each, name) for name in attributes):
             return each

@@ -1,4 +1,4 @@
-"""The trials of a search as plain rows, and a check that none was lost."""
+"""The trials of a search as plain rows, and a check that none failed."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _MANY = 1_000_000  # trials; more than any search has
 def trial_rows(tuner: keras_tuner.Tuner) -> list[dict[str, Any]]:
     """Return one row for each trial of a search, the best first.
 
-    For tables and for `fmkit.visualization.sweep`. Works on a worker too, while the
-    chief is there.
+    For tables and for `fmkit.visualization.sweep`. Also works on a worker, while the
+    chief is running.
 
     Args:
         tuner: A tuner of Keras Tuner, with any hypermodel.
@@ -23,10 +23,10 @@ def trial_rows(tuner: keras_tuner.Tuner) -> list[dict[str, Any]]:
     Returns:
         Dicts of the trial's hyperparameters and of
 
-        - `trial`, `status`: its number, as text, and what became of it;
+        - `trial`, `status`: its number, as text, and its final status;
         - `score`, `best_epoch`: the objective's best value and the number, from 1, of
           the epoch that reached it; `None` if it was not completed;
-        - `epochs`: where Hyperband gave out the epochs, how many it gave;
+        - `epochs`: with Hyperband, how many epochs it chose;
         - `message`: why it failed, or an empty text.
     """
     return [_row(trial) for trial in tuner.oracle.get_best_trials(_MANY)]
@@ -35,8 +35,8 @@ def trial_rows(tuner: keras_tuner.Tuner) -> list[dict[str, Any]]:
 def check_trials(tuner: keras_tuner.Tuner) -> None:
     """Raise if a trial of a search failed, or none was completed.
 
-    Keras Tuner's own `search` returns normally when trials have failed, unless it was
-    three in a row.
+    Keras Tuner's own `search` returns normally when trials have failed, unless three
+    failed in a row.
 
     Args:
         tuner: A tuner whose `search` has returned.
@@ -63,7 +63,7 @@ def _row(trial: Any) -> dict[str, Any]:
     if "tuner/epochs" in values:
         values["epochs"] = values["tuner/epochs"]
     done = trial.status == "COMPLETED"
-    # A later round of Hyperband begins where the one before ended.
+    # A later round of Hyperband begins where the previous one ended.
     first = values.get("tuner/initial_epoch", 0) + 1
     return {
         "trial": trial.trial_id,

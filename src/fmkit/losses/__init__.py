@@ -1,4 +1,9 @@
-"""Losses on logits, right to the last digit: a function and a Keras class each."""
+"""Losses on logits, accurate to the last digit, each as a function and a Keras class.
+
+The function documents formula, shapes, options and errors. The class takes the same
+options, which are its attributes, and Keras's `reduction`, `name` and `dtype`; a dtype
+narrower than float32 is raised to float32.
+"""
 
 from fmkit.losses._crossentropy import CrossentropyFromLogits, crossentropy_from_logits
 from fmkit.losses._divergence import KLDivergenceFromLogits, kl_divergence_from_logits

@@ -26,7 +26,7 @@ from fmkit._targets import (
     read_targets,
     valid_labels,
 )
-from fmkit.losses._base import ExactLoss
+from fmkit.losses._base import ExactLoss, check_sum_tolerance
 
 
 @keras.saving.register_keras_serializable("fmkit", "crossentropy_from_logits")
@@ -52,18 +52,18 @@ def crossentropy_from_logits(
         + \lambda \Bigl(\log \sum_j e^{z_j / T}\Bigr)^2,
       \qquad q' = (1 - \varepsilon)\, q + \varepsilon / K.$$
 
-    Values are in nats. A label that was not smoothed costs
+    Values are in nats. A label without smoothing costs
     $\log(1 + \sum_{j \ne y} e^{z_j - z_y})$, computed so that neither a very small
     cost nor its gradient is lost to rounding.
 
     Args:
         y_true: Labels $0 \dots K-1$ of the shape of `y_pred` without the class axis
             (or with length 1 there), or probabilities of the shape of `y_pred`.
-            The shapes tell which.
-        y_pred: Logits $z$, shape `(batch, ..., K)`. A logit of `-inf` takes a class
-            out. float16 and bfloat16 are computed in float32.
+            The shape decides which.
+        y_pred: Logits $z$, shape `(batch, ..., K)`. A logit of `-inf` excludes a
+            class. float16 and bfloat16 are computed in float32.
         label_smoothing: $\varepsilon$ in [0, 1).
-        class_weights: $w$, one factor a class. They scale the terms and do not
+        class_weights: $w$, one factor per class. They scale the terms and do not
             enter the divisor of a mean.
         ignore_class: A label (often -1 or 255) whose positions cost 0. In the class
             they don't count in a mean either.
@@ -80,8 +80,8 @@ def crossentropy_from_logits(
     Raises:
         ValueError: If an argument is out of range, shapes do not fit, the batch is
             empty, or, where values are known (outside a compiled step), a label is
-            out of range or dense targets are no distribution. Inside a compiled step
-            a label out of range costs NaN, with a gradient of NaN, on each backend.
+            out of range or dense targets are not a distribution. Inside a compiled
+            step a label out of range costs NaN, with a gradient of NaN.
 
     Examples:
         >>> logits = [[2.0, 1.0, 0.1]]
@@ -99,41 +99,14 @@ def crossentropy_from_logits(
     label_smoothing, temperature, focal_gamma, z_loss = _check_options(
         label_smoothing, temperature, focal_gamma, z_loss, sum_tolerance
     )
-    return _crossentropy(
-        y_true,
-        y_pred,
-        label_smoothing,
-        class_weights,
-        ignore_class,
-        temperature,
-        focal_gamma,
-        z_loss,
-        sum_tolerance,
-        axis,
-    )
-
-
-def _crossentropy(
-    y_true: Any,
-    y_pred: Any,
-    label_smoothing: float,
-    class_weights: Sequence[float] | None,
-    ignore_class: int | None,
-    temperature: float,
-    focal_gamma: float,
-    z_loss: float,
-    sum_tolerance: float | None,
-    axis: int,
-) -> Tensor:
-    """Compute the cost, with options that have been checked."""
     logits, axis = read_logits(y_pred, axis)
     targets, integer = read_targets(y_true, logits, axis)
-    weights = _weights(class_weights, logits, axis)
+    weights = _weights_along(class_weights, logits, axis)
     z = logits if temperature == 1.0 else logits / temperature
     options = (axis, weights, label_smoothing, focal_gamma, z_loss)
     if integer:
         checked = check_labels(y_true, logits.shape[axis], ignore_class)
-        return _of_labels(targets, z, ignore_class, checked, *options)
+        return _cost_of_labels(targets, z, ignore_class, checked, *options)
     if ignore_class is not None:
         raise ValueError(
             f"`ignore_class` goes with integer labels, got ignore_class="
@@ -141,10 +114,10 @@ def _crossentropy(
             "Use `sample_weight` or a mask instead."
         )
     check_probabilities(y_true, axis, sum_tolerance)
-    return _dense(targets, z, *options)
+    return _cost_of_distribution(targets, z, *options)
 
 
-def _of_labels(
+def _cost_of_labels(
     labels: Tensor,
     z: Tensor,
     ignore_class: int | None,
@@ -163,21 +136,23 @@ def _of_labels(
     valid = None if checked else valid_labels(labels, size)
     ignored = None if ignore_class is None else ops.equal(labels, ignore_class)
     if ignored is not None:
-        # Logits of ignored positions may be anything, NaN too.
+        # Logits of ignored positions may be anything, even NaN.
         labels = ops.where(ignored, 0, labels)
         z = ops.where(ops.expand_dims(ignored, axis), 0.0, z)
         valid = None if valid is None else ops.logical_or(valid, ignored)
     picked = one_hot_mask(labels, size, axis, namespace(z))
     if label_smoothing:
         q = ops.cast(picked, z.dtype)
-        loss = _dense(q, z, axis, weights, label_smoothing, focal_gamma, z_loss)
+        loss = _cost_of_distribution(
+            q, z, axis, weights, label_smoothing, focal_gamma, z_loss
+        )
     else:
-        loss = _hard(picked, z, axis, weights, focal_gamma, z_loss)
+        loss = _cost_of_one_class(picked, z, axis, weights, focal_gamma, z_loss)
     loss = loss if valid is None else nan_unless(valid, loss)
     return loss if ignored is None else ops.where(ignored, 0.0, loss)
 
 
-def _hard(
+def _cost_of_one_class(
     picked: Tensor,
     z: Tensor,
     axis: int,
@@ -185,10 +160,10 @@ def _hard(
     focal_gamma: float,
     z_loss: float,
 ) -> Tensor:
-    """Cost of one picked class a row."""
+    """Cost of one picked class per row."""
     xp = namespace(z)
     loss, partition = surprisal(*split(z, picked, axis, xp), xp)
-    loss = _focus(loss, focal_gamma)
+    loss = _focal(loss, focal_gamma)
     if weights is not None:
         weight = ops.where(picked, weights, 0.0)
         loss = loss * ops.sum(weight, axis=axis, keepdims=True)
@@ -197,7 +172,7 @@ def _hard(
     return xp.squeeze(loss, axis)
 
 
-def _dense(
+def _cost_of_distribution(
     q: Tensor,
     z: Tensor,
     axis: int,
@@ -206,25 +181,25 @@ def _dense(
     focal_gamma: float,
     z_loss: float,
 ) -> Tensor:
-    """Cost of a distribution over the classes a row."""
+    """Cost of one distribution over the classes per row."""
     if label_smoothing:
         q = (1.0 - label_smoothing) * q + label_smoothing / z.shape[axis]
     if weights is not None:
         q = q * weights
     # 0 log 0 = 0, also for a class that a logit of -inf takes out.
     terms = ops.where(q == 0.0, 0.0, surprisals(z, axis, namespace(z)))
-    loss = ops.sum(q * _focus(terms, focal_gamma), axis=axis)
+    loss = ops.sum(q * _focal(terms, focal_gamma), axis=axis)
     if z_loss:
         loss = loss + z_loss * ops.square(ops.logsumexp(z, axis=axis))
     return loss
 
 
-def _focus(nll: Tensor, gamma: float) -> Tensor:
+def _focal(nll: Tensor, gamma: float) -> Tensor:
     """Scale `nll` by (1 - p)^gamma, where p = exp(-nll)."""
     return nll * ops.power(-ops.expm1(-nll), gamma) if gamma else nll
 
 
-def _weights(
+def _weights_along(
     class_weights: Sequence[float] | None, logits: Tensor, axis: int
 ) -> Tensor | None:
     """Return the class weights as a row along the class axis."""
@@ -248,14 +223,13 @@ def _check_options(
     z_loss: Any,
     sum_tolerance: Any,
 ) -> tuple[float, float, float, float]:
-    if sum_tolerance is not None:
-        check_number("sum_tolerance", sum_tolerance, at_least=0.0)
+    check_sum_tolerance(sum_tolerance)
     gamma = check_number("focal_gamma", focal_gamma, at_least=0.0)
     if 0.0 < gamma < 1.0:
         raise ValueError(
             f"`focal_gamma` must be 0 (off) or at least 1, got "
-            f"focal_gamma={focal_gamma!r}: between 0 and 1 the gradient has no bound "
-            "where p nears 1."
+            f"focal_gamma={focal_gamma!r}: between 0 and 1 the gradient is unbounded "
+            "as p approaches 1."
         )
     return (
         check_number("label_smoothing", label_smoothing, at_least=0.0, below=1.0),
@@ -266,7 +240,7 @@ def _check_options(
 
 
 class _IgnoreMask(keras.layers.Layer):
-    """Puts a Keras mask on the losses, so that a mean counts the valid ones only."""
+    """Puts a Keras mask on the losses, so that a mean counts only the valid ones."""
 
     def __init__(self) -> None:
         super().__init__(dtype="float32", autocast=False)
@@ -281,34 +255,18 @@ class _IgnoreMask(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("fmkit")
 class CrossentropyFromLogits(ExactLoss):
-    r"""Cross-entropy between integer or dense targets and logits, as a Keras loss.
+    """`crossentropy_from_logits` as a Keras loss, its options as attributes.
 
-    See `crossentropy_from_logits` for the formula and each option. Masks and
-    `sample_weight` are treated as Keras treats them; positions of `ignore_class`
+    Masks and `sample_weight` work as in every Keras loss; positions of `ignore_class`
     count as masked.
-
-    Args:
-        label_smoothing: $\varepsilon$ in [0, 1).
-        class_weights: One factor a class.
-        ignore_class: A label whose positions cost 0 and don't count.
-        temperature: $T > 0$ that divides the logits.
-        focal_gamma: $\gamma$, 0 (off) or at least 1.
-        z_loss: Weight of the squared log-partition.
-        sum_tolerance: How far from 1 dense targets may sum; None turns the check off.
-        axis: The class axis.
-        reduction: As in `keras.losses.Loss`.
-        name: Name of the loss.
-        dtype: float32 or float64; a narrower one is raised to float32.
-
-    Raises:
-        ValueError: As `crossentropy_from_logits`. Inside a compiled step a label out
-            of range gives a loss and a gradient of NaN.
 
     Examples:
         >>> loss = CrossentropyFromLogits()
         >>> round(float(loss([0, 1], [[2.0, 1.0, 0.1], [0.0, 0.0, 0.0]])), 4)
         0.7578
     """
+
+    _function = staticmethod(crossentropy_from_logits)
 
     def __init__(
         self,
@@ -325,8 +283,7 @@ class CrossentropyFromLogits(ExactLoss):
         name: str | None = "crossentropy_from_logits",
         dtype: Any = None,
     ):
-        super().__init__(name=name, reduction=reduction, dtype=dtype)
-        smoothing, temperature, gamma, z_loss = _check_options(
+        label_smoothing, temperature, focal_gamma, z_loss = _check_options(
             label_smoothing, temperature, focal_gamma, z_loss, sum_tolerance
         )
         if class_weights is not None:
@@ -336,27 +293,26 @@ class CrossentropyFromLogits(ExactLoss):
             ]
         if ignore_class is not None:
             ignore_class = check_int("ignore_class", ignore_class, minimum=-(2**31))
-        self.options: dict[str, Any] = {
-            "label_smoothing": smoothing,
-            "class_weights": class_weights,
-            "ignore_class": ignore_class,
-            "temperature": temperature,
-            "focal_gamma": gamma,
-            "z_loss": z_loss,
-            "sum_tolerance": sum_tolerance,
-            "axis": axis,
-        }
+        super().__init__(
+            name,
+            reduction,
+            dtype,
+            label_smoothing=label_smoothing,
+            class_weights=class_weights,
+            ignore_class=ignore_class,
+            temperature=temperature,
+            focal_gamma=focal_gamma,
+            z_loss=z_loss,
+            sum_tolerance=sum_tolerance,
+            axis=axis,
+        )
         self._mask = None if ignore_class is None else _IgnoreMask()
 
     def call(self, y_true: Any, y_pred: Any) -> Tensor:
-        """Return the cost of each position; see `crossentropy_from_logits`."""
-        loss = _crossentropy(y_true, y_pred, **self.options)
+        """Return the cost of each position; ignored ones are masked."""
+        loss = super().call(y_true, y_pred)
         if self._mask is None:
             return loss
-        ignored = ops.equal(y_true, self.options["ignore_class"])
+        ignored = ops.equal(y_true, self.ignore_class)
         valid = ops.reshape(ops.logical_not(ignored), ops.shape(loss))
         return self._mask([loss, valid])
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the constructor's arguments, as plain Python values."""
-        return {**super().get_config(), **self.options}

@@ -15,10 +15,14 @@ from fmkit._math import (
     log_ratio,
     softmax,
 )
-from fmkit._targets import check_probabilities, read_logits, read_targets
-from fmkit.losses._base import ExactLoss
+from fmkit._targets import (
+    check_probabilities,
+    read_logits,
+    read_targets,
+)
+from fmkit.losses._base import ExactLoss, check_sum_tolerance
 
-_TARGETS = ("probabilities", "log_probabilities", "logits")
+_FORMS = ("probabilities", "log_probabilities", "logits")
 _DIRECTIONS = ("forward", "reverse", "jensen_shannon")
 
 
@@ -27,7 +31,7 @@ def kl_divergence_from_logits(
     y_true: Any,
     y_pred: Any,
     *,
-    target: str = "probabilities",
+    target_form: str = "probabilities",
     direction: str = "forward",
     temperature: float = 1.0,
     sum_tolerance: float | None = 1e-3,
@@ -44,14 +48,14 @@ def kl_divergence_from_logits(
 
     The factor $T^2$ keeps the size of the gradient when the temperature changes, as
     in distillation. Each $D(a \| b)$ is summed as $a \log(a/b) - a + b$: the same
-    where both sum to 1, never negative, and right in its last digits for
+    if both sum to 1, never negative, and accurate to the last digits for
     distributions that are almost equal.
 
     Args:
         y_true: Target, shape of `y_pred`.
-        y_pred: Logits $z$, shape `(batch, ..., K)`. A logit of `-inf` takes a class
-            out. float16 and bfloat16 are computed in float32.
-        target: What `y_true` holds: `"probabilities"` or `"log_probabilities"`
+        y_pred: Logits $z$, shape `(batch, ..., K)`. A logit of `-inf` excludes a
+            class. float16 and bfloat16 are computed in float32.
+        target_form: What `y_true` holds: `"probabilities"` or `"log_probabilities"`
             (both taken as they are, whatever the temperature), or `"logits"` (of a
             teacher; divided by the temperature as well).
         direction: `"forward"`, `"reverse"` or `"jensen_shannon"`.
@@ -67,14 +71,14 @@ def kl_divergence_from_logits(
     Raises:
         ValueError: If an argument is out of range, the targets are integer labels,
             shapes do not fit, the batch is empty, or, where values are known
-            (outside a compiled step), the targets are no distribution. Inside a
-            compiled step such targets are not seen: the sum above is what comes out.
+            (outside a compiled step), the targets are not a distribution. Inside
+            a compiled step such targets are not noticed: the sum above is returned.
 
     Examples:
         >>> round(float(kl_divergence_from_logits([[1.0, 0.0]], [[0.0, 200.0]])[0]), 4)
         200.0
         >>> teacher, student = [[1.0, 2.0, 3.0]], [[1.0, 2.0, 4.0]]
-        >>> loss = kl_divergence_from_logits(teacher, student, target="logits")
+        >>> loss = kl_divergence_from_logits(teacher, student, target_form="logits")
         >>> round(float(loss[0]), 4)
         0.097
 
@@ -84,7 +88,7 @@ def kl_divergence_from_logits(
         https://arxiv.org/abs/1503.02531), 2015, section 2; Lin, *Divergence measures
         based on the Shannon entropy*, 1991.
     """
-    temperature = _check_options(target, direction, temperature, sum_tolerance)
+    temperature = _check_options(target_form, direction, temperature, sum_tolerance)
     logits, axis = read_logits(y_pred, axis)
     targets, integer = read_targets(y_true, logits, axis)
     if integer:
@@ -96,19 +100,19 @@ def kl_divergence_from_logits(
         )
     z = logits if temperature == 1.0 else logits / temperature
     p, z_nll = softmax(z, axis)
-    if target == "logits":
+    if target_form == "logits":
         w = targets if temperature == 1.0 else targets / temperature
         q, w_nll = softmax(w, axis)
         log_p_over_q, _ = log_ratio(z, w, z_nll, w_nll, axis)
-    elif target == "log_probabilities":
+    elif target_form == "log_probabilities":
         q = ops.exp(targets)
         check_probabilities(q, axis, sum_tolerance)
         log_p_over_q = -z_nll - targets
     else:
         check_probabilities(y_true, axis, sum_tolerance)
         q = targets
-        some = ops.where(q > 0.0, q, 1.0)
-        log_p_over_q = ops.where(q > 0.0, -z_nll - ops.log(some), float("inf"))
+        positive = ops.where(q > 0.0, q, 1.0)
+        log_p_over_q = ops.where(q > 0.0, -z_nll - ops.log(positive), float("inf"))
     if direction == "forward":
         loss = ops.sum(divergence_terms(q, p, log_p_over_q), axis=axis)
     elif direction == "reverse":
@@ -119,44 +123,30 @@ def kl_divergence_from_logits(
 
 
 def _check_options(
-    target: Any, direction: Any, temperature: Any, sum_tolerance: Any
+    target_form: Any, direction: Any, temperature: Any, sum_tolerance: Any
 ) -> float:
-    check_one_of("target", target, _TARGETS)
+    check_one_of("target_form", target_form, _FORMS)
     check_one_of("direction", direction, _DIRECTIONS)
-    if sum_tolerance is not None:
-        check_number("sum_tolerance", sum_tolerance, at_least=0.0)
+    check_sum_tolerance(sum_tolerance)
     return check_number("temperature", temperature, above=0.0)
 
 
 @keras.saving.register_keras_serializable("fmkit")
 class KLDivergenceFromLogits(ExactLoss):
-    r"""Relative entropy between targets and the softmax of logits, as a Keras loss.
-
-    See `kl_divergence_from_logits` for the formulas.
-
-    Args:
-        target: `"probabilities"`, `"log_probabilities"` or `"logits"`.
-        direction: `"forward"`, `"reverse"` or `"jensen_shannon"`.
-        temperature: $T > 0$; the loss is scaled by $T^2$.
-        sum_tolerance: How far from 1 targets may sum; None turns the check off.
-        axis: The class axis.
-        reduction: As in `keras.losses.Loss`.
-        name: Name of the loss.
-        dtype: float32 or float64; a narrower one is raised to float32.
-
-    Raises:
-        ValueError: As `kl_divergence_from_logits`.
+    """`kl_divergence_from_logits` as a Keras loss, its options as attributes.
 
     Examples:
-        >>> loss = KLDivergenceFromLogits(target="logits", temperature=2.0)
+        >>> loss = KLDivergenceFromLogits(target_form="logits", temperature=2.0)
         >>> round(float(loss([[0.0, 2.0]], [[2.0, 0.0]])), 4)
         1.8485
     """
 
+    _function = staticmethod(kl_divergence_from_logits)
+
     def __init__(
         self,
         *,
-        target: str = "probabilities",
+        target_form: str = "probabilities",
         direction: str = "forward",
         temperature: float = 1.0,
         sum_tolerance: float | None = 1e-3,
@@ -165,21 +155,15 @@ class KLDivergenceFromLogits(ExactLoss):
         name: str | None = "kl_divergence_from_logits",
         dtype: Any = None,
     ):
-        super().__init__(name=name, reduction=reduction, dtype=dtype)
-        self.options: dict[str, Any] = {
-            "target": target,
-            "direction": direction,
-            "temperature": _check_options(
-                target, direction, temperature, sum_tolerance
+        super().__init__(
+            name,
+            reduction,
+            dtype,
+            target_form=target_form,
+            direction=direction,
+            temperature=_check_options(
+                target_form, direction, temperature, sum_tolerance
             ),
-            "sum_tolerance": sum_tolerance,
-            "axis": axis,
-        }
-
-    def call(self, y_true: Any, y_pred: Any) -> Tensor:
-        """Return the divergence of each position; see `kl_divergence_from_logits`."""
-        return kl_divergence_from_logits(y_true, y_pred, **self.options)
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the constructor's arguments, as plain Python values."""
-        return {**super().get_config(), **self.options}
+            sum_tolerance=sum_tolerance,
+            axis=axis,
+        )

@@ -1,4 +1,4 @@
-"""Costs of forecasts that are too low or too high, and their quantile form."""
+"""Costs of forecasts that are too low or too high."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from keras import ops
 
 from fmkit._checks import check_number
 from fmkit._math import Tensor
-from fmkit._targets import at_least_float32
+from fmkit._targets import at_least_float32, may_be_equal
 from fmkit.losses._base import ExactLoss
 
 
@@ -33,16 +33,16 @@ def asymmetric_error(
         y_pred: Forecasts, shape `(batch, ..., d)`. float16 and bfloat16 are computed
             in float32.
         under: $u \ge 0$, cost of one unit of forecast too low, for instance the
-            profit that was missed.
-        over: $o \ge 0$, cost of one unit of forecast too high, for instance what an
-            unsold piece has cost to make.
+            lost profit.
+        over: $o \ge 0$, cost of one unit of forecast too high, for instance the
+            cost of an unsold piece.
 
     Returns:
         Mean over the last axis, shape `(batch, ...)`.
 
     Raises:
-        ValueError: If `under` or `over` is negative, or both are 0, shapes differ or
-            are empty.
+        ValueError: If `under` or `over` is negative, or both are 0, or the shapes
+            differ or are empty.
 
     Examples:
         >>> cost = asymmetric_error([[10.0], [10.0]], [[8.0], [12.0]], under=9, over=1)
@@ -73,7 +73,7 @@ def pinball(
         y_true: Targets. With one level: shape of `y_pred` (or without a last axis of
             length 1). With $Q$ levels: shape `(batch, ...)` or `(batch, ..., 1)`.
         y_pred: Forecasts, shape `(batch, ..., d)`; with several levels `(batch, ...,
-            Q)`, one forecast a level. float16 and bfloat16 are computed in float32.
+            Q)`, one forecast per level. float16 and bfloat16 are computed in float32.
         quantiles: One level, or a sequence of $Q$ levels, each in (0, 1).
 
     Returns:
@@ -94,7 +94,7 @@ def pinball(
     if isinstance(levels, float):
         y_true, y_pred = _same_shape(y_true, y_pred)
     else:
-        y_true, y_pred = _one_truth_for_all(y_true, y_pred, len(levels))
+        y_true, y_pred = _one_target_per_level(y_true, y_pred, len(levels))
     tau = ops.convert_to_tensor(levels, y_pred.dtype)
     shortage = y_true - y_pred
     cost = ops.where(shortage > 0.0, tau * shortage, (tau - 1.0) * shortage)
@@ -106,7 +106,7 @@ def _mean(cost: Tensor) -> Tensor:
     return ops.sum(cost, axis=-1) / ops.cast(ops.shape(cost)[-1], cost.dtype)
 
 
-def _read(y_true: Any, y_pred: Any) -> tuple[Tensor, Tensor]:
+def _read_forecast(y_true: Any, y_pred: Any) -> tuple[Tensor, Tensor]:
     y_pred = at_least_float32(y_pred)
     y_true = ops.cast(ops.convert_to_tensor(y_true), y_pred.dtype)
     if len(y_pred.shape) == 0 or 0 in tuple(y_pred.shape):
@@ -117,26 +117,28 @@ def _read(y_true: Any, y_pred: Any) -> tuple[Tensor, Tensor]:
 
 
 def _same_shape(y_true: Any, y_pred: Any) -> tuple[Tensor, Tensor]:
-    y_true, y_pred = _read(y_true, y_pred)
+    y_true, y_pred = _read_forecast(y_true, y_pred)
     true, pred = tuple(y_true.shape), tuple(y_pred.shape)
     # (batch,) minus (batch, 1) would broadcast to (batch, batch), without an error.
     if len(true) == len(pred) - 1 and pred[-1] == 1:
         y_true, true = ops.expand_dims(y_true, -1), (*true, 1)
     elif len(true) - 1 == len(pred) and true[-1] == 1:
         y_true, true = ops.squeeze(y_true, axis=-1), true[:-1]
-    if not _agree(true, pred):
+    if not may_be_equal(true, pred):
         raise ValueError(
             f"`y_true` and `y_pred` must have the same shape, got {true} and {pred}."
         )
     return y_true, y_pred
 
 
-def _one_truth_for_all(y_true: Any, y_pred: Any, levels: int) -> tuple[Tensor, Tensor]:
-    y_true, y_pred = _read(y_true, y_pred)
+def _one_target_per_level(
+    y_true: Any, y_pred: Any, levels: int
+) -> tuple[Tensor, Tensor]:
+    y_true, y_pred = _read_forecast(y_true, y_pred)
     true, pred = tuple(y_true.shape), tuple(y_pred.shape)
     if len(true) == len(pred) - 1:
         y_true, true = ops.expand_dims(y_true, -1), (*true, 1)
-    if pred[-1] != levels or not _agree(true, (*pred[:-1], 1)):
+    if pred[-1] != levels or not may_be_equal(true, (*pred[:-1], 1)):
         raise ValueError(
             f"With {levels} `quantiles`, `y_pred` must have shape (..., {levels}) and "
             f"`y_true` (...) or (..., 1), got {pred} and {true}."
@@ -144,19 +146,13 @@ def _one_truth_for_all(y_true: Any, y_pred: Any, levels: int) -> tuple[Tensor, T
     return y_true, y_pred
 
 
-def _agree(a: tuple, b: tuple) -> bool:
-    return len(a) == len(b) and all(
-        m is None or n is None or m == n for m, n in zip(a, b, strict=True)
-    )
-
-
 def _check_costs(under: Any, over: Any) -> tuple[float, float]:
     under = check_number("under", under, at_least=0.0)
     over = check_number("over", over, at_least=0.0)
     if under == over == 0.0:
         raise ValueError(
-            "One of `under` and `over` must be positive, got 0 for both: every "
-            "forecast would be free."
+            "At least one of `under` and `over` must be positive, got 0 for both: "
+            "every forecast would cost nothing."
         )
     return under, over
 
@@ -171,26 +167,18 @@ def _check_quantiles(quantiles: Any) -> float | list[float]:
 
 @keras.saving.register_keras_serializable("fmkit")
 class AsymmetricError(ExactLoss):
-    r"""Absolute error that costs differently below and above, as a Keras loss.
+    """`asymmetric_error` as a Keras loss, its options as attributes.
 
-    See `asymmetric_error`. The yogurt lesson's loss, which sums over a batch, is
+    The yogurt lesson's loss, which sums over a batch, is
     `AsymmetricError(under=profit, over=cost, reduction="sum")`.
-
-    Args:
-        under: $u \ge 0$, cost of one unit of forecast too low.
-        over: $o \ge 0$, cost of one unit of forecast too high.
-        reduction: As in `keras.losses.Loss`.
-        name: Name of the loss.
-        dtype: float32 or float64; a narrower one is raised to float32.
-
-    Raises:
-        ValueError: As `asymmetric_error`.
 
     Examples:
         >>> loss = AsymmetricError(under=9.0, over=1.0)
         >>> round(float(loss([[10.0], [10.0]], [[8.0], [12.0]])), 4)
         10.0
     """
+
+    _function = staticmethod(asymmetric_error)
 
     def __init__(
         self,
@@ -201,36 +189,21 @@ class AsymmetricError(ExactLoss):
         name: str | None = "asymmetric_error",
         dtype: Any = None,
     ):
-        super().__init__(name=name, reduction=reduction, dtype=dtype)
-        self.under, self.over = _check_costs(under, over)
-
-    def call(self, y_true: Any, y_pred: Any) -> Tensor:
-        """Return the cost of each position; see `asymmetric_error`."""
-        return asymmetric_error(y_true, y_pred, under=self.under, over=self.over)
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the constructor's arguments, as plain Python values."""
-        return {**super().get_config(), "under": self.under, "over": self.over}
+        under, over = _check_costs(under, over)
+        super().__init__(name, reduction, dtype, under=under, over=over)
 
 
 @keras.saving.register_keras_serializable("fmkit")
 class Pinball(ExactLoss):
-    r"""Pinball loss of one quantile or of several, as a Keras loss; see `pinball`.
-
-    Args:
-        quantiles: One level, or a sequence of levels, each in (0, 1).
-        reduction: As in `keras.losses.Loss`.
-        name: Name of the loss.
-        dtype: float32 or float64; a narrower one is raised to float32.
-
-    Raises:
-        ValueError: As `pinball`.
+    """`pinball` as a Keras loss, its option as an attribute.
 
     Examples:
         >>> loss = Pinball(quantiles=0.9)
         >>> round(float(loss([[10.0], [10.0]], [[8.0], [12.0]])), 4)
         1.0
     """
+
+    _function = staticmethod(pinball)
 
     def __init__(
         self,
@@ -240,13 +213,4 @@ class Pinball(ExactLoss):
         name: str | None = "pinball",
         dtype: Any = None,
     ):
-        super().__init__(name=name, reduction=reduction, dtype=dtype)
-        self.quantiles = _check_quantiles(quantiles)
-
-    def call(self, y_true: Any, y_pred: Any) -> Tensor:
-        """Return the cost of each position; see `pinball`."""
-        return pinball(y_true, y_pred, quantiles=self.quantiles)
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the constructor's arguments, as plain Python values."""
-        return {**super().get_config(), "quantiles": self.quantiles}
+        super().__init__(name, reduction, dtype, quantiles=_check_quantiles(quantiles))

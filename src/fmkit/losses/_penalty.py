@@ -21,12 +21,12 @@ def confidence_penalty(y_pred: Any, *, weight: float = 0.1, axis: int = -1) -> T
 
     $$\ell = -\beta\, H(p) = \beta \sum_j p_j \log p_j.$$
 
-    A positive $\beta$ makes confident predictions cost more; a negative one makes
-    unsure predictions cost more (entropy minimization on unlabelled data).
+    A positive $\beta$ penalizes confident predictions; a negative one penalizes
+    uncertain predictions (entropy minimization on unlabelled data).
 
     Args:
-        y_pred: Logits $z$, shape `(batch, ..., K)`. A logit of `-inf` takes a class
-            out. float16 and bfloat16 are computed in float32.
+        y_pred: Logits $z$, shape `(batch, ..., K)`. A logit of `-inf` excludes a
+            class. float16 and bfloat16 are computed in float32.
         weight: $\beta$, of either sign.
         axis: The class axis.
 
@@ -53,20 +53,11 @@ def confidence_penalty(y_pred: Any, *, weight: float = 0.1, axis: int = -1) -> T
 
 @keras.saving.register_keras_serializable("fmkit")
 class ConfidencePenalty(ExactLoss):
-    r"""Negative entropy of the predictions, as a Keras loss; targets are not looked at.
+    """`confidence_penalty` as a Keras loss, its options as attributes.
 
-    For an output of its own, or for unlabelled data. To add the penalty to another
-    loss on the same output, give the last layer a `ConfidenceRegularizer`.
-
-    Args:
-        weight: $\beta$, of either sign; see `confidence_penalty`.
-        axis: The class axis.
-        reduction: As in `keras.losses.Loss`.
-        name: Name of the loss.
-        dtype: float32 or float64; a narrower one is raised to float32.
-
-    Raises:
-        ValueError: As `confidence_penalty`.
+    Targets are ignored. Use it on a separate output or on unlabelled data. To add the
+    penalty to another loss on the same output, pass a `ConfidenceRegularizer` to the
+    last layer.
 
     Examples:
         >>> loss = ConfidencePenalty(weight=1.0)
@@ -83,33 +74,22 @@ class ConfidencePenalty(ExactLoss):
         name: str | None = "confidence_penalty",
         dtype: Any = None,
     ):
-        super().__init__(name=name, reduction=reduction, dtype=dtype)
-        self.weight = check_number("weight", weight)
-        self.axis = axis
+        weight = check_number("weight", weight)
+        super().__init__(name, reduction, dtype, weight=weight, axis=axis)
 
-    def call(self, y_true: Any, y_pred: Any) -> Tensor:
-        """Return the penalty of each position; see `confidence_penalty`."""
-        return confidence_penalty(y_pred, weight=self.weight, axis=self.axis)
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the constructor's arguments, as plain Python values."""
-        return {**super().get_config(), "weight": self.weight, "axis": self.axis}
+    @staticmethod
+    def _function(y_true: Any, y_pred: Any, **options: Any) -> Tensor:
+        return confidence_penalty(y_pred, **options)
 
 
 @keras.saving.register_keras_serializable("fmkit")
 class ConfidenceRegularizer(keras.regularizers.Regularizer):
-    r"""Negative entropy as the `activity_regularizer` of the layer that makes logits.
+    r"""Negative entropy as the `activity_regularizer` of the layer that outputs logits.
 
-    What is added to the loss of the model is the mean of `confidence_penalty` over
-    all positions. Masks and sample weights don't reach a regularizer. Called by
-    itself it returns that mean times the batch size, since Keras divides by it.
-
-    Args:
-        weight: $\beta$, of either sign.
-        axis: The class axis.
-
-    Raises:
-        ValueError: If `weight` is not finite.
+    It adds the mean of `confidence_penalty` over all positions to the model's loss,
+    and takes the same options. Keras passes no masks or sample weights to a
+    regularizer. Called directly it returns that mean times the batch size, since
+    Keras divides by it.
 
     Examples:
         >>> import keras

@@ -17,7 +17,7 @@ from fmkit._targets import (
     read_targets,
     valid_labels,
 )
-from fmkit.losses._base import ExactLoss
+from fmkit.losses._base import ExactLoss, check_sum_tolerance
 
 _ACTIVATIONS = ("linear", "softmax")
 
@@ -53,9 +53,9 @@ def mean_squared_error_from_logits(
             computed in float32.
         activation: `"linear"` or `"softmax"`.
         k: Weight $k > 0$ of the true class.
-        M: Value $M > 0$ that the true class is drawn to.
+        M: Target value $M > 0$ of the true class.
         sum_tolerance: How far from 1 the sum of dense targets may be; None turns off
-            the check, for targets that are no distribution.
+            the check, for targets that are not a distribution.
         axis: The class axis.
 
     Returns:
@@ -64,8 +64,8 @@ def mean_squared_error_from_logits(
     Raises:
         ValueError: If an argument is out of range, shapes do not fit, the batch is
             empty, or, where values are known (outside a compiled step), a label is
-            out of range or dense targets are no distribution. Inside a compiled step
-            a label out of range costs NaN, with a gradient of NaN, on each backend.
+            out of range or dense targets are not a distribution. Inside a compiled
+            step a label out of range costs NaN, with a gradient of NaN.
 
     Examples:
         >>> round(float(mean_squared_error_from_logits([1], [[0.5, 2.0]])[0]), 4)
@@ -104,38 +104,23 @@ def _check_options(
     activation: Any, k: Any, M: Any, sum_tolerance: Any
 ) -> tuple[float, float]:
     check_one_of("activation", activation, _ACTIVATIONS)
-    if sum_tolerance is not None:
-        check_number("sum_tolerance", sum_tolerance, at_least=0.0)
+    check_sum_tolerance(sum_tolerance)
     return check_number("k", k, above=0.0), check_number("M", M, above=0.0)
 
 
 @keras.saving.register_keras_serializable("fmkit")
 class MeanSquaredErrorFromLogits(ExactLoss):
-    r"""Mean squared error between integer or dense targets and logits, as a Keras loss.
+    """`mean_squared_error_from_logits` as a Keras loss, its options as attributes.
 
-    The loss of the tutorials (`activation="linear"`: one-hot against raw logits), or
-    the Brier score divided by the number of classes (`"softmax"`). See
-    `mean_squared_error_from_logits` for the formula.
-
-    Args:
-        activation: `"linear"` or `"softmax"`.
-        k: Weight $k > 0$ of the true class (Hui & Belkin).
-        M: Value $M > 0$ that the true class is drawn to.
-        sum_tolerance: How far from 1 dense targets may sum; None turns the check off.
-        axis: The class axis.
-        reduction: As in `keras.losses.Loss`.
-        name: Name of the loss.
-        dtype: float32 or float64; a narrower one is raised to float32.
-
-    Raises:
-        ValueError: As `mean_squared_error_from_logits`. Inside a compiled step a
-            label out of range gives a loss and a gradient of NaN.
+    The first loss of the tutorials: one-hot targets against raw logits.
 
     Examples:
         >>> loss = MeanSquaredErrorFromLogits()
         >>> round(float(loss([1, 0], [[0.5, 2.0], [1.0, 0.0]])), 4)
         0.3125
     """
+
+    _function = staticmethod(mean_squared_error_from_logits)
 
     def __init__(
         self,
@@ -149,20 +134,14 @@ class MeanSquaredErrorFromLogits(ExactLoss):
         name: str | None = "mean_squared_error_from_logits",
         dtype: Any = None,
     ):
-        super().__init__(name=name, reduction=reduction, dtype=dtype)
         k, M = _check_options(activation, k, M, sum_tolerance)
-        self.options: dict[str, Any] = {
-            "activation": activation,
-            "k": k,
-            "M": M,
-            "sum_tolerance": sum_tolerance,
-            "axis": axis,
-        }
-
-    def call(self, y_true: Any, y_pred: Any) -> Tensor:
-        """Return the cost of each position; see `mean_squared_error_from_logits`."""
-        return mean_squared_error_from_logits(y_true, y_pred, **self.options)
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the constructor's arguments, as plain Python values."""
-        return {**super().get_config(), **self.options}
+        super().__init__(
+            name,
+            reduction,
+            dtype,
+            activation=activation,
+            k=k,
+            M=M,
+            sum_tolerance=sum_tolerance,
+            axis=axis,
+        )

@@ -1,9 +1,9 @@
-r"""Networks of the tutorials, as plain Keras models that nobody has compiled yet.
+r"""The tutorials' networks, as plain, uncompiled Keras models.
 
-Every factory returns an ordinary `keras.Model` with raw scores (logits) at its
-output, so that the loss can be computed from them exactly; `output_activation`
-adds a softmax or a sigmoid where one is wanted. Images need no preparation of
-their shape: `mlp` flattens them, the convolutional networks add the channel axis.
+Every factory returns an ordinary `keras.Model` that outputs logits, so that the loss
+can be computed from them exactly; `output_activation` adds a softmax or a sigmoid.
+Images can be passed as they are: `mlp` flattens them, the convolutional networks add
+the channel axis.
 
 Arguments that the factories share:
 
@@ -18,10 +18,9 @@ Arguments that the factories share:
   $w$ adds $\lambda_1 \sum |w| + \lambda_2 \sum w^2$ to the loss.
 - `half_l2`: Count the square as TensorFlow 1's `l2_regularizer` does, which is
   $\lambda_2 \sum w^2 / 2$.
-- `seed`: Makes the start weights and the dropout masks a function of this number
-  (on one backend: each backend has its own generator). Every layer gets a seed of
-  its own from it. Without it they follow `keras.utils.set_random_seed`. An
-  initializer object that carries a seed keeps it.
+- `seed`: Fixes the initial weights and the dropout masks (on one backend: each backend
+  has its own generator). Every layer derives its own seed from it. Without it they
+  follow `keras.utils.set_random_seed`. An initializer object with a seed keeps it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the factories share: layers with seeds of their own, and shape checks."""
+"""What the factories share: layers, each with its own seed, and shape checks."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ from keras import layers
 from fmkit._checks import check_int, check_number, check_one_of
 
 Activation = str | Callable[..., Any] | None
-
-
 Initializer = str | float | tuple[str, Mapping[str, Any]] | Callable[..., Any]
 
 
 class Layers:
-    """Makes the layers of one network: each with its own seed, all with one rule."""
+    """Makes the layers of one network, each with its own seed."""
 
     def __init__(
         self,
@@ -54,8 +52,8 @@ class Layers:
     def _initializer(self, value: Any) -> Any:
         """Return an initializer for one layer only.
 
-        A Keras initializer draws the same numbers each time, so that one object
-        in two layers of one shape would start both with the same weights.
+        A Keras initializer draws the same numbers each time, so one object shared
+        by two layers of the same shape would give both the same weights.
         """
         if isinstance(value, int | float) and not isinstance(value, bool):
             value = keras.initializers.Constant(value)
@@ -103,7 +101,7 @@ class Layers:
         return layers.Dense(units, activation=activation, name=name, **options)(x)
 
     def conv(self, count: int, side: int, name: str, padding: str, phi: Any) -> Any:
-        """Return a layer of `count` square filters with `side` pixels a side."""
+        """Return a layer of `count` square filters, `side` pixels wide."""
         return layers.Conv2D(
             count,
             side,

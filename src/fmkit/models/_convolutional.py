@@ -32,9 +32,9 @@ def simple_cnn(
     data_format: str | None = None,
     name: str = "simple_cnn",
 ) -> keras.Model:
-    r"""Blocks of a padded convolution and a halving, then one dense layer.
+    r"""Blocks of a padded convolution and 2×2 pooling, then one dense layer.
 
-    By default two blocks of 20 filters 5×5: a 28×28 image becomes 20 maps of 7×7,
+    By default two blocks of 20 5×5 filters: a 28×28 image becomes 20 maps of 7×7,
     980 features, and 10 raw scores: 20,350 weights.
 
     Args:
@@ -61,7 +61,7 @@ def simple_cnn(
         An uncompiled model, `(batch, *input_shape)` to `(batch, num_classes)`.
 
     Raises:
-        ValueError: If the image is too small for the halvings, or `pooling` is
+        ValueError: If the image is too small for the pooling, or `pooling` is
             unknown.
 
     Examples:
@@ -108,12 +108,12 @@ def small_resnet(
 
     A 3×3 convolution, then one block for each entry of `filters`: two 3×3
     convolutions with BatchNorm whose result is added to the block's input. Every
-    block after the first halves the sides of the image; where the shape changes,
-    a 1×1 convolution takes the input along. The mean over the pixels of the last
-    block goes to one dense layer.
+    block after the first halves height and width; where the shape changes, a 1×1
+    convolution adapts the input. The mean over the pixels of the last block goes to
+    one dense layer.
 
-    Halving is by stride, so that there is no pooling to compute, and an image of
-    any size works. `examples/time_to_accuracy.py residual_36` trains it to 0.936 on
+    Strides do the halving, so there is no pooling to compute and an image of any
+    size works. `examples/time_to_accuracy.py residual_36` trains it to 0.936 on
     the test images of Fashion-MNIST.
 
     Args:
@@ -178,12 +178,12 @@ def _residual_block(
     return layers.Activation(activation, name=f"{name}_activation")(x)
 
 
-def sides(x: Any, maker: Layers) -> tuple[int, int]:
+def image_size(x: Any, maker: Layers) -> tuple[int, int]:
     first = 1 if maker.data_format == "channels_last" else 2
     return int(x.shape[first]), int(x.shape[first + 1])
 
 
-def _left(side: int, stages: Sequence[tuple[str, int]]) -> int:
+def _remaining(side: int, stages: Sequence[tuple[str, int]]) -> int:
     """Return how many pixels of `side` are left after filters and halvings."""
     for kind, size in stages:
         side = side // size if kind == "pool" else side - size + 1
@@ -193,9 +193,11 @@ def _left(side: int, stages: Sequence[tuple[str, int]]) -> int:
 def check_image(
     x: Any, maker: Layers, stages: Sequence[tuple[str, int]], network: str
 ) -> None:
-    height, width = sides(x, maker)
-    if min(_left(height, stages), _left(width, stages)) < 1:
-        least = next(side for side in itertools.count(1) if _left(side, stages) >= 1)
+    height, width = image_size(x, maker)
+    if min(_remaining(height, stages), _remaining(width, stages)) < 1:
+        least = next(
+            side for side in itertools.count(1) if _remaining(side, stages) >= 1
+        )
         raise ValueError(
             f"`input_shape` is too small for {network}, got {height}x{width} pixels: "
             f"its filters and pooling need at least {least}x{least}. Enlarge or pad "

@@ -37,7 +37,7 @@ def mlp(
     seed: int | None = None,
     name: str = "mlp",
 ) -> keras.Model:
-    r"""Multilayer perceptron: flattened input, dense hidden layers, raw scores.
+    r"""Multilayer perceptron: flattened input, dense hidden layers, logits.
 
     Layer $k$ computes $h_k = \phi(W_k h_{k-1} + b_k)$ from $h_0$, the flattened
     input; the last layer has no $\phi$ unless `output_activation` gives one.
@@ -50,7 +50,7 @@ def mlp(
         output_activation: What follows the last layer, such as `"softmax"`.
         use_bias: Whether the layers have the offsets $b_k$.
         batch_norm: Normalise each hidden layer before its activation. The offset
-            of the normalisation then stands in for the layer's bias.
+            of the normalisation then replaces the layer's bias.
         dropout: Fraction of each hidden layer's outputs set to 0 in training.
         l1: $\lambda_1$ of the penalty on the weights.
         l2: $\lambda_2$ of the penalty on the weights.

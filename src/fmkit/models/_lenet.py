@@ -17,7 +17,7 @@ from fmkit.models._builder import (
     hidden_layers,
     integers,
 )
-from fmkit.models._convolutional import check_image, sides
+from fmkit.models._convolutional import check_image, image_size
 
 
 def lenet5(
@@ -175,7 +175,7 @@ def _lecun_features(
             "table of connections has 6 rows and 16 columns. Use variant='paddle'."
         )
     axis = -1 if maker.data_format == "channels_last" else 1
-    height, width = sides(x, maker)
+    height, width = image_size(x, maker)
     if (height, width) == (28, 28):
         pad = layers.ZeroPadding2D(2, data_format=maker.data_format, name="border")
         x = pad(x)

@@ -1,4 +1,4 @@
-"""Do the labels fit the outputs of a model?"""
+"""A check that labels fit the outputs of a model."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 
 
 def check_outputs(model: keras.Model, labels: Any) -> None:
-    """Refuse labels that the outputs of `model` can't stand for.
+    """Refuse labels that don't fit the outputs of `model`.
 
-    To be called before training: a loss inside a compiled graph reports the same
-    mistake by a long trace, as NaN, or on some devices not at all.
+    Call it before training: a loss inside a compiled graph reports the same mistake
+    as a long traceback, as NaN, or on some devices not at all.
 
     Args:
         model: A model with one output of shape `(batch, outputs)`.
@@ -23,7 +23,7 @@ def check_outputs(model: keras.Model, labels: Any) -> None:
     Raises:
         TypeError: If class numbers are not whole numbers.
         ValueError: If there are no labels, or they don't fit the outputs; the
-            message says which number of outputs to ask for.
+            message says how many outputs to ask for.
 
     Examples:
         >>> from fmkit import models
@@ -57,7 +57,7 @@ def _count_outputs(model: keras.Model) -> int:
     shape = getattr(model, "output_shape", None)
     if not isinstance(shape, tuple) or len(shape) != 2 or shape[-1] is None:
         # A dense layer works on the last axis and keeps the others, so an image
-        # that nobody flattened comes out as an image.
+        # that wasn't flattened comes out as an image.
         images = isinstance(shape, tuple) and len(shape) > 2
         raise ValueError(
             "`model` must have one output of shape (batch, outputs), got "

@@ -1,4 +1,4 @@
-"""`fit_settings`: arguments of `compile` and `fit` in one place, each with its why."""
+"""`fit_settings`: arguments of `compile` and `fit`, each with its reason."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from fmkit.performance._measure import Candidate, Measurement, measure_candidate
 
 __all__ = ["FitSettings", "fit_settings"]
 
-# Executions shorter than this many steps spend their time on the way into the
-# graph; longer ones gain little more, and callbacks act between executions only.
+# Executions of fewer steps spend their time entering the graph; longer ones gain
+# little more, and callbacks run only between executions.
 STEPS_PER_EXECUTION = 50
-# A `FusedModel` pays some milliseconds for each start of its program, whose batches
-# are in memory three times.
+# Each start of a `FusedModel`'s program costs some milliseconds, and its batches are
+# in memory three times.
 FUSED_STEPS, FUSED_BYTES = 100, 2**26
 # Steps after which XLA on the CPU has paid for its compilation: it takes 1 to 3 s
-# more to start and saves about half a millisecond a step (784-256-128-64-32-10).
+# more to start and saves about half a millisecond per step (784-256-128-64-32-10).
 XLA_PAYS_AFTER = 4000
 
 # Layers whose work XLA fuses well on a CPU. Convolutions, pooling and recurrence
@@ -71,9 +71,9 @@ class FitSettings:
 
     Attributes:
         compile: For `model.compile(..., **settings.compile)`.
-        fit: For `model.fit(..., **settings.fit)`: the data, in the form to give it.
+        fit: For `model.fit(..., **settings.fit)`: the data, as `fit` should get them.
         reasons: One sentence for each choice.
-        measurements: What was timed, if anything was, the chosen one first.
+        measurements: What was timed, if anything, the chosen candidate first.
 
     Examples:
         >>> import numpy as np
@@ -89,9 +89,9 @@ class FitSettings:
 
     def __str__(self) -> str:
         """Return one line for each choice and its reason."""
-        given = {**self.compile, **self.fit}
+        values = {**self.compile, **self.fit}
         return "\n".join(
-            f"{name}={given[name]!r}: {why}" for name, why in self.reasons.items()
+            f"{name}={values[name]!r}: {why}" for name, why in self.reasons.items()
         )
 
 
@@ -106,14 +106,14 @@ def fit_settings(
 ) -> FitSettings:
     """Choose `jit_compile`, `steps_per_execution` and the input for a training run.
 
-    Without measuring, by rules that hold for most networks: no XLA for networks
-    with convolutions, pooling or layers of your own on TensorFlow's CPU, none for
-    runs too short to earn back the compilation, always on JAX, never on PyTorch.
+    By default it follows rules that hold for most networks: no XLA for networks with
+    convolutions, pooling or custom layers on TensorFlow's CPU, none for runs too short
+    to repay the compilation, always on JAX, never on PyTorch.
 
-    With `measure=True`, by trial: a copy of the model trains on a few of the batches
-    with each candidate, and the one with the smallest estimated time for the whole
-    run wins, compilation included. The model, its optimizer, the position of the
-    batches and all global random generators end as they began, bit for bit.
+    With `measure=True` it times them: a copy of the model trains on a few of the
+    batches with each candidate, and the one with the smallest estimated time for the
+    whole run wins, compilation included. The model, its optimizer, the position of
+    the batches and all global random generators are left unchanged, bit for bit.
 
     Args:
         model: Any model for the rules. To measure, a compiled model that can be
@@ -122,7 +122,7 @@ def fit_settings(
         epochs: How many epochs it will train.
         device: `"cpu"` or `"gpu"`; `None` for what the backend would use.
         measure: Time the candidates.
-        seconds: Seconds of steps to time per candidate, beside its compilation.
+        seconds: Seconds of steps to time per candidate, after its compilation.
 
     Returns:
         The settings, usable as `model.compile(..., **settings.compile)` and
@@ -165,7 +165,7 @@ def fit_settings(
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """The values, each followed by its reason."""
+    """The chosen values, each followed by its reason."""
 
     steps_per_execution: int
     why_steps: str
@@ -188,8 +188,8 @@ class Choice:
             {
                 "jit_compile": self.why_jit,
                 "steps_per_execution": self.why_steps,
-                "x": "It gathers and scales ahead of the steps by itself; a prefetch "
-                "behind it gains nothing.",
+                "x": "It gathers and scales ahead of the steps; a prefetch behind it "
+                "gains nothing.",
             },
             tuple(sorted(measured, key=lambda one: one.total(steps))),
         )
@@ -206,7 +206,7 @@ def _most_steps(model: keras.Model, batches: Batches) -> int:
 def _execution(
     model: keras.Model, epoch: int, device: str, most: int
 ) -> tuple[int, str]:
-    """Choose `steps_per_execution` for epochs of so many steps, and say why."""
+    """Choose `steps_per_execution` for epochs of `epoch` steps, with the reason."""
     backend = keras.backend.backend()
     if backend == "torch":
         return 1, "Keras on PyTorch refuses more than 1."
@@ -218,41 +218,41 @@ def _execution(
     steps = -(-epoch // executions)
     return steps, (
         f"An epoch of {epoch} steps is {executions} call{'s' * (executions > 1)} "
-        "from Python; callbacks act between calls, not between steps."
+        "from Python; callbacks run between calls, not between steps."
     )
 
 
 def _jit(model: keras.Model, steps: int, device: str) -> tuple[bool, str]:
-    """Choose `jit_compile` for a run of so many steps, and say why."""
+    """Choose `jit_compile` for a run of `steps` steps, with the reason."""
     backend = keras.backend.backend()
     refusing = [x.name for x in _layers(model) if not getattr(x, "supports_jit", True)]
     if backend == "torch":
         return False, (
-            "PyTorch's own kernels run at once; torch.compile takes long to start "
+            "PyTorch's own kernels start at once; torch.compile takes long to start "
             "and is known to fail on some of Keras's layers."
         )
     if refusing:
         return False, f"Layer {refusing[0]!r} does not support XLA."
     if backend == "jax":
-        return True, "Without it JAX runs every operation by itself."
+        return True, "Without it JAX runs operations one by one."
     strategy = getattr(model, "distribute_strategy", None)
     if getattr(strategy, "num_replicas_in_sync", 1) > 1:
         return False, "Keras does not combine XLA with several replicas."
     if device != "cpu":
-        return True, "XLA fuses what stands between the large kernels."
+        return True, "XLA fuses the operations between the large kernels."
     unknown = sorted({type(x).__name__ for x in _layers(model)} - _XLA_LAYERS)
     if unknown:
         return False, (
             f"On a CPU, XLA can be many times slower with {', '.join(unknown)} than "
-            "TensorFlow's own kernels; measure=True finds out."
+            "TensorFlow's own kernels; measure=True would tell."
         )
     if steps < XLA_PAYS_AFTER:
         return False, (
-            f"{steps:,} steps on a CPU are too few to earn back XLA's compilation "
+            f"{steps:,} steps on a CPU are too few to repay XLA's compilation "
             f"(about {XLA_PAYS_AFTER:,} for a small network)."
         )
     return True, (
-        f"Dense layers only, and {steps:,} steps earn back XLA's compilation; "
+        f"Dense layers only, and {steps:,} steps repay XLA's compilation; "
         '"auto" would mean no XLA on a CPU.'
     )
 
@@ -287,7 +287,7 @@ def _device() -> str:
 
 
 def _candidates(model: keras.Model, by_rule: Choice) -> list[Candidate]:
-    """What is worth timing on this backend; what XLA compiles comes last."""
+    """Return what is worth timing on this backend; what XLA compiles comes last."""
     backend, many = keras.backend.backend(), by_rule.steps_per_execution
     xla = backend == "jax" or (
         backend == "tensorflow"
@@ -296,7 +296,7 @@ def _candidates(model: keras.Model, by_rule: Choice) -> list[Candidate]:
     plain = backend != "jax" or not by_rule.jit_compile
     found = [Candidate(False, 1), Candidate(False, many)] if plain else []
     if xla:
-        # On TensorFlow each more costs a compilation, and 1 is never the faster.
+        # On TensorFlow each one more costs a compilation, and 1 is never the fastest.
         found += [Candidate(True, 1)] * (backend == "jax") + [Candidate(True, many)]
     return list(dict.fromkeys(found))
 
@@ -304,6 +304,8 @@ def _candidates(model: keras.Model, by_rule: Choice) -> list[Candidate]:
 def _fastest(measured: tuple[Measurement, ...], steps: int) -> Choice:
     """Choose by the estimated time of the whole run."""
     best, *others = sorted(measured, key=lambda one: one.total(steps))
-    told = f"Measured for {steps:,} steps: {best.describe(steps)}"
-    told += "".join(f"; {other.describe(steps)}" for other in others)
-    return Choice(best.steps_per_execution, told + ".", best.jit_compile, told + ".")
+    reason = f"Measured for {steps:,} steps: {best.describe(steps)}"
+    reason += "".join(f"; {other.describe(steps)}" for other in others)
+    return Choice(
+        best.steps_per_execution, reason + ".", best.jit_compile, reason + "."
+    )

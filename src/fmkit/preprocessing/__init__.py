@@ -2,6 +2,7 @@
 
 from fmkit.preprocessing._arrays import ArrayReport, check_arrays
 from fmkit.preprocessing._map import Preprocess, preprocess
+from fmkit.preprocessing._map import numpy_maps as numpy_maps  # for fmkit.data
 from fmkit.preprocessing._split import split
 
 __all__ = ["ArrayReport", "Preprocess", "check_arrays", "preprocess", "split"]

@@ -1,4 +1,4 @@
-"""Look at the data before training on it: what a machine can check, checked."""
+"""Automatic checks of the data before training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from fmkit._checks import check_int
 
-# Classes whose sizes differ by more than this ratio are worth a remark.
+# Classes whose sizes differ by more than this ratio get a note.
 _UNBALANCED = 1.5
 
 
@@ -35,8 +35,8 @@ class ArrayReport:
     """What `check_arrays` found; `print(report)` shows it as a table.
 
     Attributes:
-        problems: What makes training wrong, one sentence each; empty if all is well.
-        notes: What is worth knowing and may be meant (duplicates, unbalanced
+        problems: What breaks training, one sentence each; empty if there is none.
+        notes: What is worth knowing but may be intended (duplicates, unbalanced
             classes), one sentence each.
         duplicates: `((split, index), (split, index))` for the first samples that are
             equal in every value, at most 100, across splits first.
@@ -58,7 +58,7 @@ class ArrayReport:
             raise ValueError("The arrays can't be trained on:\n" + str(self))
 
     def __str__(self) -> str:
-        """Return the table, then problems and notes, a line each."""
+        """Return the table, then problems and notes, one per line."""
         lines = []
         width = max((len(s.name) for s in self._splits), default=0)
         for s in self._splits:
@@ -178,7 +178,7 @@ def _check_values(
     value_range: tuple[float, float] | None,
     problem: Callable[[str], None],
 ) -> tuple[float, float] | None:
-    """Return the smallest and largest value, or `None` where `x` has no numbers."""
+    """Return the smallest and largest value, or `None` if `x` has no numbers."""
     if x.dtype.kind not in "buif":
         problem(f"x holds {x.dtype}, not numbers.")
         return None
@@ -209,7 +209,7 @@ def _check_values(
 def _check_labels(
     y: np.ndarray, num_classes: int | None, problem: Callable[[str], None]
 ) -> np.ndarray | None:
-    """Return the labels as a vector of int64, or `None` where they are none."""
+    """Return the labels as a vector of int64, or `None` if they are no labels."""
     if y.dtype.kind not in "buif" or y.ndim > 2 or y.size == 0:
         if y.size:
             problem(f"y must be labels of shape (n,), got {y.shape} of {y.dtype}.")

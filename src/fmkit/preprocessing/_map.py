@@ -60,12 +60,12 @@ class Preprocess:
     Args:
         mean: Subtracted first, in the units of `x`: a number, or an array that
             broadcasts against one sample. 0 leaves the subtraction out.
-        std: Divides what is left, in the units of `x`; no entry may be 0.
+        std: Divides the difference, in the units of `x`; no entry may be 0.
             `mean=127.5, std=127.5` gives the range [-1, 1].
         sample_rank: Number of axes of *one* sample: 2 for images of shape `(28, 28)`.
             `flatten` and `channel_axis` need it, since the same function meets
             single samples and batches.
-        flatten: Turn the axes of a sample into one, `(..., 28, 28)` to `(..., 784)`.
+        flatten: Merge the axes of a sample, `(..., 28, 28)` to `(..., 784)`.
         channel_axis: Add an axis of length 1 to each sample: `"last"`, `"first"` or
             `None`.
         num_classes: If given, labels become one-hot rows of this length, in float32.
@@ -118,8 +118,8 @@ class Preprocess:
             )
         if flatten and channel_axis:
             raise ValueError(
-                "`flatten=True` leaves no axis beside which a channel could stand; "
-                f"drop it or channel_axis={channel_axis!r}."
+                "`flatten=True` leaves no axis to add a channel to; omit it or "
+                f"channel_axis={channel_axis!r}."
             )
 
     @classmethod
@@ -130,7 +130,7 @@ class Preprocess:
         per: Literal["dataset", "feature"] = "dataset",
         **options: Any,
     ) -> Preprocess:
-        """Take mean and standard deviation from the training set, and only from it.
+        """Take mean and standard deviation from the training set alone.
 
         Args:
             x_train: Training samples, shape `(n, ...)`.
@@ -175,14 +175,14 @@ class Preprocess:
     def __repr__(self) -> str:
         """Show the options as they would be typed."""
         parts = [
-            f"{name}={_short(value)}"
+            f"{name}={_abbreviated(value)}"
             for name, value in vars(self).items()
             if value is not None and value is not False
         ]
         return f"Preprocess({', '.join(parts)})"
 
     def _map_x(self, x: Any, out: np.ndarray | None = None) -> Any:
-        ops, x = _ops_for(x, "x")
+        ops, x = _namespace_of(x, "x")
         if ops is np:
             # One pass over the bytes: the cast happens inside the ufunc.
             if self.mean.any():
@@ -191,8 +191,8 @@ class Preprocess:
         else:
             x = ops.cast(x, "float32")
             if self.mean.any():
-                x = ops.subtract(x, _plain(self.mean))
-            x = ops.divide(x, _plain(self.std))
+                x = ops.subtract(x, _scalar_as_float(self.mean))
+            x = ops.divide(x, _scalar_as_float(self.std))
         if self.flatten:
             x = ops.reshape(x, self._flat_shape(x, ops))
         elif self.channel_axis == "last":
@@ -214,11 +214,11 @@ class Preprocess:
             raise ValueError(
                 f"`flatten` needs samples of a fixed shape, got {tuple(x.shape)}."
             )
-        # At most the batch is unknown while tracing; -1 stands for it.
+        # At most the batch size is unknown while tracing; -1 means just that.
         return (*(-1 if n is None else n for n in leading), math.prod(features))
 
     def _map_y(self, y: Any) -> Any:
-        ops, y = _ops_for(y, "y")
+        ops, y = _namespace_of(y, "y")
         if ops is np:
             y = _as_whole_numbers(y)
             return y if self.num_classes is None else self._one_hot(y)
@@ -235,7 +235,7 @@ class Preprocess:
         return np.eye(self.num_classes, dtype=np.float32)[y]
 
 
-def _ops_for(value: Any, name: str) -> tuple[Any, Any]:
+def _namespace_of(value: Any, name: str) -> tuple[Any, Any]:
     """Return the module whose functions take `value`, and `value` as it takes it."""
     if type(value).__module__.partition(".")[0] == "tensorflow":
         # `Dataset.map` hands over TensorFlow tensors on every backend.
@@ -255,7 +255,7 @@ def _ops_for(value: Any, name: str) -> tuple[Any, Any]:
 
 def _as_whole_numbers(y: np.ndarray) -> np.ndarray:
     """Cast labels to int32; refuse 1.5, NaN and what int32 can't hold."""
-    with np.errstate(invalid="ignore"):  # NaN and 1e12 are told apart just below
+    with np.errstate(invalid="ignore"):  # NaN and 1e12 are caught just below
         whole = y.astype(np.int32)
     if not np.can_cast(y.dtype, np.int32) and not np.array_equal(whole, y):
         wrong = y[whole != y].flat[0]
@@ -266,12 +266,12 @@ def _as_whole_numbers(y: np.ndarray) -> np.ndarray:
     return whole
 
 
-def _plain(value: np.ndarray) -> Any:
+def _scalar_as_float(value: np.ndarray) -> Any:
     """Return a 0-d array as a float, which keeps every backend at float32."""
     return value if value.ndim else value.item()
 
 
-def _short(value: Any) -> str:
+def _abbreviated(value: Any) -> str:
     if isinstance(value, np.ndarray) and value.ndim:
         return f"<array of shape {value.shape}>"
     return repr(value.item() if isinstance(value, np.ndarray) else value)
@@ -280,7 +280,9 @@ def _short(value: Any) -> str:
 _UNIT_RANGE = Preprocess()
 
 
-def halves(transform: Any) -> tuple[Callable[..., Any], Callable[[Any], Any]] | None:
+def numpy_maps(
+    transform: Any,
+) -> tuple[Callable[..., Any], Callable[[Any], Any]] | None:
     """Return what a `Preprocess` does to `x` and to `y`, or `None` for other maps.
 
     The first is called as `map_x(x, out)`; `out` is float32 memory in the shape that

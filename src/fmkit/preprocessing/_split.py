@@ -1,4 +1,4 @@
-"""Stratified train/validation splits that a seed fixes for ever."""
+"""Stratified train/validation splits that depend only on the labels and the seed."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def split(
     r"""Split into training and validation parts with the classes in equal shares.
 
     Class $c$ with $n_c$ samples gives $\lfloor f n_c \rfloor$ or one more to the
-    validation part, such that the part holds `round(f * n)` samples in all: the ones
-    left over go to the classes with the largest remainders. Which samples go is a
+    validation part, so that the part has `round(f * n)` samples in all: the extra ones
+    go to the classes with the largest remainders. Which samples go is a
     pure function of `seed` and the labels, the same on every platform and NumPy
     version. Both parts keep the order of `x`.
 

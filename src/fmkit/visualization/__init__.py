@@ -1,16 +1,16 @@
-r"""Pictures of data and results: plain numbers in, matplotlib `Axes` out.
+r"""Plots of data and results: plain numbers in, matplotlib `Axes` out.
 
-Every function draws into `ax`, or makes a figure of its own where `ax` is `None`,
-and returns the `Axes`. None shows a window or writes a file: that is
-`ax.figure.savefig("name.png")`. None needs a display.
+Every function draws into `ax`, or into a new figure if `ax` is `None`, and returns the
+`Axes`. None opens a window, needs a display or writes a file: to save a plot, call
+`ax.figure.savefig("name.png")`.
 
-What a picture tells apart by colour it also tells apart by marker, line style or
-words, so that it can be read in greyscale and by colour-blind readers. The colours
-are those of Okabe and Ito.
+What a plot distinguishes by colour it also distinguishes by marker, line style or
+words, so it can be read in greyscale and by colour-blind readers. The colours are those
+of Okabe and Ito.
 
 Names in Chinese, Japanese or Korean are drawn with an installed font that has the
-characters (such as Noto Sans CJK, WenQuanYi, SimHei, PingFang). Where no font has
-them, matplotlib draws boxes and warns.
+characters (such as Noto Sans CJK, WenQuanYi, SimHei, PingFang). If no font has them,
+matplotlib draws boxes and warns.
 """
 
 from __future__ import annotations

@@ -29,14 +29,14 @@ def confusion_matrix(
     Args:
         labels: True class numbers, shape `(n,)`.
         predictions: Predicted class numbers, shape `(n,)`, or scores of any kind,
-            `(n, classes)`, the highest of which is taken.
+            `(n, classes)`, of which the highest counts.
         class_names: Names of the classes; by default their numbers.
-        normalize: Write percentages of each true class in place of counts.
+        normalize: Write percentages of each true class instead of counts.
         title: Title of the picture.
         ax: Where to draw; a new figure by default.
 
     Returns:
-        The axes; their image holds the matrix that is drawn.
+        The axes; their image holds the matrix.
 
     Raises:
         ValueError: If `labels` and `predictions` differ in length, are empty or
@@ -63,7 +63,7 @@ def confusion_matrix(
         matrix = 100.0 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     side = 1.8 + 0.46 * len(names)
     ax = axes_or_new(ax, (side, side), fixed=True)
-    # The root makes the few wrong ones visible beside the many right ones.
+    # The square root makes the few wrong ones visible beside the many right ones.
     shade = PowerNorm(0.5, vmin=0, vmax=max(matrix.max(), 1))
     ax.imshow(matrix, cmap="Blues", norm=shade)
     _write_cells(ax, matrix, shade(matrix))

@@ -39,20 +39,20 @@ def learning_curves(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw metrics by epoch, those of training and those of validation.
+    """Draw metrics by epoch, for training and validation.
 
-    Training is a full line with filled markers, validation (the metric's name with
-    `val_` before it, where the history has it) a dashed line with open ones.
+    Training is a solid line with filled markers; validation (the metric's name with
+    `val_` before it, if the history has it) is a dashed line with open markers.
     Epochs count from 1.
 
     Args:
         history: What `fit` returned; or a mapping of names to one value for each
             epoch; or the path of a file written by `keras.callbacks.CSVLogger`.
-            Where such a file has an epoch twice, the later line counts.
+            If such a file has an epoch twice, the later line counts.
         metrics: Name of the metric, or several names to draw together.
         best: `"min"` or `"max"`: ring the best value of the validation curve (of
-            the training curve where there is none) and write down its epoch.
-        threshold: Draw a level line at this value of the metric.
+            the training curve if there is none) and label its epoch.
+        threshold: Draw a horizontal line at this value of the metric.
         title: Title of the picture.
         ax: Where to draw; a new figure by default.
 
@@ -78,7 +78,9 @@ def learning_curves(
                 f"`metrics` must be in the history, got {name!r}; it has "
                 f"{sorted(curves)}.{did_you_mean(name, curves)}"
             )
-        _draw_pair(ax, curves, name, index, several=len(names) > 1, best=best)
+        _draw_training_and_validation(
+            ax, curves, name, index, several=len(names) > 1, best=best
+        )
     if threshold is not None:
         ax.axhline(threshold, color=GREY, linestyle=":", label=f"goal {threshold:g}")
     write_labels(ax, "epoch", ", ".join(words(name) for name in names), title)
@@ -92,6 +94,7 @@ def learning_rate_curve(
     steps: int | None = None,
     *,
     steps_per_epoch: int | None = None,
+    points: int = 500,
     label: str | None = None,
     log: bool = False,
     title: str | None = None,
@@ -105,9 +108,9 @@ def learning_rate_curve(
     Args:
         schedule: A `LearningRateSchedule` or another function of the step's number,
             which begins at 0; or the rates themselves, one for each step.
-        steps: Number of optimizer steps to draw; needed for a function. At most
-            500 steps, evenly spread, are computed.
+        steps: Number of optimizer steps to draw; required for a function.
         steps_per_epoch: Count in epochs of this many steps along the axis.
+        points: Largest number of steps, evenly spread, at which a function is called.
         label: Name of the curve in the legend.
         log: Logarithmic scale of the rate.
         title: Title of the picture.
@@ -127,11 +130,12 @@ def learning_rate_curve(
     if callable(schedule):
         if steps is None:
             raise ValueError(
-                "`steps` is needed where `schedule` is a function: write "
+                "`steps` is required when `schedule` is a function: write "
                 "steps=epochs * steps_per_epoch."
             )
         steps = check_int("steps", steps)
-        at = np.unique(np.linspace(0, steps - 1, min(steps, 500)).round().astype(int))
+        points = min(steps, check_int("points", points))
+        at = np.unique(np.linspace(0, steps - 1, points).round().astype(int))
         rates = np.array([float(as_array(schedule(int(step)))) for step in at])
     else:
         rates = as_numbers("schedule", schedule)
@@ -165,7 +169,7 @@ def raw_against_averaged(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw a metric of the raw weights against that of their averages.
+    """Draw a metric under the raw weights and under their averages.
 
     Args:
         raw: Values under the raw weights, shape `(n,)`.
@@ -208,7 +212,7 @@ def raw_against_averaged(
     return ax
 
 
-def _draw_pair(
+def _draw_training_and_validation(
     ax: Axes,
     curves: Mapping[str, Curve],
     name: str,
@@ -238,10 +242,10 @@ def _draw_pair(
         )
     if best is not None:
         check_one_of("best", best, ("min", "max"))
-        _ring(ax, *curves[present[-1][0]], best)
+        _mark_best(ax, *curves[present[-1][0]], best)
 
 
-def _ring(ax: Axes, epochs: np.ndarray, values: np.ndarray, best: str) -> None:
+def _mark_best(ax: Axes, epochs: np.ndarray, values: np.ndarray, best: str) -> None:
     """Mark the best value; NaN is never the best."""
     if np.isnan(values).all():
         return

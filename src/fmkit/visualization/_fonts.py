@@ -1,4 +1,4 @@
-"""Installed fonts for characters that the usual font lacks."""
+"""Installed fonts for characters that the default font lacks."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import functools
 from collections.abc import Iterable
 from typing import Any
 
-# Families with Chinese, Japanese and Korean characters that systems come with, the
-# most complete first; any other installed font is tried after them.
+# Families with Chinese, Japanese and Korean characters that systems ship, the most
+# complete first; any other installed font is tried after them.
 _CJK_FAMILIES = (
     "Noto Sans CJK SC",
     "Noto Sans CJK JP",
@@ -26,10 +26,10 @@ _CJK_FAMILIES = (
 
 
 def font_for(texts: Iterable[Any]) -> dict[str, Any]:
-    """Return the keyword for a text whose characters the usual font lacks.
+    """Return the `fontfamily` keyword for texts that the default font can't draw.
 
-    The families are looked through by matplotlib character by character, so Latin
-    letters stay in the usual font.
+    Matplotlib searches the families for each character, so Latin letters stay in the
+    default font.
     """
     from matplotlib import font_manager, rcParams
 

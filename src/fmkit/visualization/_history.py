@@ -1,4 +1,4 @@
-"""Metrics by epoch from what Keras leaves behind."""
+"""Metrics by epoch from Keras's `History` or log file."""
 
 from __future__ import annotations
 

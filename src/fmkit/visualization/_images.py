@@ -31,18 +31,18 @@ def image_grid(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw images in rows, with their names and what was predicted.
+    """Draw images in rows, with their names and predictions.
 
-    With `labels` and `predictions`, a right prediction is marked `✓` under the
-    image; a wrong one `✗` with the true name below it and a thick frame.
+    With `labels` and `predictions`, a correct prediction is marked `✓` under
+    the image; a wrong one `✗`, with the true name below it and a thick frame.
 
     Args:
         images: Shape `(n, height, width)`, or with a last axis of 1 (grey),
-            3 (RGB) or 4 (RGBA). Grey images share one scale from the smallest to
+            3 (RGB) or 4 (RGBA). Grey images share one scale, from the smallest to
             the largest value.
         labels: True class numbers, shape `(n,)`.
         predictions: Predicted class numbers, shape `(n,)`, or scores of any kind,
-            `(n, classes)`, the highest of which is taken.
+            `(n, classes)`, of which the highest counts.
         class_names: Names of the classes; by default their numbers.
         columns: Images in a row; by default about 1.5 times the number of rows.
         cmap: Colour map of grey images; by default 0 is white, as on paper.
@@ -164,7 +164,7 @@ def _write_captions(
     cell: tuple[float, float],
     height: float,
 ) -> None:
-    """Write each name under its image, as large as the longest allows."""
+    """Write each name under its image, as large as the longest name allows."""
     longest = max(len(line) for name in names for line in name.split("\n"))
     size = min(9.0, _points(ax) * min(1.1 / max(0.62 * longest, 1), 0.8 * LINE))
     font = font_for(names)

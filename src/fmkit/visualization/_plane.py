@@ -34,7 +34,7 @@ def decision_boundary(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw points of two classes in the plane, and where a score passes `level`.
+    """Draw points of two classes in the plane, and where a score crosses `level`.
 
     The line is the contour of the score at `level`; the side above it is shaded.
     Class 0 is drawn as open circles, class 1 as filled triangles.
@@ -54,12 +54,12 @@ def decision_boundary(
         ax: Where to draw; a new figure by default.
 
     Returns:
-        The axes. Where no score of the grid lies beyond `level`, the legend says
-        so, and there is no line.
+        The axes. If no score of the grid lies beyond `level`, the legend says so and
+        there is no line.
 
     Raises:
-        ValueError: If `x` is not `(n, 2)`, `y` has other values than 0 and 1, or
-            `predict` gives more than one score for a point.
+        ValueError: If `x` is not `(n, 2)`, `y` has values other than 0 and 1, or
+            `predict` returns more than one score per point.
 
     Examples:
         >>> def score(points):
@@ -125,7 +125,7 @@ def _scores(predict: Callable[[Any], Any] | Any, points: np.ndarray) -> np.ndarr
     scores = as_array(scores)
     if scores.shape not in ((len(points),), (len(points), 1)):
         raise ValueError(
-            f"`predict` must give one score for each of {len(points)} points, got "
+            f"`predict` must return one score for each of {len(points)} points, got "
             f"shape {scores.shape}. For a network with two outputs write "
             "predict=lambda points: model.predict(points)[:, 1]."
         )

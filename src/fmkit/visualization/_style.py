@@ -1,4 +1,4 @@
-"""Colours, axes and labels that the pictures share."""
+"""Colours, axes and labels that the plots share."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def axes_or_new(
 ) -> Axes:
     """Return `ax`, or the axes of a new figure of `size` inches.
 
-    `fixed` is for pictures whose two axes share one scale: matplotlib's usual layout
-    lets what stands beside such axes run out of the figure.
+    `fixed` is for plots whose two axes share one scale: matplotlib's usual layout
+    lets what is beside such axes run out of the figure.
     """
     if ax is not None:
         return ax
@@ -48,7 +48,7 @@ def write_labels(ax: Axes, x: str, y: str, title: str | None) -> None:
 
 
 def write_legend(ax: Axes, *, beside: bool = False, title: str | None = None) -> None:
-    """Write a legend where there is something to name, in the axes or beside them."""
+    """Write a legend if there is something to name, in the axes or beside them."""
     labels = ax.get_legend_handles_labels()[1]
     if labels:
         # Handles long enough to show a dash pattern.

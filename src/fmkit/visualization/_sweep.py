@@ -1,4 +1,4 @@
-"""What came out for each value of a setting."""
+"""Results for each value of a setting."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ def sweep(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw what came out for each value of a setting, in one curve per group.
+    """Draw the results for each value of a setting, in one curve per group.
 
     Rows with the same `x` and `group` (such as several seeds) are drawn as their
     mean, with a bar from the lowest to the highest.
 
     Args:
-        results: One mapping for each run: its settings and what came out.
+        results: One mapping for each run, with its settings and results.
         x: Name of the setting along the axis. Numbers are placed as numbers and
             joined by lines; anything else as named places in order of appearance.
         y: Name of the result.
-        group: Name of a second setting, told apart by colour, marker and line.
+        group: Name of a second setting, shown by colour, marker and line.
         log: Logarithmic scale of the setting `x`.
         title: Title of the picture.
         ax: Where to draw; a new figure by default.
@@ -98,7 +98,7 @@ def _rows(results: Iterable[Mapping[str, Any]], keys: list[str]) -> list[Any]:
 
 
 def _is_number(value: Any) -> bool:
-    # True and False are settings with a name, not places on a scale.
+    # True and False are names of settings, not places on a scale.
     return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
 

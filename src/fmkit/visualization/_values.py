@@ -1,4 +1,4 @@
-"""Arrays from what people pass: tensors, lists, class numbers, scores."""
+"""Arrays from tensors, lists, class numbers and scores."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def as_class_numbers(name: str, values: Any) -> np.ndarray:
 def names_of(
     class_names: Sequence[str] | None, numbers: Sequence[np.ndarray], scores: Any
 ) -> list[str]:
-    """Return a name for each class, or refuse numbers that have none."""
+    """Return a name for each class, or refuse class numbers without a name."""
     count = max((int(array.max()) + 1 for array in numbers if array.size), default=0)
     if class_names is None:
         shape = np.shape(as_array(scores)) if scores is not None else ()

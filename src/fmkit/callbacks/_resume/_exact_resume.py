@@ -20,7 +20,7 @@ _UNITS = {"step": 1.0, "epoch": 1.0, "second": 1.0, "minute": 60.0, "hour": 3600
 
 
 class ExactResume(keras.callbacks.Callback):
-    r"""Go on, after a kill at any instant, as if nothing had happened.
+    r"""Resumes a killed run so that it ends with the same bits as one never killed.
 
     The same program, killed with `SIGKILL` at any instant, any number of times,
     and started again, ends with the same bits as if it had never been killed:
@@ -191,5 +191,5 @@ def _refuse_rivals(callbacks: list[Any]) -> None:
     if len(rivals) > 1:
         raise ValueError(
             f"Only one callback may decide where `fit` starts, got {rivals}. "
-            "Leave one ExactResume."
+            "Keep only one ExactResume."
         )

@@ -174,8 +174,8 @@ class Keeper(keras.callbacks.Callback):
             if batch != commit.meta.step:
                 raise RuntimeError(
                     f"The data start at step {batch}, the commit is of step "
-                    f"{commit.meta.step}. Another callback or thread has moved "
-                    "the Batches: let ExactResume alone seek."
+                    f"{commit.meta.step}. Another callback or thread has called "
+                    "`seek` on the Batches; only ExactResume may."
                 )
             self._restore(commit)
         elif self.batches is not None and (self._is_signalled() or self._is_due(batch)):
@@ -274,7 +274,7 @@ class Keeper(keras.callbacks.Callback):
             self._end_at_once(epoch, where, stopped=stopped)
             return
         of = f" of {self.steps}" if self.steps else ""
-        self._say(f"going on in epoch {epoch + 1}, at step {step}{of} {where}")
+        self._say(f"resuming in epoch {epoch + 1}, at step {step}{of} {where}")
         private.set_initial_epoch(self.network, epoch)
         if meta.moment == "step":
             # What Keras and the callbacks do between here and that step, they
@@ -331,7 +331,7 @@ class Keeper(keras.callbacks.Callback):
         states = decode(meta.callbacks, arrays)
         new = _callback_state.set_states(self._others(), states)
         if new and commit is not self.restored:
-            self._say(f"no saved state for {', '.join(new)}: starting afresh")
+            self._say(f"no saved state for {', '.join(new)}: they start from scratch")
         self.restored = commit
         restore_random_state(decode(meta.random, arrays))
 
@@ -362,8 +362,8 @@ class Keeper(keras.callbacks.Callback):
             )
         if self.batches is None:
             self._say(
-                "the data are not fmkit.data.Batches: resumes at the start of an "
-                "epoch, in whatever order the data come then"
+                "the data are not fmkit.data.Batches: resuming at the start of an "
+                "epoch, in whatever order the data then come"
             )
 
     def _others(self) -> list[Any]:

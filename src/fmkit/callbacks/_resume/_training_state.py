@@ -221,9 +221,9 @@ def _trained_by(optimizer: Any, place: str, model: Any, held: Held) -> list[int 
     unknown = [v for v in built_for if id(v) not in known]
     if unknown:
         raise ValueError(
-            f"{place} trains variables that are not the model's, so a commit can't "
-            f"hold them: {[getattr(v, 'path', v) for v in unknown][:3]}. Make them, or "
-            "the layers that have them, attributes of the model."
+            f"{place} trains variables that don't belong to the model, so a commit "
+            f"can't hold them: {[getattr(v, 'path', v) for v in unknown][:3]}. Make "
+            "them, or the layers that own them, attributes of the model."
         )
     return [known[id(variable)] for variable in built_for]
 
@@ -273,8 +273,8 @@ def _find(found: dict[str, Any], place: str) -> Any:
     if place in found:
         return found[place]
     raise ValueError(
-        f"The commit holds the state of {place}, and the model of this program has no "
-        "such thing. Make the model as before, or use another directory."
+        f"The commit holds the state of {place}, which this program's model doesn't "
+        "have. Build the model as before, or use another directory."
     )
 
 
