@@ -14,7 +14,7 @@ import keras
 import keras_tuner
 import numpy as np
 import pytest
-from contracts import assert_complete, members
+from contracts import assert_complete, members, returning
 from fresh_process import run_python
 from keras import ops
 from scipy.special import softmax
