@@ -63,27 +63,16 @@ SPACES = {
 }
 
 
-def functions(module, returned):
-    """Return the names of the public functions that return what `returned` names."""
-    public = ((name, getattr(module, name)) for name in module.__all__)
-    return {
-        name
-        for name, value in public
-        if inspect.isfunction(value)
-        and inspect.signature(value).return_annotation == returned
-    }
-
-
 FOUND = {
     "losses": (LOSSES, members(losses, keras.losses.Loss)),
     "regularizers": (REGULARIZERS, members(losses, keras.regularizers.Regularizer)),
     "metrics": (METRICS, members(metrics, keras.metrics.Metric)),
     "schedules": (
         SCHEDULES,
-        members(schedules, Schedule) | functions(schedules, "LearningRateSchedule"),
+        members(schedules, Schedule) | returning(schedules, "LearningRateSchedule"),
     ),
     "optimizers": (OPTIMIZERS, members(optimizers, keras.optimizers.Optimizer)),
-    "networks": (NETWORKS, functions(models, "keras.Model")),
+    "networks": (NETWORKS, returning(models, "keras.Model")),
     "spaces": (SPACES, members(hypermodels, keras_tuner.HyperModel)),
 }
 
