@@ -19,9 +19,25 @@ PAGES = sorted([ROOT / "README.md", *ENGLISH])
 PROGRAMS = [page for page in PAGES if BLOCK.search(page.read_text(encoding="utf-8"))]
 
 
-@pytest.mark.parametrize(
-    "page", PROGRAMS, ids=[str(page.relative_to(ROOT)) for page in PROGRAMS]
-)
+# What these show is done by each backend in its own way. The others show what tests of
+# its own hold to every backend: they run on the one that starts soonest, and on
+# TensorFlow, in whose words some are written.
+ON_EVERY_BACKEND = ("README", "getting-started", "averages", "data", "resume", "fit")
+
+
+def pages():
+    elsewhere = pytest.mark.backend("tensorflow", "torch")
+    return [
+        pytest.param(
+            page,
+            id=str(page.relative_to(ROOT)),
+            marks=() if page.stem in ON_EVERY_BACKEND else elsewhere,
+        )
+        for page in PROGRAMS
+    ]
+
+
+@pytest.mark.parametrize("page", pages())
 def test_the_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = page.read_text(encoding="utf-8")

@@ -6,6 +6,9 @@ import keras
 import numpy as np
 import pytest
 
+# An example, whose parts have tests on every backend.
+pytestmark = pytest.mark.backend("tensorflow", "torch")
+
 
 @pytest.fixture
 def lesson(example):

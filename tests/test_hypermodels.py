@@ -75,6 +75,7 @@ def search(tuner, **options):
 # The search
 
 
+@pytest.mark.backend("torch", "tensorflow")
 def test_the_batch_size_is_tuned_and_the_loaded_model_scores_what_was_reported(
     tmp_path,
 ):
