@@ -23,6 +23,8 @@ from fmkit._commits import CommitDirectory, Meta, _format, list_commits, read_co
 from fmkit._commits._encoding import decode
 from fmkit.callbacks import ExactResume
 from fmkit.callbacks._resume import _callback_state
+from fmkit.callbacks._resume._background import Signals, Writer
+from fmkit.callbacks._resume._keeper import _close
 from fmkit.data import Batches
 from fmkit.evaluation import SidecarEvaluator
 
@@ -606,3 +608,26 @@ def test_bits_are_those_of_a_run_without_all_this(tmp_path, logged):
     alone = build()
     alone.fit(data(), epochs=2, verbose=0)
     assert bits(model) == bits(alone)
+
+
+def test_a_fit_collected_in_the_thread_that_writes_keeps_its_directory(tmp_path):
+    # Python may collect a broken `fit` in any thread, also in that one.
+    writer, directory, seen = Writer(background=True), CommitDirectory(tmp_path), []
+    directory.acquire(lambda: True)
+    signals = Signals(lambda: None)
+
+    def work():
+        _close(signals, writer, directory)
+        time.sleep(0.2)
+        with pytest.raises(OSError, match="in use"):
+            CommitDirectory(tmp_path).acquire()
+        seen.append("held while it writes")
+
+    writer.start(work)
+    writer.finish()
+    assert seen == ["held while it writes"]
+    for _ in range(100):  # a thread of its own closes it soon
+        if not directory.is_held:
+            break
+        time.sleep(0.05)
+    CommitDirectory(tmp_path).acquire()

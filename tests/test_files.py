@@ -8,7 +8,7 @@ import textwrap
 import pytest
 from odd_files import ODD_FILES, make_dangling_link, make_link
 
-from fmkit._files import open_regular, whole_file
+from fmkit._files import InUseError, Lock, open_regular, whole_file
 
 pytestmark = pytest.mark.backend("tensorflow")
 
@@ -160,3 +160,52 @@ def test_an_exception_leaves_the_file_and_its_permissions_as_they_were(tmp_path)
     with whole_file(path) as file:
         file.write(b"new")
     assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"new", 0o640)
+
+
+def is_locked(path):
+    """Whether another process is refused the lock."""
+    code = (
+        "import sys\nfrom pathlib import Path\n"
+        "from fmkit._files import InUseError, Lock\n"
+        "try:\n    Lock(Path(sys.argv[1]), 'fit').acquire()\n"
+        "except InUseError:\n    print('refused')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout == "refused\n"
+
+
+def test_a_lock_released_while_the_next_takes_over_is_locked_anew(tmp_path):
+    # Python may collect the broken run, and so release its lock, at any instant.
+    path = tmp_path / "lock"
+
+    def ends():
+        first.release()
+        return False
+
+    first, second = Lock(path, "fit", is_live=ends), Lock(path, "fit")
+    first.acquire()
+    second.acquire()
+    assert is_locked(path)
+    with pytest.raises(InUseError, match="very process"):
+        Lock(path, "fit").acquire()
+    second.release()
+    assert not is_locked(path)  # negative control
+
+
+def test_a_lock_released_within_its_release_is_closed_once(tmp_path, monkeypatch):
+    lock, closed, close = Lock(tmp_path / "lock", "fit"), [], os.close
+
+    def close_and_release(descriptor):
+        closed.append(descriptor)
+        lock.release()
+        close(descriptor)
+
+    lock.acquire()
+    monkeypatch.setattr(os, "close", close_and_release)
+    lock.release()
+    assert len(closed) == 1

@@ -8,6 +8,8 @@ import secrets
 import stat
 import struct
 import sys
+import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
@@ -155,7 +157,14 @@ class Lock:
         self.kind = kind
         self.is_live = is_live
         self.finish = finish
-        self._descriptor: int | None = None
+        # One or none. Whoever pops it owns it: a run that broke off may be collected,
+        # and so release its lock, in any thread and while the next takes over.
+        self._descriptors: list[int] = []
+
+    @property
+    def is_held(self) -> bool:
+        """Whether this object holds the lock."""
+        return bool(self._descriptors)
 
     def acquire(self) -> None:
         """Hold the lock until `release` or the end of the process.
@@ -164,39 +173,54 @@ class Lock:
             InUseError: If it is held already; the message says by whom.
             OSError: If the file cannot be used.
         """
-        if self._descriptor is not None:
+        if self.is_held:
             return
         key = os.path.realpath(self.path)
-        holder = _held.get(key)
-        if holder is not None:
+        holder = _locks.get(key)
+        descriptor = None
+        if holder is not None and holder.is_held:
             if holder.is_live():
                 raise InUseError(f"another `{self.kind}` of this very process")
             holder.finish()
-            self._descriptor, holder._descriptor = holder._descriptor, None
-        else:
-            self._descriptor = _open_locked(self.path)
-        _held[key] = self
+            descriptor = holder._pop()
+        if descriptor is None:
+            descriptor = self._open(retry=holder is not None)
+        self._descriptors.append(descriptor)
+        _locks[key] = self
+
+    def _open(self, *, retry: bool) -> int:
+        try:
+            return _open_locked(self.path)
+        except InUseError:
+            if not retry:
+                raise
+        time.sleep(0.1)  # another thread may be about to close it
+        return _open_locked(self.path)
+
+    def _pop(self) -> int | None:
+        try:
+            return self._descriptors.pop()
+        except IndexError:
+            return None
 
     def release(self) -> None:
         """Let another process hold the lock."""
-        if self._descriptor is not None:
-            _held.pop(os.path.realpath(self.path), None)
-            os.close(self._descriptor)
-            self._descriptor = None
+        descriptor = self._pop()
+        if descriptor is not None:
+            os.close(descriptor)
 
 
-# Locks held by this process, so that one of its runs can take over another's.
-_held: dict[str, Lock] = {}
+# The latest lock of each file in this process, so that one of its runs can take over
+# another's.
+_locks: weakref.WeakValueDictionary[str, Lock] = weakref.WeakValueDictionary()
 
 
 def _let_go_in_child() -> None:
     # A forked child shares the open files, and with them the locks, and it may outlive
     # the run. When it closes its copies, the locks stay with the parent.
-    for lock in _held.values():
-        if lock._descriptor is not None:
-            os.close(lock._descriptor)
-            lock._descriptor = None
-    _held.clear()
+    for lock in list(_locks.values()):
+        lock.release()
+    _locks.clear()
 
 
 if hasattr(os, "register_at_fork"):

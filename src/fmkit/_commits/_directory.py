@@ -88,6 +88,11 @@ class CommitDirectory:
         existing = list_commits(self.path)
         self._next = commit_number(existing[-1]) + 1 if existing else 1
 
+    @property
+    def is_held(self) -> bool:
+        """Whether this object holds the directory."""
+        return self._lock is not None and self._lock.is_held
+
     def release(self) -> None:
         """Let another run use the directory."""
         if self._lock is not None:

@@ -51,6 +51,10 @@ class Writer:
             error, self._error = self._error, None
             raise error
 
+    def is_here(self) -> bool:
+        """Return whether this is the thread that does the work."""
+        return self._thread is threading.current_thread()
+
     def finish(self) -> None:
         """Wait for the work to end, where nobody is left to raise an error to."""
         try:

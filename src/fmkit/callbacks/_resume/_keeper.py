@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import signal
+import threading
 import time
 import warnings
 import weakref
@@ -478,6 +479,11 @@ class Keeper(keras.callbacks.Callback):
 
 
 def _close(signals: Signals, writer: Writer, directory: CommitDirectory) -> None:
+    if writer.is_here():
+        # Python may collect a broken `fit` in any thread. This one can't wait for
+        # itself.
+        threading.Thread(target=_close, args=(signals, writer, directory)).start()
+        return
     signals.give_back()
     # The directory is free when nothing is being written there any more.
     writer.finish()
