@@ -140,7 +140,7 @@ def test_what_stops_one_process_of_a_job_is_told_in_all(lab):
     other = {"processes": 2, "ranks": {"1": {"order": 6}}, "grace": 5.0}
     assert lab.run(folder, epochs=2, **other)["code"] == [1, 1]
     told = lab.log(folder)
-    assert "RuntimeError: Process 1 of the 2 of this job failed" in told
+    assert "RuntimeError: Process 1 of the 2 in this job failed" in told
     assert "data.seed: 5 in the commit, 6 here" in told
     # Clocks differ, so commits by the clock are refused.
     by_time = {"processes": 2, "every": "10 minutes", "grace": 5.0}
