@@ -8,7 +8,6 @@ version moves it, and `tests/test_fence.py` finds private names anywhere else.
 
 from fmkit._keras_private._adapter import (
     DataSource,
-    EpochIterator,
     Feed,
     Request,
     with_requests,
@@ -56,7 +55,6 @@ __all__ = [
     "CHECKED_ON",
     "STATELESS_CALLBACKS",
     "DataSource",
-    "EpochIterator",
     "Feed",
     "FitCall",
     "Request",

@@ -8,13 +8,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from keras.src.trainers.data_adapters.data_adapter import DataAdapter
-from keras.src.trainers.epoch_iterator import EpochIterator
 
 from fmkit._keras_private import _frames
 
 __all__ = [
     "DataSource",
-    "EpochIterator",
     "Feed",
     "Request",
     "with_requests",
