@@ -27,13 +27,21 @@ BACKEND = keras.backend.backend()
 # Programs that tests start in processes of their own; they import one another.
 collect_ignore = ["chaos"]
 
+# Which tests are long on this backend only, by file or by name.
+SLOW = {
+    line.partition(" ")[2]
+    for line in (Path(__file__).parent / "slow.txt").read_text().splitlines()
+    if line.startswith(f"{BACKEND} ")
+}
+
 
 def pytest_report_header() -> str:
     return f"keras {keras.__version__} on {BACKEND}"
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest looks for `-m "not long"`
 def pytest_collection_modifyitems(config, items):
-    """Leave out the tests whose `backend` mark names other backends.
+    """Leave out the tests whose `backend` mark names other backends, mark the slow.
 
     Left out, not skipped: a test that doesn't concern this backend is counted by
     the run on the backend it does concern.
@@ -43,6 +51,9 @@ def pytest_collection_modifyitems(config, items):
         marks = list(item.iter_markers("backend"))
         wanted = all(BACKEND in mark.args for mark in marks)
         (kept if wanted else left_out).append(item)
+        name = item.nodeid.partition("[")[0]
+        if name in SLOW or name.partition("::")[0] in SLOW:
+            item.add_marker("long")
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = kept

@@ -242,6 +242,7 @@ def best_weights(tuner):
     return trial.score, [w.tobytes() for w in tuner.load_model(trial).get_weights()]
 
 
+@pytest.mark.long
 @pytest.mark.backend("jax")
 def test_a_search_that_is_killed_goes_on_inside_its_first_trial(tmp_path):
     straight = resumable_search(tmp_path / "straight")

@@ -1041,6 +1041,7 @@ def test_two_mirrored_replicas_keep_one_average():
     assert run_python(code).split()[-1] == "same"
 
 
+@pytest.mark.long
 @pytest.mark.backend("jax")
 def test_sharded_and_replicated_weights_keep_their_layout_on_two_devices():
     code = """
