@@ -7,9 +7,8 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from keras.src.trainers.data_adapters.data_adapter import DataAdapter
-
 from fmkit._keras_private import _frames
+from fmkit._keras_private._pieces import attribute, piece
 
 __all__ = [
     "DataSource",
@@ -18,6 +17,8 @@ __all__ = [
     "with_requests",
     "without_request",
 ]
+
+DataAdapter = piece("keras.src.trainers.data_adapters.data_adapter:DataAdapter")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,10 +170,11 @@ def _connect(epoch_iterator: Any, feed: Feed) -> None:
         first, end = feed.start_epoch()
         iterator = feed.blocks()
         if iterator is None:
-            iterator = iter(epoch_iterator._get_iterator())
+            iterator = iter(attribute(epoch_iterator, "_get_iterator")())
         stride = epoch_iterator.steps_per_execution
         for step in range(first, end, stride):
             yield step, min(step + stride, end) - 1, iterator
 
+    attribute(epoch_iterator, "_enumerate_iterator")  # what Keras asks for its steps
     epoch_iterator.data_adapter = feed
     epoch_iterator._enumerate_iterator = enumerate_steps
