@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
-from keras.src.trainers.data_adapters import data_adapter_utils
-from keras.src.trainers.data_adapters.data_adapter import DataAdapter
 
 from fmkit._keras_private import _frames
+from fmkit._keras_private._pieces import attribute, piece
 
 __all__ = [
     "DataSource",
@@ -21,6 +20,8 @@ __all__ = [
     "with_requests",
     "without_request",
 ]
+
+DataAdapter = piece("keras.src.trainers.data_adapters.data_adapter:DataAdapter")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,12 +174,15 @@ def executions(blocks: Iterator[tuple[Any, Any]]) -> Iterator[Any]:
         whole, tail = block
         if not len(keras.tree.flatten(tail)[0]):
             return whole
+        partial = piece(
+            "keras.src.trainers.data_adapters.data_adapter_utils:PartialBatchList"
+        )
         steps = range(len(keras.tree.flatten(whole)[0]))
         batches = [
             keras.tree.map_structure(lambda leaf, i=step: leaf[i], whole)
             for step in steps
         ]
-        return data_adapter_utils.PartialBatchList([*batches, tail])
+        return partial([*batches, tail])
 
     return map(execution, blocks)
 
@@ -196,7 +200,7 @@ def _connect(epoch_iterator: Any, feed: Feed) -> None:
         first, end = feed.start_epoch()
         iterator = feed.blocks()
         if iterator is None:
-            iterator = iter(epoch_iterator._get_iterator())
+            iterator = iter(attribute(epoch_iterator, "_get_iterator")())
         for step in range(first, end, stride):
             taken = min(stride, end - step)
             # PyTorch's loop takes as many batches as this says, and takes a missing
@@ -204,5 +208,6 @@ def _connect(epoch_iterator: Any, feed: Feed) -> None:
             epoch_iterator.steps_per_execution = taken
             yield step, step + taken - 1, iterator
 
+    attribute(epoch_iterator, "_enumerate_iterator")  # what Keras asks for its steps
     epoch_iterator.data_adapter = feed
     epoch_iterator._enumerate_iterator = enumerate_steps
