@@ -66,6 +66,7 @@ class Corner:
     constraints: str
     backends: list[str]
     large: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
     over: str = ""
     alone: bool = False
     programs: bool = False
@@ -74,8 +75,9 @@ class Corner:
         """Return what the user has before fmkit comes."""
         if self.alone:
             return ["keras", "numpy", *backends]
-        others = [backend for backend in backends if backend != "tensorflow"]
-        return ["keras", "keras-tuner", "matplotlib", "numpy", "tensorflow", *others]
+        # fmkit brings TensorFlow along wherever there is one.
+        more = {"tensorflow", *backends} - set(self.missing)
+        return ["keras", "keras-tuner", "matplotlib", "numpy", *sorted(more)]
 
     def tools(self) -> list[str]:
         """Return what the tests need beside fmkit."""
@@ -254,9 +256,9 @@ def reasons(corner: Corner, wanted: list[str], large: bool) -> dict[str, str]:
         interpreter(corner.pythons)
     except LookupError as error:
         return dict.fromkeys(wanted, str(error))
-    if large or sys.platform != "linux":
-        return {}
-    return {name: why for name, why in corner.large.items() if name in wanted}
+    small = large or sys.platform != "linux"
+    unable = {**({} if small else corner.large), **corner.missing}
+    return {name: why for name, why in unable.items() if name in wanted}
 
 
 def try_corner(corner: Corner, wanted: list[str], large: bool, jobs: int) -> list[dict]:

@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PINS = ROOT / "tests" / "constraints"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 FLOOR = re.compile(r"([\w-]+)>=([\d.]+)(,<4)?$")
+TITLE = {"en": "Oldest", "zh": "最旧"}
 REPORT = """\
 <testsuites><testsuite tests="7" failures="2" errors="1" skipped="1"/></testsuites>
 """
@@ -33,7 +34,8 @@ def pins(name):
 
 def ranges():
     optional = PROJECT["optional-dependencies"]
-    return [*PROJECT["dependencies"], *optional["jax"], *optional["torch"]]
+    needs = [*PROJECT["dependencies"], *optional["jax"], *optional["torch"]]
+    return [need.partition(";")[0] for need in needs]
 
 
 def closed(needs):
@@ -80,7 +82,7 @@ def test_every_corner_has_its_pins_a_python_and_backends():
         assert (PINS / corner.constraints).is_file()
         assert corner.pythons
         assert set(corner.backends) <= set(compatibility.BACKENDS)
-        assert set(corner.large) <= set(corner.backends)
+        assert {*corner.large, *corner.missing} <= set(corner.backends)
         assert set(corner.title) == {"en", "zh"}
     used = {corner.constraints for corner in matrix.corners().values()}
     files = {path.name for path in PINS.glob("*.txt")}
@@ -90,9 +92,10 @@ def test_every_corner_has_its_pins_a_python_and_backends():
 def test_only_the_corners_of_their_own_go_without_tensorflow():
     for name, corner in matrix.corners().items():
         needs = corner.needs(corner.backends)
-        assert ("tensorflow" in needs) != name.endswith("-alone")
+        alone = name.endswith("-alone") or "tensorflow" in corner.missing
+        assert ("tensorflow" in needs) != alone
         assert ("scipy>=1.14" in corner.tools()) != name.endswith("-alone")
-        assert {"keras", *corner.backends} <= set(needs)
+        assert {"keras", *corner.backends} - {*corner.missing} <= set(needs)
 
 
 def test_every_core_test_exists():
@@ -150,11 +153,27 @@ def test_a_bad_row_is_told_from_a_good_one(changes, is_bad):
     assert matrix.bad(row(**changes)) is is_bad
 
 
+def test_what_this_machine_can_not_try_has_a_reason(monkeypatch):
+    corner = matrix.Corner(
+        name="old",
+        title=TITLE,
+        pythons=["{}.{}".format(*sys.version_info)],
+        constraints="oldest.txt",
+        backends=["tensorflow", "jax", "torch"],
+        large={"torch": "3 GB"},
+        missing={"tensorflow": "no release"},
+    )
+    every = corner.backends
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert [*matrix.reasons(corner, every, large=False)] == ["torch", "tensorflow"]
+    assert [*matrix.reasons(corner, every, large=True)] == ["tensorflow"]
+    assert matrix.reasons(corner, ["jax"], large=False) == {}
+    corner.pythons[:] = ["3.1"]
+    assert set(matrix.reasons(corner, every, large=True)) == set(every)
+
+
 def test_a_row_that_could_not_be_tried_is_not_bad():
     assert not matrix.bad({"backend": "jax", "reason": "no python3.14 here"})
-
-
-TITLE = {"en": "Oldest", "zh": "最旧"}
 
 
 def test_rows_that_were_not_tried_again_stay():
