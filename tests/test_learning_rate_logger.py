@@ -5,6 +5,7 @@ import csv
 import keras
 import numpy as np
 import pytest
+from abilities import MANY_STEPS
 
 from fmkit.callbacks import LearningRateLogger
 from fmkit.optimizers import ExponentialMovingAverage
@@ -112,7 +113,7 @@ def test_the_state_of_a_logger_with_other_settings_is_refused(arguments):
     LearningRateLogger(every="step").set_state(logger.get_state())
 
 
-@pytest.mark.backend("tensorflow", "jax")
+@pytest.mark.backend(*MANY_STEPS)
 def test_counts_steps_where_they_run_in_groups():
     logger = LearningRateLogger(every="step")
     fit("sgd", [logger], steps_per_execution=2)
