@@ -18,8 +18,8 @@ X = np.arange(48, dtype="float32")[:, None]
 
 def mended(what):
     return (
-        f"`fit(x, y)` of Keras {keras.__version__} {what}: change OPEN here, and the "
-        "row of docs/comparison.md, docs/guides/data.md and README.md about its order."
+        f"`fit(x, y)` of Keras {keras.__version__} {what}: change OPEN here, and what "
+        "docs/comparison.md and docs/guides/data.md say of its order."
     )
 
 
@@ -61,7 +61,7 @@ def batches(seed):
 
 def test_the_order_of_fit_does_not_follow_the_seed():
     same = orders(1) == orders(2)
-    assert same == OPEN, mended("does not shuffle by seed" if same else "does")
+    assert same == OPEN, mended("follows no seed" if same else "follows the seed")
     # That of `Batches` does, and follows its own seed only.
     assert orders(1, batches(1)) == orders(2, batches(1))
     assert orders(1, batches(1)) != orders(1, batches(2))

@@ -349,8 +349,6 @@ def test_the_recipe_for_pytorch_keeps_one_set_of_weights(lab):
     assert first["loss"][1] < first["loss"][0] < np.log(10)
     assert list((folder / "run").glob("commit-*.npz"))
     # Negative control: where nobody averages, each process has its own weights.
-    first, second = lab.job_ends(
-        lab.new_folder(), 2, program="recipe", average=False
-    )
+    first, second = lab.job_ends(lab.new_folder(), 2, program="recipe", average=False)
     assert first["averaged"].tolist()[:2] == [0, 0]
     assert first["weights"].tobytes() != second["weights"].tobytes()
