@@ -15,8 +15,9 @@ def takes_many_steps() -> bool:
     try:
         model.make_train_function()
     except ValueError as error:
-        assert "steps_per_execution" in str(error)
-        return False
+        if "steps_per_execution" in str(error):
+            return False
+        raise
     return True
 
 

@@ -439,10 +439,9 @@ def test_executions_end_with_the_epoch_and_are_not_taken_for_missing_data():
     # Eight steps of eleven, then all; Keras warns where it misses a batch.
     model.fit(batches, epochs=2, verbose=0, callbacks=[steps])
     logs = ["loss"]
-    assert steps.seen == [3, (6, logs), 7, (10, logs)] + [
-        *[0, (3, logs), 4, (7, logs)],
-        *[8, (10, logs)],
-    ]
+    first, second = steps.seen[:4], steps.seen[4:]
+    assert first == [3, (6, logs), 7, (10, logs)]
+    assert second == [0, (3, logs), 4, (7, logs), 8, (10, logs)]
     assert batches.position == (2, 0)
     steps.seen.clear()
     model.fit(batches, epochs=1, steps_per_epoch=6, verbose=0, callbacks=[steps])
@@ -473,7 +472,7 @@ def test_the_batches_of_an_execution_come_in_one_piece_when_keras_asks():
         assert next(pieces, None) is None
     else:
         # A Keras without the list does not ask.
-        with pytest.raises(RuntimeError, match="has no .*PartialBatchList"):
+        with pytest.raises(RuntimeError, match=r"has no .*PartialBatchList"):
             next(pieces)
 
 
