@@ -11,6 +11,7 @@ import threading
 import keras
 import numpy as np
 import pytest
+from abilities import MANY_STEPS
 
 from fmkit.callbacks import (
     BatchValidation,
@@ -221,7 +222,7 @@ def test_fit_stops_inside_an_epoch(every):
     assert history.epoch == list(range(-(-every // STEPS)))
 
 
-@pytest.mark.backend("tensorflow", "jax")  # Keras refuses it on PyTorch
+@pytest.mark.backend(*MANY_STEPS)
 @pytest.mark.parametrize(
     ("steps_per_execution", "every", "expected"),
     # 3 does not divide the 8 batches of an epoch: its hooks come after 3, 6, 8.

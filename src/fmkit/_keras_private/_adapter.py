@@ -21,7 +21,10 @@ __all__ = [
     "without_request",
 ]
 
-DataAdapter = piece("keras.src.trainers.data_adapters.data_adapter:DataAdapter")
+DataAdapter: Any = piece("keras.src.trainers.data_adapters.data_adapter:DataAdapter")
+_PartialBatchList = piece(
+    "keras.src.trainers.data_adapters.data_adapter_utils:PartialBatchList"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,15 +177,12 @@ def executions(blocks: Iterator[tuple[Any, Any]]) -> Iterator[Any]:
         whole, tail = block
         if not len(keras.tree.flatten(tail)[0]):
             return whole
-        partial = piece(
-            "keras.src.trainers.data_adapters.data_adapter_utils:PartialBatchList"
-        )
         steps = range(len(keras.tree.flatten(whole)[0]))
         batches = [
             keras.tree.map_structure(lambda leaf, i=step: leaf[i], whole)
             for step in steps
         ]
-        return partial([*batches, tail])
+        return _PartialBatchList([*batches, tail])
 
     return map(execution, blocks)
 

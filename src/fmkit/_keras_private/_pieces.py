@@ -58,9 +58,6 @@ PIECES = {
     "_enumerate_iterator": _BATCHES,
     "_get_iterator": _BATCHES,
     "fit(epoch_iterator)": _CALLBACKS,
-    "fit(callbacks)": _CALLBACKS,
-    "fit(initial_epoch)": _CALLBACKS,
-    "fit(epochs)": _CALLBACKS,
     "evaluate(epoch_iterator)": Piece(
         "`EvaluateWithAverages`",
         "write `with fmkit.optimizers.averaged(model):` around `evaluate`",
@@ -82,8 +79,8 @@ PIECES = {
     "_compile_loss": _DIRECTIONS,
     "_direction": _DIRECTIONS,
     "jax_state_sync": Piece(
-        "averages in the model during `fit` on JAX",
-        "read them after `fit`, or train on another backend",
+        "averages in the model on JAX",
+        "train without them, or on another backend",
     ),
     "_learning_rate": Piece("`LearningRateLogger`", "train without it"),
     "_iterations": Piece("`LearningRateLogger`", "train without it"),
@@ -109,14 +106,15 @@ class MissingPieceError(RuntimeError):
     """The installed Keras has no such private piece, and this call needs it."""
 
 
-def missing(name: str, owner: str = "") -> MissingPieceError:
-    """Return the error for the piece of `PIECES` with this name.
+def missing(name: str, owner: str = "", what: Piece | None = None) -> MissingPieceError:
+    """Return the error for a piece that is not where it was.
 
     Args:
-        name: Its name in `PIECES`.
+        name: Its name.
         owner: The class that should have it.
+        what: What it is for; `None` for what `PIECES` says.
     """
-    what = PIECES[name]
+    what = what or PIECES[name]
     version = getattr(importlib.import_module(what.library), "__version__", "")
     library = {"keras": "Keras", "keras_tuner": "Keras Tuner"}[what.library]
     shown = f"{owner}.{name}" if owner else name.replace(":", ".")
@@ -162,8 +160,13 @@ def piece(name: str) -> Any:
     return found
 
 
-def attribute(owner: Any, name: str) -> Any:
-    """Return a private attribute of an object of Keras's.
+def attribute(owner: Any, name: str, what: Piece | None = None) -> Any:
+    """Return an attribute of an object of Keras's.
+
+    Args:
+        owner: The object.
+        name: The attribute.
+        what: What it is for; `None` for what `PIECES` says.
 
     Raises:
         MissingPieceError: If it has none.
@@ -171,4 +174,4 @@ def attribute(owner: Any, name: str) -> Any:
     try:
         return getattr(owner, name)
     except AttributeError as error:
-        raise missing(name, type(owner).__name__) from error
+        raise missing(name, type(owner).__name__, what) from error
