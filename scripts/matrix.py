@@ -38,7 +38,7 @@ CORE = (
     "fused_model",
 )
 # Without these no core test can be collected; `alone` corners get nothing else.
-TOOLS = ("hypothesis", "pytest", "pytest-timeout", "pytest-xdist")
+TOOLS = ("hypothesis", "pytest", "pytest-timeout", "pytest-xdist", "scipy")
 
 PROGRAMS = ("quickstart", "killed")
 

@@ -94,7 +94,7 @@ def test_only_the_corners_of_their_own_go_without_tensorflow():
         needs = corner.needs(corner.backends)
         alone = name.endswith("-alone") or "tensorflow" in corner.missing
         assert ("tensorflow" in needs) != alone
-        assert ("scipy>=1.14" in corner.tools()) != name.endswith("-alone")
+        assert ("scikit-learn>=1.5" in corner.tools()) != name.endswith("-alone")
         assert {"keras", *corner.backends} - {*corner.missing} <= set(needs)
 
 
