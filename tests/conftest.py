@@ -35,21 +35,43 @@ SLOW = {
 }
 
 
+# What a supported Keras may lack, and where a test would find it.
+ABILITIES = {
+    "MultiOptimizer": (keras.optimizers, "MultiOptimizer"),  # since Keras 3.15
+}
+
+
+def lacks(ability: str) -> bool:
+    """Return whether the installed Keras has no such ability."""
+    owner, name = ABILITIES[ability]
+    return not hasattr(owner, name)
+
+
+def pytest_configure(config):
+    config.addinivalue_line(
+        "markers",
+        "needs(*abilities): run only where Keras has these (ABILITIES in conftest.py); "
+        "elsewhere the test is not collected, and the summary says so",
+    )
+
+
 def pytest_report_header() -> str:
     return f"keras {keras.__version__} on {BACKEND}"
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest looks for `-m "not long"`
 def pytest_collection_modifyitems(config, items):
-    """Leave out the tests whose `backend` mark names other backends, mark the slow.
+    """Leave out tests for other backends or Keras's newer abilities; mark the slow.
 
-    Left out, not skipped: a test that doesn't concern this backend is counted by
-    the run on the backend it does concern.
+    Left out, not skipped: a test that doesn't concern this backend or Keras is counted
+    by a run on one that it does concern.
     """
     kept, left_out = [], []
     for item in items:
         marks = list(item.iter_markers("backend"))
         wanted = all(BACKEND in mark.args for mark in marks)
+        for mark in item.iter_markers("needs"):
+            wanted = wanted and not any(map(lacks, mark.args))
         (kept if wanted else left_out).append(item)
         name = item.nodeid.partition("[")[0]
         if name in SLOW or name.partition("::")[0] in SLOW:
@@ -57,6 +79,15 @@ def pytest_collection_modifyitems(config, items):
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = kept
+
+
+def pytest_terminal_summary(terminalreporter):
+    for ability in filter(lacks, ABILITIES):
+        owner, name = ABILITIES[ability]
+        terminalreporter.write_line(
+            f"Not collected: tests that need {ability}, since Keras "
+            f"{keras.__version__} has no {owner.__name__}.{name}."
+        )
 
 
 @pytest.fixture(autouse=True)

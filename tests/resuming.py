@@ -40,7 +40,7 @@ X = np.random.RandomState(0).rand(40, 3).astype("float32")
 Y = (X.sum(1) > 1.5).astype("int32")
 
 
-def build(units=4, optimizer=None, learning_rate=0.01):
+def build(units=4, optimizer=None, learning_rate=0.01, steps=1):
     keras.utils.set_random_seed(1)
     model = keras.Sequential(
         [
@@ -52,6 +52,7 @@ def build(units=4, optimizer=None, learning_rate=0.01):
     model.compile(
         optimizer or keras.optimizers.Adam(learning_rate),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        steps_per_execution=steps,
     )
     return model
 

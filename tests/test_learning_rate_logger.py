@@ -5,6 +5,7 @@ import csv
 import keras
 import numpy as np
 import pytest
+from abilities import MANY_STEPS
 
 from fmkit.callbacks import LearningRateLogger
 from fmkit.optimizers import ExponentialMovingAverage
@@ -68,6 +69,7 @@ def test_logs_the_rate_before_a_callback_lowers_it_for_the_next_epoch():
     np.testing.assert_allclose(history["learning_rate"], [0.5, 0.25, 0.125])
 
 
+@pytest.mark.needs("MultiOptimizer")
 def test_logs_each_optimizer_of_several():
     first = keras.optimizers.SGD(0.5, name="first")
     second = keras.optimizers.Adam(0.25, name="second")
@@ -112,7 +114,7 @@ def test_the_state_of_a_logger_with_other_settings_is_refused(arguments):
     LearningRateLogger(every="step").set_state(logger.get_state())
 
 
-@pytest.mark.backend("tensorflow", "jax")
+@pytest.mark.backend(*MANY_STEPS)
 def test_counts_steps_where_they_run_in_groups():
     logger = LearningRateLogger(every="step")
     fit("sgd", [logger], steps_per_execution=2)

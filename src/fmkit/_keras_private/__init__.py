@@ -10,6 +10,7 @@ from fmkit._keras_private._adapter import (
     DataSource,
     Feed,
     Request,
+    executions,
     with_requests,
 )
 from fmkit._keras_private._callback_list import (
@@ -23,7 +24,11 @@ from fmkit._keras_private._callback_list import (
     remove_later,
     take_out,
 )
-from fmkit._keras_private._callbacks import CALLBACK_ATTRIBUTES, STATELESS_CALLBACKS
+from fmkit._keras_private._callbacks import (
+    CALLBACK_ATTRIBUTES,
+    STATELESS_CALLBACKS,
+    attribute_of_callback,
+)
 from fmkit._keras_private._calls import (
     FitCall,
     running_fit,
@@ -40,6 +45,7 @@ from fmkit._keras_private._model import (
     attributes_of_every_layer,
     build_variables,
     compile_arguments,
+    divides_activity_losses,
     metric_directions,
     synchronize,
 )
@@ -48,23 +54,29 @@ from fmkit._keras_private._optimizer import (
     rate_of_last_step,
     trainable_variables,
 )
+from fmkit._keras_private._pieces import PIECES, MissingPieceError
 from fmkit._keras_private._tuner import restore_grid
 
 __all__ = [
     "CALLBACK_ATTRIBUTES",
     "CHECKED_ON",
+    "PIECES",
     "STATELESS_CALLBACKS",
     "DataSource",
     "Feed",
     "FitCall",
+    "MissingPieceError",
     "Request",
     "all_layers",
     "around_epoch_end",
     "around_steps",
+    "attribute_of_callback",
     "attributes_of_every_layer",
     "bind_hook",
     "build_variables",
     "compile_arguments",
+    "divides_activity_losses",
+    "executions",
     "forget_global_seed",
     "global_seed_variable",
     "in_stateless_scope",
