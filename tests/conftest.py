@@ -18,6 +18,7 @@ import importlib.util
 from pathlib import Path
 
 import keras
+import needs
 import pytest
 
 from fmkit import datasets
@@ -26,6 +27,14 @@ BACKEND = keras.backend.backend()
 
 # Programs that tests start in processes of their own; they import one another.
 collect_ignore = ["chaos"]
+# What the examples in docstrings need.
+DOCTESTS_NEED = {"hypermodels": "keras_tuner", "visualization": "matplotlib"}
+
+
+def pytest_configure(config):
+    # For docstrings only: each module is imported by tests of its own as well.
+    if needs.missing("keras_tuner"):
+        config.option.doctest_ignore_import_errors = True
 
 
 def pytest_report_header() -> str:
@@ -33,10 +42,11 @@ def pytest_report_header() -> str:
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out the tests whose `backend` mark names other backends.
+    """Leave out the tests whose `backend` mark names other backends; skip by `needs`.
 
     Left out, not skipped: a test that doesn't concern this backend is counted by
-    the run on the backend it does concern.
+    the run on the backend it does concern. What a `needs` mark names and this
+    environment lacks is a reason to skip, and is shown.
     """
     kept, left_out = [], []
     for item in items:
@@ -46,6 +56,14 @@ def pytest_collection_modifyitems(config, items):
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = kept
+    for item in kept:
+        if (
+            isinstance(item, pytest.DoctestItem)
+            and item.path.parent.name in DOCTESTS_NEED
+        ):
+            item.add_marker(pytest.mark.needs(DOCTESTS_NEED[item.path.parent.name]))
+        for reason in needs.reasons(item):
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True)

@@ -20,6 +20,7 @@ from fmkit import (
     schedules,
     visualization,
 )
+from fmkit._generators import set_random_seed
 from fmkit.preprocessing import preprocess
 
 __version__ = "0.1.0"
@@ -38,5 +39,6 @@ __all__ = [
     "preprocess",
     "preprocessing",
     "schedules",
+    "set_random_seed",
     "visualization",
 ]

@@ -48,6 +48,7 @@ from fmkit._keras_private._optimizer import (
     rate_of_last_step,
     trainable_variables,
 )
+from fmkit._keras_private._tensorflow import tensorflow_unloaded
 from fmkit._keras_private._tuner import restore_grid
 
 __all__ = [
@@ -83,6 +84,7 @@ __all__ = [
     "set_initial_epoch",
     "synchronize",
     "take_out",
+    "tensorflow_unloaded",
     "trainable_variables",
     "with_requests",
 ]

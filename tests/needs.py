@@ -1,0 +1,32 @@
+"""What a test needs that not every environment has, and why it is not there.
+
+`@pytest.mark.needs("keras_tuner")` skips a test with that reason. A file that cannot
+even be imported without a package says `needs.module("keras_tuner")` above the import.
+"""
+
+import importlib.util
+
+import pytest
+
+# Names to install, where they differ from the names to import.
+PIP_NAMES = {"keras_tuner": "keras-tuner"}
+
+
+def missing(name):
+    """Return why a test that needs the package `name` can't run here, or `None`."""
+    if importlib.util.find_spec(name) is not None:
+        return None
+    return f"needs {name}, not installed here: pip install {PIP_NAMES.get(name, name)}"
+
+
+def reasons(item):
+    """Return a reason for each thing that is named in a `needs` mark and missing."""
+    names = [name for mark in item.iter_markers("needs") for name in mark.args]
+    return [reason for name in names if (reason := missing(name))]
+
+
+def module(name):
+    """Skip the file that calls this, with the reason, if the package is missing."""
+    reason = missing(name)
+    if reason:
+        pytest.skip(reason, allow_module_level=True)
