@@ -9,7 +9,7 @@ import importlib.util
 import pytest
 
 # Names to install, where they differ from the names to import.
-PIP_NAMES = {"keras_tuner": "keras-tuner"}
+PIP_NAMES = {"keras_tuner": "keras-tuner", "PIL": "pillow"}
 
 
 def missing(name):

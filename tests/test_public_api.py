@@ -10,6 +10,7 @@ import re
 import sys
 from pathlib import Path
 
+import needs
 import pytest
 
 import fmkit
@@ -17,6 +18,7 @@ import fmkit
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 from check_coverage import MODULES
 
+needs.module("keras_tuner")  # every public module is imported below
 pytestmark = pytest.mark.backend("tensorflow")
 
 ROOT = Path(__file__).resolve().parents[1]
