@@ -71,7 +71,7 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(autouse=True)
 def clean_session():
     """Seed every generator, and leave no state, dtype policy or model behind."""
-    keras.utils.set_random_seed(0)
+    fmkit.set_random_seed(0)
     yield
     keras.config.set_dtype_policy("float32")
     keras.utils.clear_session(free_memory=False)
