@@ -17,7 +17,10 @@ def run_python(code, *arguments, **environment):
     """Run a program in a fresh process on this backend, and return what it printed."""
     settings = {
         "KERAS_BACKEND": keras.backend.backend(),
-        "PYTHONPATH": str(SOURCE),
+        # A Keras that stands on this process's path is that of the fresh one too.
+        "PYTHONPATH": os.pathsep.join(
+            [str(SOURCE), *filter(None, [os.environ.get("PYTHONPATH")])]
+        ),
         "TF_CPP_MIN_LOG_LEVEL": "3",
     }
     done = subprocess.run(

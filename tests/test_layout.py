@@ -27,6 +27,7 @@ FLOORS = {
     "_requirements": 0,
     "_targets": 0,
     "_untrusted_files": 0,
+    "_versions": 0,
     "_keras_private": 0,
     "_commits": 1,
     "_generators": 1,

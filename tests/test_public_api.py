@@ -24,7 +24,12 @@ pytestmark = pytest.mark.backend("tensorflow")
 ROOT = Path(__file__).resolve().parents[1]
 
 
+# What is in `fmkit` itself.
+TOP = [n for n in fmkit.__all__ if not inspect.ismodule(getattr(fmkit, n))]
+
+
 def public_objects():
+    yield from ((name, getattr(fmkit, name)) for name in TOP)
     for module_name in MODULES:
         module = importlib.import_module(f"fmkit.{module_name}")
         for name in module.__all__:

@@ -156,6 +156,7 @@ def test_what_needs_a_package_says_in_one_line_what_to_install(name):
     assert printed == f"{message} {name} None\n"
 
 
+@without_tensorflow  # which needs `six` itself
 @pytest.mark.needs("keras_tuner")
 def test_what_keras_tuner_itself_lacks_is_named():
     # Keras Tuner 1.4.8 imports `six` and doesn't ask for it.

@@ -5,7 +5,11 @@ on. Import what you need and compose it inside your own `model.compile` and
 `model.fit`.
 """
 
-from fmkit import (
+from fmkit._versions import refuse_other_versions
+
+refuse_other_versions()  # before anything could fail in a stranger way
+
+from fmkit import (  # noqa: E402
     callbacks,
     data,
     datasets,
@@ -20,8 +24,8 @@ from fmkit import (
     schedules,
     visualization,
 )
-from fmkit._generators import set_random_seed
-from fmkit.preprocessing import preprocess
+from fmkit._generators import set_random_seed  # noqa: E402
+from fmkit.preprocessing import preprocess  # noqa: E402
 
 __version__ = "0.1.0"
 

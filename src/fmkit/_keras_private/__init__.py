@@ -10,6 +10,7 @@ from fmkit._keras_private._adapter import (
     DataSource,
     Feed,
     Request,
+    executions,
     with_requests,
 )
 from fmkit._keras_private._callback_list import (
@@ -66,6 +67,7 @@ __all__ = [
     "bind_hook",
     "build_variables",
     "compile_arguments",
+    "executions",
     "forget_global_seed",
     "global_seed_variable",
     "in_stateless_scope",

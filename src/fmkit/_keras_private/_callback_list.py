@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from fmkit._keras_private._calls import running_iterator
+from fmkit._keras_private._pieces import attribute
 
 __all__ = [
     "around_epoch_end",
@@ -31,7 +32,7 @@ def model_of(callback: keras.callbacks.Callback) -> Any | None:
     On JAX the public `callback.model` waits for the running step and copies its state
     into the model's variables.
     """
-    return callback._model
+    return attribute(callback, "_model")
 
 
 def bind_hook(
@@ -55,7 +56,7 @@ def put_first(callback_list: Any, callback: keras.callbacks.Callback) -> int:
     Returns:
         The place where it was.
     """
-    callbacks = callback_list.callbacks
+    callbacks = attribute(callback_list, "callbacks")
     place: int = callbacks.index(callback)
     callbacks.insert(0, callbacks.pop(place))
     return place
@@ -66,7 +67,7 @@ def put_back(
 ) -> None:
     """Move `callback` back to its place, while Keras goes through the list."""
     take_out(callback_list, callback)
-    callback_list.callbacks.insert(place, callback)
+    attribute(callback_list, "callbacks").insert(place, callback)
 
 
 def put_last(callback_list: Any, callback: keras.callbacks.Callback) -> None:
@@ -74,18 +75,20 @@ def put_last(callback_list: Any, callback: keras.callbacks.Callback) -> None:
 
     Its turn comes last: in this event and in every other, all others have seen it.
     """
-    callback_list.callbacks.append(callback)
+    attribute(callback_list, "callbacks").append(callback)
 
 
 def remove_later(callback_list: Any, callback: keras.callbacks.Callback) -> None:
     """Take `callback` out of a list in which its turn is still to come."""
-    callback_list.callbacks.remove(callback)  # in place: Keras goes through this list
+    # In place: Keras goes through this list.
+    attribute(callback_list, "callbacks").remove(callback)
 
 
 def take_out(callback_list: Any, callback: keras.callbacks.Callback) -> None:
     """Take `callback` out of a list that Keras may be going through."""
     # A new list: the one that Keras goes through would skip a callback.
-    others = [each for each in callback_list.callbacks if each is not callback]
+    callbacks = attribute(callback_list, "callbacks")
+    others = [each for each in callbacks if each is not callback]
     callback_list.callbacks = others
 
 

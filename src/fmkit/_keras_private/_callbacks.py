@@ -13,23 +13,30 @@ _MONITORED = ("monitor", "mode")
 # The attributes that carry something, and the settings that give it its meaning.
 # `EarlyStopping.min_delta` is not here: Keras flips its sign once when monitoring
 # starts.
-CALLBACK_ATTRIBUTES: dict[type, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    keras.callbacks.EarlyStopping: (
+_ATTRIBUTES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "EarlyStopping": (
         ("wait", "stopped_epoch", "best", "best_weights", "best_epoch"),
         _MONITORED,
     ),
-    keras.callbacks.ReduceLROnPlateau: (
+    "ReduceLROnPlateau": (
         ("wait", "cooldown_counter", "best"),
         _MONITORED,
     ),
-    keras.callbacks.ModelCheckpoint: (("best", *_BATCHES_SEEN), _MONITORED),
-    keras.callbacks.OrbaxCheckpoint: (
+    "ModelCheckpoint": (("best", *_BATCHES_SEEN), _MONITORED),
+    "OrbaxCheckpoint": (
         ("best", *_BATCHES_SEEN, "_total_batches_seen"),
         (),
     ),
-    keras.callbacks.SwapEMAWeights: (("_ema_weights_in_model",), ()),
-    keras.callbacks.History: (("history", "epoch"), ()),
-    keras.callbacks.TensorBoard: (("_global_train_batch", "_global_test_batch"), ()),
+    "SwapEMAWeights": (("_ema_weights_in_model",), ()),
+    "History": (("history", "epoch"), ()),
+    "TensorBoard": (("_global_train_batch", "_global_test_batch"), ()),
+}
+
+# By class, of those that there are: `OrbaxCheckpoint` came with Keras 3.14.
+CALLBACK_ATTRIBUTES: dict[type, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    getattr(keras.callbacks, name): carried
+    for name, carried in _ATTRIBUTES.items()
+    if hasattr(keras.callbacks, name)
 }
 
 # They carry nothing that training depends on.

@@ -9,6 +9,7 @@ import keras
 
 from fmkit._keras_private import _frames
 from fmkit._keras_private._adapter import without_request
+from fmkit._keras_private._pieces import attribute, missing
 
 __all__ = [
     "FitCall",
@@ -70,9 +71,12 @@ _ARGUMENTS = (
 
 def running_fit(callback: keras.callbacks.Callback) -> FitCall | None:
     """Return the `fit` that calls `callback`, or `None` outside of one."""
-    _, values = _frames.running_call("fit", model=callback._model)
+    _, values = _frames.running_call("fit", model=attribute(callback, "_model"))
     if "epoch_iterator" not in values:
         return None
+    for name in ("callbacks", "initial_epoch", "epochs"):
+        if name not in values:
+            raise missing(f"fit({name})")
     return FitCall(
         epoch_iterator=values["epoch_iterator"],
         callback_list=values["callbacks"],
@@ -84,10 +88,12 @@ def running_fit(callback: keras.callbacks.Callback) -> FitCall | None:
 
 def running_iterator(callback: keras.callbacks.Callback) -> Any | None:
     """Return the `EpochIterator` of the `evaluate` or `predict` that calls."""
-    _, values = _frames.running_call("evaluate", "predict", model=callback._model)
+    model = attribute(callback, "_model")
+    _, values = _frames.running_call("evaluate", "predict", model=model)
     return values.get("epoch_iterator")
 
 
 def set_initial_epoch(model: Any, epoch: int | None) -> None:
     """Set the epoch that the running `fit` starts from; `None` for its argument."""
+    attribute(model, "_initial_epoch")  # `fit` would not read one that we make
     model._initial_epoch = epoch

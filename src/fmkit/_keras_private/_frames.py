@@ -5,12 +5,15 @@ The only module that looks at frames. Everything else asks `_calls`.
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-from keras.src.trainers.epoch_iterator import EpochIterator
+import keras
+
+from fmkit._keras_private._pieces import missing, piece
 
 __all__ = ["is_in_fit", "is_running", "iterator_in_the_making", "running_call"]
 
@@ -18,6 +21,8 @@ __all__ = ["is_in_fit", "is_running", "iterator_in_the_making", "running_call"]
 # backend's subclass of it, and the wrappers around `fit`. Callbacks are a little
 # further down.
 _DEPTH = 14
+
+_init = piece("keras.src.trainers.epoch_iterator:EpochIterator.__init__")
 
 Values = dict[str, Any]
 
@@ -34,7 +39,7 @@ def _callers() -> Iterator[FrameType]:
 def iterator_in_the_making() -> Values | None:
     """Return the variables of the `EpochIterator.__init__` that the caller is in."""
     for frame in _callers():
-        if frame.f_code is EpochIterator.__init__.__code__:
+        if frame.f_code is _init.__code__:
             return frame.f_locals
     return None
 
@@ -56,6 +61,10 @@ def running_call(*methods: str, model: Any = None) -> tuple[str | None, Values]:
             and (model is None or frame.f_locals.get("self") is model)
         ):
             return code.co_name, frame.f_locals
+    for method in methods:
+        code = inspect.unwrap(getattr(keras.Model, method)).__code__
+        if "epoch_iterator" not in code.co_varnames:
+            raise missing(f"{method}(epoch_iterator)")
     return None, {}
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import keras
 
+from fmkit._keras_private._pieces import attribute
+
 __all__ = [
     "all_layers",
     "attributes_of_every_layer",
@@ -31,7 +33,7 @@ def build_variables(model: Any, peek: Callable[[], Any]) -> None:
     def steps() -> Iterator[tuple[int, int, list[Any]]]:
         yield 0, 0, [keras.tree.map_structure(_strings_as_tensors, peek())]
 
-    model._symbolic_build(iterator=steps())
+    attribute(model, "_symbolic_build")(iterator=steps())
 
 
 def _strings_as_tensors(leaf: Any) -> Any:
@@ -42,13 +44,21 @@ def _strings_as_tensors(leaf: Any) -> Any:
 
 def compile_arguments(model: Any) -> dict[str, Any]:
     """Return the arguments that `compile` was given; none if it is a user's own."""
-    config = getattr(model, "_compile_config", None)
+    config = _of_compile(model, "_compile_config")
     return dict(config.config) if config is not None else {}
+
+
+def _of_compile(model: Any, name: str) -> Any | None:
+    """Return an attribute that `compile` makes; `None` if the model has none."""
+    found = getattr(model, name, None)
+    if found is None:
+        attribute(_examples()[0], name)  # none because of the model, not of Keras
+    return found
 
 
 def all_layers(model: Any) -> list[Any]:
     """Return every layer of `model`, at any depth, each once."""
-    return list(model._flatten_layers())
+    return list(attribute(model, "_flatten_layers")())
 
 
 def metric_directions(model: Any) -> dict[str, str]:
@@ -57,8 +67,8 @@ def metric_directions(model: Any) -> dict[str, str]:
     The names are those that Keras gives the metrics of `compile`, with the output's
     name before them if there are several outputs, and the losses of the outputs.
     """
-    compiled: Any = getattr(model, "_compile_metrics", None)
-    losses = getattr(getattr(model, "_compile_loss", None), "metrics", [])
+    compiled: Any = _of_compile(model, "_compile_metrics")
+    losses = getattr(_of_compile(model, "_compile_loss"), "metrics", [])
     metrics: dict[str, Any] = {}
     for metric in getattr(model, "metrics", []):
         if metric is not compiled:
@@ -69,8 +79,15 @@ def metric_directions(model: Any) -> dict[str, str]:
             if len(names) == len(parts):
                 metrics.update(zip(names, parts, strict=True))
     directions = {name: getattr(m, "_direction", None) for name, m in metrics.items()}
+    if None in directions.values():
+        attribute(_example_metric(), "_direction")  # some metrics have none
     directions.update((metric.name, "down") for metric in losses)
     return {name: direction for name, direction in directions.items() if direction}
+
+
+@functools.cache
+def _example_metric() -> Any:
+    return keras.metrics.MeanAbsoluteError(name="fmkit_example")
 
 
 def synchronize(model: Any) -> None:
@@ -79,13 +96,13 @@ def synchronize(model: Any) -> None:
     Keras's JAX trainer keeps the state outside of the variables during an epoch; once
     synchronised it reads them again before the next step.
     """
-    if hasattr(model, "jax_state_sync"):
-        model.jax_state_sync()
+    if keras.backend.backend() == "jax":
+        attribute(model, "jax_state_sync")()
 
 
 @functools.cache
-def attributes_of_every_layer() -> frozenset[str]:
-    """Return the names of the attributes that every layer or model of Keras has."""
+def _examples() -> list[Any]:
+    """Return one compiled model of each kind that Keras has."""
     inputs = keras.Input((1,), name="fmkit_example")
     functional = keras.Model(inputs, inputs, name="fmkit_example")
     sequential = keras.Sequential([inputs], name="fmkit_example")
@@ -93,6 +110,12 @@ def attributes_of_every_layer() -> frozenset[str]:
     models = [functional, sequential, subclassed]
     for model in models:
         model.compile(optimizer=None)
+    return models
+
+
+@functools.cache
+def attributes_of_every_layer() -> frozenset[str]:
+    """Return the names of the attributes that every layer or model of Keras has."""
     layer = keras.layers.Layer(name="fmkit_example")
-    names = {name for each in (layer, *models) for name in vars(each)}
+    names = {name for each in (layer, *_examples()) for name in vars(each)}
     return frozenset(names | {"history", "_eval_epoch_iterator", "_initial_epoch"})

@@ -5,17 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-from keras.src.backend.common.stateless_scope import in_stateless_scope
+
+from fmkit._keras_private._pieces import attribute, piece
 
 __all__ = ["in_stateless_scope", "rate_of_last_step", "trainable_variables"]
+
+in_stateless_scope = piece(
+    "keras.src.backend.common.stateless_scope:in_stateless_scope"
+)
 
 
 def rate_of_last_step(optimizer: Any) -> float:
     """Return the learning rate that the latest step of `optimizer` took."""
-    rate = optimizer._learning_rate
+    rate = attribute(optimizer, "_learning_rate")
     if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
         # The raw count: with gradient accumulation schedules see every micro-step.
-        step = int(keras.ops.convert_to_numpy(optimizer._iterations))
+        step = int(keras.ops.convert_to_numpy(attribute(optimizer, "_iterations")))
         rate = rate(max(step - 1, 0))
     else:
         rate = optimizer.learning_rate
@@ -24,5 +29,5 @@ def rate_of_last_step(optimizer: Any) -> float:
 
 def trainable_variables(optimizer: Any) -> list[Any]:
     """Return the weights that an optimizer was built for, in the order of `build`."""
-    variables: list[Any] = optimizer._trainable_variables
+    variables: list[Any] = attribute(optimizer, "_trainable_variables")
     return variables

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from fmkit._keras_private._pieces import attribute
+
 __all__ = ["restore_grid"]
 
 
@@ -15,15 +17,17 @@ def restore_grid(oracle: Any) -> None:
     for the next combination; what was tried already is passed over.
     """
     trials = oracle.trials
+    compare = attribute(oracle, "_compare")
+    attribute(oracle, "_populate_next")
     in_order = sorted(
         trials,
         key=functools.cmp_to_key(
-            lambda a, b: oracle._compare(
+            lambda a, b: compare(
                 trials[a].hyperparameters.values, trials[b].hyperparameters.values
             )
         ),
     )
-    oracle._ordered_ids = type(oracle._ordered_ids)()
+    oracle._ordered_ids = type(attribute(oracle, "_ordered_ids"))()
     for trial_id in in_order:
         oracle._ordered_ids.insert(trial_id)
     oracle._populate_next = in_order

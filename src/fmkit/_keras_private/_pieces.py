@@ -1,0 +1,174 @@
+"""What happens on a Keras that has moved a private piece: an error that says so.
+
+Importing fmkit works there, and so does everything that does not need the piece.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, NamedTuple
+
+__all__ = ["PIECES", "MissingPieceError", "Piece", "attribute", "missing", "piece"]
+
+
+class Piece(NamedTuple):
+    """What a private thing of Keras's is for.
+
+    Attributes:
+        needed_by: What does not work without it.
+        instead: What works without it.
+        library: The package that it is in.
+    """
+
+    needed_by: str
+    instead: str
+    library: str = "keras"
+
+
+_BATCHES = Piece(
+    "`Batches` as the data of `fit`, `evaluate` and `predict`",
+    "give them arrays or a `tf.data.Dataset`",
+)
+_CALLBACKS = Piece(
+    "`ExactResume`, `EvaluateWithAverages` and `LearningRateLogger`",
+    "train without these callbacks",
+)
+_LAYERS = Piece(
+    "`ExactResume`, `update_batch_norm` and what reads or copies layers",
+    "train without `ExactResume`",
+)
+_RESUME = Piece("`ExactResume`", "train without it")
+_DIRECTIONS = Piece("mode='auto'", "say mode='min' or mode='max'")
+_GRID = Piece(
+    "continuing a `GridSearch` after a kill", "`RandomSearch` continues", "keras_tuner"
+)
+_DRAWS = Piece(
+    "saving and restoring Keras's random generators: `ExactResume`, and evaluation "
+    "beside a training",
+    "train and evaluate without these",
+)
+
+PIECES = {
+    "keras.src.trainers.data_adapters.data_adapter:DataAdapter": _BATCHES,
+    "keras.src.trainers.epoch_iterator:EpochIterator.__init__": _BATCHES,
+    "keras.src.trainers.data_adapters.data_adapter_utils:PartialBatchList": Piece(
+        "`steps_per_execution` with a smaller last batch of `Batches` on JAX",
+        "say Batches(drop_remainder=True), or steps_per_execution=1",
+    ),
+    "_enumerate_iterator": _BATCHES,
+    "_get_iterator": _BATCHES,
+    "fit(epoch_iterator)": _CALLBACKS,
+    "fit(callbacks)": _CALLBACKS,
+    "fit(initial_epoch)": _CALLBACKS,
+    "fit(epochs)": _CALLBACKS,
+    "evaluate(epoch_iterator)": Piece(
+        "`EvaluateWithAverages`",
+        "write `with fmkit.optimizers.averaged(model):` around `evaluate`",
+    ),
+    "predict(epoch_iterator)": Piece(
+        "`EvaluateWithAverages`",
+        "write `with fmkit.optimizers.averaged(model):` around `predict`",
+    ),
+    "callbacks": _CALLBACKS,
+    "_model": _CALLBACKS,
+    "_initial_epoch": _RESUME,
+    "_symbolic_build": Piece(
+        "`ExactResume` with TensorFlow, and `FusedModel` with `Batches`",
+        "train a `keras.Model` without them",
+    ),
+    "_flatten_layers": _LAYERS,
+    "_compile_config": _RESUME,
+    "_compile_metrics": _DIRECTIONS,
+    "_compile_loss": _DIRECTIONS,
+    "_direction": _DIRECTIONS,
+    "jax_state_sync": Piece(
+        "averages in the model during `fit` on JAX",
+        "read them after `fit`, or train on another backend",
+    ),
+    "_learning_rate": Piece("`LearningRateLogger`", "train without it"),
+    "_iterations": Piece("`LearningRateLogger`", "train without it"),
+    "_trainable_variables": Piece(
+        "`ExactResume` of a model that holds optimizers of its own", "train without it"
+    ),
+    "keras.src.backend.common.stateless_scope:in_stateless_scope": Piece(
+        "`ExponentialMovingAverage` on PyTorch", "use `optimizer` without averages"
+    ),
+    "keras.src.backend.common.global_state:get_global_attribute": _DRAWS,
+    "keras.src.backend.common.global_state:set_global_attribute": _DRAWS,
+    "keras.src.random.seed_generator:global_seed_generator": _DRAWS,
+    "keras.src.utils.io_utils:print_msg": Piece(
+        "what `ExactResume` and `SidecarEvaluator` print", "say verbose=0"
+    ),
+    "_compare": _GRID,
+    "_ordered_ids": _GRID,
+    "_populate_next": _GRID,
+}
+
+
+class MissingPieceError(RuntimeError):
+    """The installed Keras has no such private piece, and this call needs it."""
+
+
+def missing(name: str, owner: str = "") -> MissingPieceError:
+    """Return the error for the piece of `PIECES` with this name.
+
+    Args:
+        name: Its name in `PIECES`.
+        owner: The class that should have it.
+    """
+    what = PIECES[name]
+    version = getattr(importlib.import_module(what.library), "__version__", "")
+    library = {"keras": "Keras", "keras_tuner": "Keras Tuner"}[what.library]
+    shown = f"{owner}.{name}" if owner else name.replace(":", ".")
+    return MissingPieceError(
+        f"{library} {version} has no `{shown}`: it is private there, and has moved. "
+        f"Without it fmkit lacks {what.needed_by}. All else works: {what.instead}. "
+        "For a version of fmkit that knows this one, type: pip install -U fmkit"
+    )
+
+
+class _Missing(type):
+    """The type of what stands in for a missing function, class or module."""
+
+    name: str
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        raise missing(cls.name)
+
+    def __getattr__(cls, name: str) -> Any:
+        # Python and pytest ask any object for names such as `__wrapped__`.
+        if name.startswith("__") and name not in ("__code__", "__globals__"):
+            raise AttributeError(name)
+        raise missing(cls.name)
+
+
+def piece(name: str) -> Any:
+    """Return a private thing that Keras has in a module.
+
+    If there is none: a class that raises `MissingPieceError` when it is called, an
+    instance of a subclass is made, or an attribute of it is read.
+
+    Args:
+        name: `"module:name"`, as in `PIECES`.
+    """
+    module, _, attributes = name.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in attributes.split("."):
+            # From its own dict: an inherited `__init__` is not the one that moved.
+            found = vars(found)[part]
+    except (ImportError, KeyError):
+        return _Missing("Missing", (), {"name": name})
+    return found
+
+
+def attribute(owner: Any, name: str) -> Any:
+    """Return a private attribute of an object of Keras's.
+
+    Raises:
+        MissingPieceError: If it has none.
+    """
+    try:
+        return getattr(owner, name)
+    except AttributeError as error:
+        raise missing(name, type(owner).__name__) from error
