@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 __all__ = ["tensorflow_unloaded"]
 
@@ -19,7 +20,7 @@ def tensorflow_unloaded() -> Iterator[None]:
     TensorFlow is loaded, this does nothing.
     """
     module = sys.modules.get("keras.src.utils.module_utils")
-    lazy = getattr(module, "tensorflow", None)
+    lazy: Any = getattr(module, "tensorflow", None)
     # Not by `getattr`, which would import TensorFlow. `None`: Keras hasn't asked yet.
     unasked = lazy is not None and vars(lazy).get("_available", True) is None
     if not unasked or "tensorflow" in sys.modules:
