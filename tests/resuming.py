@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 
+import fmkit
 from fmkit.callbacks import ExactResume
 from fmkit.data import Batches
 
@@ -41,7 +42,7 @@ Y = (X.sum(1) > 1.5).astype("int32")
 
 
 def build(units=4, optimizer=None, learning_rate=0.01, steps=1):
-    keras.utils.set_random_seed(1)
+    fmkit.set_random_seed(1)
     model = keras.Sequential(
         [
             keras.Input((3,)),

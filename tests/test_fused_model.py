@@ -225,7 +225,15 @@ def test_the_same_bits_if_the_smaller_last_batch_comes_first(tmp_path):
 
 @pytest.mark.long
 @only_where_it_fuses
-@pytest.mark.parametrize("way", ["arrays", "dataset", "eager", "no XLA"])
+@pytest.mark.parametrize(
+    "way",
+    [
+        "arrays",
+        pytest.param("dataset", marks=pytest.mark.needs("tensorflow")),
+        "eager",
+        "no XLA",
+    ],
+)
 def test_it_trains_as_any_other_model_where_steps_cannot_be_fused(way):
     x, y = next(iter(data(46, 46)))
     given = {}

@@ -10,6 +10,7 @@ import inspect
 import keras
 import numpy as np
 import pytest
+from fresh_process import run_python
 
 from fmkit import _keras_private as private
 
@@ -280,6 +281,30 @@ def test_variables_are_built_without_a_step():
     assert len(model.metrics_variables) == 4
     assert int(keras.ops.convert_to_numpy(model.optimizer.iterations)) == 0
     private.build_variables(model, lambda: pytest.fail("all is built"))
+
+
+@pytest.mark.backend("jax", "torch")
+@pytest.mark.needs("tensorflow")
+def test_tensorflow_stays_unloaded_while_keras_asks_for_it():
+    printed = run_python(
+        """
+        import sys
+        import keras
+        from fmkit import _keras_private as private
+
+        def loaded_by(layer):
+            keras.saving.serialize_keras_object(layer)
+            return "tensorflow" in sys.modules
+
+        with private.tensorflow_unloaded():
+            with private.tensorflow_unloaded():
+                print(loaded_by(keras.layers.Dense(2)))
+            print(loaded_by(keras.layers.Dense(2)))
+        # Negative control: Keras asks, and would have found it.
+        print(loaded_by(keras.layers.Dense(2)))
+        """
+    )
+    assert printed.split() == ["False", "False", "True"]
 
 
 def test_the_global_seed_generator_decides_unseeded_draws():

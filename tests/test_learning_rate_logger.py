@@ -133,6 +133,7 @@ def test_the_csv_file_shows_it_wherever_its_logger_stands(tmp_path):
 
 
 @pytest.mark.backend("tensorflow")
+@pytest.mark.needs("tensorboard")
 def test_tensorboard_shows_each_step(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.util.tensor_util import make_ndarray
@@ -150,6 +151,7 @@ def test_tensorboard_shows_each_step(tmp_path):
 
 
 @pytest.mark.backend("tensorflow")
+@pytest.mark.needs("tensorboard")
 def test_tensorboard_shows_the_rate_used_in_an_epoch_under_another_name(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.util.tensor_util import make_ndarray

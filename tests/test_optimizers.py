@@ -726,8 +726,9 @@ def test_averages_start_at_a_value_that_depends_on_the_first_argument():
 
 
 @pytest.mark.backend("tensorflow", "torch")
+@pytest.mark.needs("keras_tuner")
 def test_the_first_program_of_keras_tuners_documentation(tmp_path):
-    keras_tuner = pytest.importorskip("keras_tuner")
+    import keras_tuner
 
     def scores(optimizer):
         def build_model(hp):

@@ -541,6 +541,7 @@ def test_a_name_in_the_logs_of_each_epoch_tells_which_callback_stopped(tmp_path)
 
 
 @pytest.mark.backend("tensorflow")
+@pytest.mark.needs("tensorboard")
 def test_tensorboard_takes_the_logs_as_scalars(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -671,6 +672,7 @@ def test_a_gradient_tape_loop_stops():
 
 
 @pytest.mark.backend("tensorflow")
+@pytest.mark.needs("keras_tuner")
 def test_a_keras_tuner_trial_stops_and_the_given_callback_stays_untouched(tmp_path):
     import keras_tuner
 

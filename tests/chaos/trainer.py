@@ -14,6 +14,7 @@ import keras
 import networks
 import numpy as np
 
+import fmkit
 from fmkit import _files
 from fmkit.callbacks import EvaluateWithAverages, ExactResume
 from fmkit.data import Batches
@@ -211,7 +212,7 @@ def train(options):
         mixin, first = join(options)
         if mixin:
             optimizer = type("MeanAdam", (mixin, optimizer), {})
-    keras.utils.set_random_seed(options.get("seed", 3))
+    fmkit.set_random_seed(options.get("seed", 3))
     if options.get("network"):
         made = networks.network(options)
     else:

@@ -55,6 +55,7 @@ from fmkit._keras_private._optimizer import (
     trainable_variables,
 )
 from fmkit._keras_private._pieces import PIECES, MissingPieceError
+from fmkit._keras_private._tensorflow import tensorflow_unloaded
 from fmkit._keras_private._tuner import restore_grid
 
 __all__ = [
@@ -95,6 +96,7 @@ __all__ = [
     "set_initial_epoch",
     "synchronize",
     "take_out",
+    "tensorflow_unloaded",
     "trainable_variables",
     "with_requests",
 ]
