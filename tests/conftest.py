@@ -15,6 +15,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import importlib.util
+import re
 from pathlib import Path
 
 import keras
@@ -40,7 +41,21 @@ def lacks(ability: str) -> bool:
     return not hasattr(owner, name)
 
 
+def is_open(first: str, last: str = "999") -> bool:
+    """Return whether a trap of Keras's is open on the installed version."""
+
+    def numbers(version):
+        return tuple(map(int, re.findall(r"\d+", version)[:2]))
+
+    return numbers(first) <= numbers(keras.__version__) <= numbers(last)
+
+
 def pytest_configure(config):
+    config.addinivalue_line(
+        "markers",
+        "open_on(first, last): a trap that Keras has from version `first` on, and to "
+        "version `last` if a newer one mended it; elsewhere the test is not collected",
+    )
     config.addinivalue_line(
         "markers",
         "needs(*abilities): run only where Keras has these (ABILITIES in conftest.py); "
@@ -62,6 +77,8 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         marks = list(item.iter_markers("backend"))
         wanted = all(BACKEND in mark.args for mark in marks)
+        for mark in item.iter_markers("open_on"):
+            wanted = wanted and is_open(*mark.args)
         for mark in item.iter_markers("needs"):
             wanted = wanted and not any(map(lacks, mark.args))
         (kept if wanted else left_out).append(item)

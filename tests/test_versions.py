@@ -102,6 +102,21 @@ def test_what_keras_is_said_to_lack_is_nowhere_in_it():
         )
 
 
+@pytest.mark.parametrize(
+    ("version", "spans", "is_open"),
+    [
+        ("3.12.4", ("3.12",), True),
+        ("3.16.0.dev2026102704", ("3.12",), True),
+        ("3.15.1", ("3.16",), False),
+        ("3.15.1", ("3.12", "3.15"), True),
+        ("3.16.0", ("3.12", "3.15"), False),
+    ],
+)
+def test_a_trap_is_looked_for_where_it_is_open(version, spans, is_open, monkeypatch):
+    monkeypatch.setattr(keras, "__version__", version)
+    assert conftest.is_open(*spans) is is_open
+
+
 def test_a_test_that_needs_what_is_lacking_is_left_out(monkeypatch):
     monkeypatch.setitem(ABILITIES, "ears", (keras, "Ears"))
     monkeypatch.setitem(ABILITIES, "models", (keras, "Model"))
