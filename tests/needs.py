@@ -6,6 +6,7 @@ imported without a package says `needs.module("keras_tuner")` above the import.
 """
 
 import importlib.util
+import re
 
 import keras
 import pytest
@@ -42,3 +43,12 @@ def module(name):
     reason = missing(name)
     if reason:
         pytest.skip(reason, allow_module_level=True)
+
+
+def is_open(first: str, last: str = "999") -> bool:
+    """Return whether a trap of Keras's is open on the installed version."""
+
+    def numbers(version):
+        return tuple(map(int, re.findall(r"\d+", version)[:2]))
+
+    return numbers(first) <= numbers(keras.__version__) <= numbers(last)

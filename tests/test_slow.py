@@ -1,4 +1,4 @@
-"""`tests/slow.txt`: every test in it exists, and `make test` runs it on some backend."""
+"""`tests/slow.txt`: each test in it exists, and `make test` runs it on some backend."""
 
 import ast
 import copy

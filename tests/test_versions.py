@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import keras
+import needs
 import pytest
 from fresh_process import run_python
 from needs import ABILITIES, missing, reasons
@@ -99,6 +100,21 @@ def test_what_keras_is_said_to_lack_is_nowhere_in_it():
             if defined
             else f"{name} moved: correct ABILITIES in tests/needs.py."
         )
+
+
+@pytest.mark.parametrize(
+    ("version", "spans", "is_open"),
+    [
+        ("3.12.4", ("3.12",), True),
+        ("3.16.0.dev2026102704", ("3.12",), True),
+        ("3.15.1", ("3.16",), False),
+        ("3.15.1", ("3.12", "3.15"), True),
+        ("3.16.0", ("3.12", "3.15"), False),
+    ],
+)
+def test_a_trap_is_looked_for_where_it_is_open(version, spans, is_open, monkeypatch):
+    monkeypatch.setattr(keras, "__version__", version)
+    assert needs.is_open(*spans) is is_open
 
 
 def test_a_test_that_needs_what_is_lacking_is_skipped_with_the_reason(monkeypatch):

@@ -1,7 +1,7 @@
 """The one place where fmkit touches what Keras keeps private.
 
 `docs/architecture.md` has the table: each private thing, why nothing public does, what
-breaks without it, which test says so. Read and tried on the versions in `CHECKED_ON`;
+breaks without it, which test says so. Tried on the releases in `CHECKED_ON`;
 `tests/test_keras_private.py` fails with the name of the missing piece when another
 version moves it, and `tests/test_fence.py` finds private names anywhere else.
 """
@@ -54,7 +54,7 @@ from fmkit._keras_private._optimizer import (
     rate_of_last_step,
     trainable_variables,
 )
-from fmkit._keras_private._pieces import PIECES, MissingPieceError
+from fmkit._keras_private._pieces import CHECKED_ON, PIECES, MissingPieceError
 from fmkit._keras_private._tensorflow import tensorflow_unloaded
 from fmkit._keras_private._tuner import restore_grid
 
@@ -100,5 +100,3 @@ __all__ = [
     "trainable_variables",
     "with_requests",
 ]
-
-CHECKED_ON = ("3.15.0", "3.15.1")

@@ -8,7 +8,18 @@ from __future__ import annotations
 import importlib
 from typing import Any, NamedTuple
 
-__all__ = ["PIECES", "MissingPieceError", "Piece", "attribute", "missing", "piece"]
+__all__ = [
+    "CHECKED_ON",
+    "PIECES",
+    "MissingPieceError",
+    "Piece",
+    "attribute",
+    "missing",
+    "piece",
+]
+
+# The releases of Keras on which the tests of all this pass.
+CHECKED_ON = ("3.12", "3.13", "3.14", "3.15")
 
 
 class Piece(NamedTuple):
@@ -121,7 +132,8 @@ def missing(name: str, owner: str = "", what: Piece | None = None) -> MissingPie
     return MissingPieceError(
         f"{library} {version} has no `{shown}`: it is private there, and has moved. "
         f"Without it fmkit lacks {what.needed_by}. All else works: {what.instead}. "
-        "For a version of fmkit that knows this one, type: pip install -U fmkit"
+        f"This fmkit was tested on Keras {CHECKED_ON[0]} to {CHECKED_ON[-1]}; for a "
+        "newer one, type: pip install -U fmkit"
     )
 
 

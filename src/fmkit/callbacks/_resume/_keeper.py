@@ -132,7 +132,12 @@ class Keeper(keras.callbacks.Callback):
         """Refuse a commit of another program; warn of another machine."""
         settings, meta = self.settings, commit.meta
         self.changes = _program.check_program(
-            meta.program, self.program, settings.directory, settings.allow_changes
+            meta.program,
+            self.program,
+            settings.directory,
+            settings.allow_changes,
+            kerases=(meta.machine.get("keras", ""), self.machine["keras"]),
+            defaults=lambda: _program.unset_settings(self.network),
         )
         _program.check_machine(meta.machine, self.machine, strict=settings.strict)
 

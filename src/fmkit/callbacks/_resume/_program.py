@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import platform
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,10 +35,13 @@ __all__ = [
     "describe_model",
     "describe_training_data",
     "machine",
+    "unset_settings",
 ]
 
 # A setting that two programs need not have in common.
 ANYTHING = "anything"
+# A setting that a program does not have at all, unlike one that is `None`.
+ABSENT = "(absent)"
 _SHOWN = 8
 _DATA = ("x", "y", "sample_weight")
 
@@ -243,6 +247,23 @@ def _device(backend: str) -> str:
     return str(tf.config.experimental.get_device_details(gpus[0]).get("device_name"))
 
 
+def unset_settings(model: Any) -> dict[str, Any]:
+    """Return settings of layers and optimizer at the defaults of their classes."""
+    layers = private.all_layers(model)
+    named = [
+        (f"layer {name}{part}", layer)
+        for name, layer in zip(layer_names(layers), layers, strict=True)
+        for part in ("", ".config")
+    ]
+    return {
+        f"{where}.{name}": describe(parameter.default)
+        for where, owner in [*named, ("optimizer", model.optimizer)]
+        for kind in reversed(type(owner).__mro__)
+        for name, parameter in inspect.signature(kind.__init__).parameters.items()
+        if parameter.default is not parameter.empty
+    }
+
+
 # Comparing
 
 
@@ -261,9 +282,9 @@ class Difference(NamedTuple):
 
     def __str__(self) -> str:
         """Return the difference as one line."""
-        if self.old is None:
+        if self.old in (None, ABSENT):
             return f"{self.name}: only here, {_short(self.new)}"
-        if self.new is None:
+        if self.new in (None, ABSENT):
             return f"{self.name}: only in the commit, {_short(self.old)}"
         return f"{self.name}: {_short(self.old)} in the commit, {_short(self.new)} here"
 
@@ -285,6 +306,9 @@ def check_program(
     program: dict[str, Any],
     directory: str,
     allowed: Iterable[str] = (),
+    *,
+    kerases: tuple[str, str] = ("", ""),
+    defaults: Callable[[], dict[str, Any]] = dict,
 ) -> list[Difference]:
     """Refuse what another program saved, naming what differs.
 
@@ -293,6 +317,9 @@ def check_program(
         program: That of this program.
         directory: Where the commit is, for the message.
         allowed: Names of settings that may differ.
+        kerases: The versions of Keras that described them. If they are two, the newer
+            may have settings that the other has not.
+        defaults: Returns such settings at the values that nobody has set.
 
     Returns:
         The differences that are allowed.
@@ -301,19 +328,40 @@ def check_program(
         ValueError: If there are others.
     """
     differences = list(_compare("", saved, program))
+    if differences and kerases[0] != kerases[1]:
+        unset = defaults()
+        differences = [
+            each
+            for each in differences
+            if each.old != ABSENT or unset.get(each.name, ABSENT) != each.new
+        ]
     refused = [each for each in differences if not each.is_named_in(allowed)]
     if refused:
-        lines = "\n".join(f"  {each}" for each in refused[:_SHOWN])
-        more = len(refused) - _SHOWN
-        names = sorted({each.name for each in refused[:_SHOWN]})
-        raise ValueError(
-            f"The commits in {directory} were made by another program, so this one "
-            f"cannot continue from them exactly:\n{lines}\n"
-            + (f"  and {more} more\n" if more > 0 else "")
-            + "Set these as before, or give another directory. If you changed them on "
-            f"purpose, name them: ExactResume(..., allow_changes={names})."
-        )
+        raise ValueError(_refusal(refused, directory, kerases))
     return differences
+
+
+def _refusal(
+    refused: list[Difference], directory: str, kerases: tuple[str, str]
+) -> str:
+    lines = "\n".join(f"  {each}" for each in refused[:_SHOWN])
+    more = len(refused) - _SHOWN
+    two = kerases[0] != kerases[1]
+    named = refused if two else refused[:_SHOWN]
+    return (
+        f"The commits in {directory} were made by another program, so this one "
+        f"cannot continue from them exactly:\n{lines}\n"
+        + (f"  and {more} more\n" if more > 0 else "")
+        + (
+            f"They were written under Keras {kerases[0]}, and this is {kerases[1]}: "
+            "some of these may be settings that only one of the two has.\n"
+            if two
+            else ""
+        )
+        + "Set these as before, or give another directory. If you changed them on "
+        "purpose, name them: ExactResume(..., allow_changes="
+        f"{sorted({each.name for each in named})})."
+    )
 
 
 def check_machine(saved: dict[str, str], here: dict[str, str], *, strict: bool) -> None:
@@ -337,13 +385,17 @@ def check_machine(saved: dict[str, str], here: dict[str, str], *, strict: bool) 
     )
 
 
+def _are_nothing(*values: Any) -> bool:
+    return all(value is None or value == ABSENT for value in values)
+
+
 def _compare(where: str, old: Any, new: Any) -> Iterator[Difference]:
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
             inner = f"{where}.{key}" if where else str(key)
-            yield from _compare(inner, old.get(key), new.get(key))
+            yield from _compare(inner, old.get(key, ABSENT), new.get(key, ABSENT))
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for place, (a, b) in enumerate(zip(old, new, strict=True)):
             yield from _compare(f"{where}[{place}]", a, b)
-    elif old != new and ANYTHING not in (old, new):
+    elif old != new and ANYTHING not in (old, new) and not _are_nothing(old, new):
         yield Difference(where, old, new)
