@@ -185,6 +185,7 @@ def test_every_module_imports_by_itself():
             importlib.import_module(module.name)
 
 
+@pytest.mark.long  # starts Python four times
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_import_fmkit_loads_nothing_heavy_that_keras_does_not(backend):
     code = (
