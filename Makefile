@@ -1,5 +1,5 @@
 # Every target sets up what it needs: a virtual environment in .venv, made once
-# and remade when pyproject.toml changes. `make help` lists the targets.
+# and remade when pyproject.toml or the pins change. `make help` lists the targets.
 PYTHON ?= python3
 VENV ?= .venv
 BACKENDS ?= tensorflow jax torch
@@ -12,20 +12,24 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 export MPLBACKEND ?= Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-long coverage forget-coverage test-oldest test-newest lint types \
+.PHONY: help setup quickstart test test-long coverage forget-coverage matrix lint types \
   docs site-test wheel-check release-check audit newcomer translations gallery bench chaos \
   chaos-tuner sample clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
-$(VENV)/run.stamp: pyproject.toml
+# The exact versions of CI; pyproject.toml has the ranges of the package.
+PINS := tests/constraints/develop.txt
+PIP = $(PY) -m pip install -q --disable-pip-version-check -c $(PINS)
+
+$(VENV)/run.stamp: pyproject.toml $(PINS)
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install -q --disable-pip-version-check -e .
+	$(PIP) -e .
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp
-	$(PY) -m pip install -q --disable-pip-version-check -e '.[test,lint,docs,jax,torch]' build
+	$(PIP) -e '.[test,lint,docs,jax,torch]' build
 	@touch $@
 
 setup: $(VENV)/dev.stamp ## make the virtual environment with all that development needs
@@ -52,27 +56,9 @@ coverage: forget-coverage test test-long ## pass all tests, and name public code
 forget-coverage:
 	rm -f .coverage
 
-# What a version of Keras or NumPy could change, and not what it could not.
-CORE := $(addprefix tests/test_, keras_private.py batches.py optimizers.py commits.py \
-  exact_resume.py losses.py metrics.py schedules.py threshold_stopping_fit.py \
-  models.py public_api.py fused_model.py)
-
-define test_in # a virtual environment, and what pip is to install in it
-	$(PYTHON) -m venv $(1)
-	$(1)/bin/python -m pip install -q --disable-pip-version-check $(2)
-	@for backend in $(BACKENDS); do \
-	  echo "== Keras on $$backend"; \
-	  KERAS_BACKEND=$$backend $(1)/bin/python -m pytest -q -n $(JOBS) $(CORE) || exit 1; \
-	done
-endef
-
-test-oldest: ## pass the core tests on the oldest versions promised (tests/oldest.txt)
-	$(call test_in,$(VENV)-oldest,-r tests/oldest.txt -e .)
-
-# Its commas would end the argument of `call`.
-EXTRAS := .[test,jax,torch]
-test-newest: ## pass the core tests on the newest versions allowed
-	$(call test_in,$(VENV)-newest,--upgrade --upgrade-strategy eager -e '$(EXTRAS)')
+matrix: ## pass the core tests on other versions, and write docs/compatibility.md (CORNERS="colab")
+	$(PYTHON) scripts/matrix.py $(CORNERS) --backends $(BACKENDS) --jobs $(JOBS) \
+	  $(if $(LARGE),--large) $(if $(filter no,$(RECORD)),--no-record)
 
 lint: $(VENV)/dev.stamp ## ruff: style and formatting
 	$(BIN)/ruff check .
@@ -127,4 +113,4 @@ sample: $(VENV)/run.stamp ## remake the bundled sample from the full Fashion-MNI
 	$(PY) scripts/make_sample.py
 
 clean: ## remove what the targets made
-	rm -rf $(VENV) $(VENV)-audit $(VENV)-oldest $(VENV)-newest site dist outputs
+	rm -rf $(VENV) $(VENV)-audit .matrix site dist outputs

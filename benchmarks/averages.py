@@ -30,6 +30,7 @@ import keras
 import numpy as np
 from keras import ops
 
+import fmkit
 from benchmarks._measure import interleave, number, row
 from fmkit import losses, models
 from fmkit.optimizers import ExponentialMovingAverage, averaged
@@ -49,7 +50,7 @@ def optimizer(kind: str) -> keras.optimizers.Optimizer:
 
 def network(kind: str, hidden: tuple[int, ...], steps: int = 1) -> keras.Model:
     """Return a compiled network."""
-    keras.utils.set_random_seed(0)
+    fmkit.set_random_seed(0)
     model = models.mlp(hidden)
     compiled = keras.backend.backend() != "torch"
     model.compile(

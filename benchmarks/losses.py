@@ -20,6 +20,7 @@ from typing import Any
 import keras
 import numpy as np
 
+import fmkit
 from benchmarks._measure import interleave, row
 from fmkit import losses
 
@@ -91,7 +92,7 @@ def epoch(loss: Any, target: str, softmax: bool, steps: int) -> Callable[[], Any
     y = rng.integers(0, CLASSES, BATCH * steps)
     if target == "one_hot":
         y = np.eye(CLASSES, dtype="float32")[y]
-    keras.utils.set_random_seed(0)
+    fmkit.set_random_seed(0)
     model = keras.Sequential(
         [
             keras.layers.Input((FEATURES,)),

@@ -7,8 +7,9 @@ starts two processes on this machine. On several machines, start one process on 
     RANK=0 WORLD_SIZE=2 MASTER_ADDR=first-machine MASTER_PORT=29500 \
         python examples/pytorch_processes.py
 
-(`torchrun` sets these variables too). Each process reads its own half of every batch;
-the optimizer averages the gradients, so all of them hold the same weights.
+(`torchrun` sets these variables too). Each process reads its own half of every batch.
+The gradients are averaged over the processes, so all of them hold the same weights: by
+Keras itself from 3.16 on, by the optimizer below before.
 """
 
 import os
@@ -28,6 +29,15 @@ import fmkit
 from fmkit.callbacks import ExactResume
 from fmkit.data import Batches
 from fmkit.optimizers import ExponentialMovingAverage
+
+
+def averages_by_itself(model):
+    """Whether Keras averages gradients and logs over the processes in `fit`.
+
+    If so, its trainer has a place for the `DistributedDataParallel` that it puts around
+    the model. A `train_step` of your own that calls `self(x)` goes past it.
+    """
+    return hasattr(model, "ddp_model")
 
 
 class MeanGradient:
@@ -66,15 +76,18 @@ def train(folder="run", epochs=3):
     (x, y), _ = fmkit.datasets.fashion_mnist.load_sample()
     batches = Batches(x, y, batch_size=128 // count, shard=(rank, count))
     model = fmkit.models.mlp()
+    by_keras = averages_by_itself(model)
+    adam = (keras.optimizers.Adam if by_keras else Adam)(1e-3)
     model.compile(
-        ExponentialMovingAverage(Adam(1e-3), decay=0.99),
+        ExponentialMovingAverage(adam, decay=0.99),
         fmkit.losses.CrossentropyFromLogits(),
     )
+    resume = ExactResume(folder, every=20, verbose=int(rank == 0))
     history = model.fit(
         batches,
         epochs=epochs,
         verbose=0,
-        callbacks=[MeanLogs(), ExactResume(folder, every=20, verbose=int(rank == 0))],
+        callbacks=[resume] if by_keras else [MeanLogs(), resume],
     )
     weights = np.concatenate([w.ravel() for w in model.get_weights()])
     distributed.destroy_process_group()

@@ -2,15 +2,16 @@
 
 Run it with `make quickstart`, or with `python quickstart.py` if fmkit is installed.
 It needs no network: it uses the full data set if this machine has it, and otherwise the
-sample that ships with fmkit.
+sample that ships with fmkit. Without matplotlib it draws no pictures.
 """
 
+import importlib.util
 from pathlib import Path
 
 import keras
-import matplotlib.pyplot as plt
 import numpy as np
 
+import fmkit
 from fmkit import callbacks, data, datasets, losses, models, preprocessing
 from fmkit import visualization as draw
 
@@ -19,7 +20,7 @@ def main(epochs: int = 10, target: float = 0.885, folder: str = "outputs") -> fl
     """Train to a validation accuracy of `target`; return the test accuracy."""
     output = Path(folder)
     output.mkdir(parents=True, exist_ok=True)
-    keras.utils.set_random_seed(0)
+    fmkit.set_random_seed(0)
     source = datasets.fashion_mnist
 
     # Data: the full set if it is here, else the bundled sample. Then check it.
@@ -59,12 +60,13 @@ def main(epochs: int = 10, target: float = 0.885, folder: str = "outputs") -> fl
         print(f"  {name:<12} {np.mean(predicted[labels == label] == label):.3f}")
 
     # Plots, and a file that anyone with Keras and fmkit can load.
-    draw.learning_curves(history).figure.savefig(output / "learning_curves.png")
-    grid = draw.image_grid(
-        test[0][:24], labels[:24], predicted[:24], class_names=source.CLASS_NAMES
-    )
-    grid.figure.savefig(output / "predictions.png")
-    plt.close("all")
+    if importlib.util.find_spec("matplotlib"):
+        draw.learning_curves(history).figure.savefig(output / "learning_curves.png")
+        images = (test[0][:24], labels[:24], predicted[:24])
+        grid = draw.image_grid(*images, class_names=source.CLASS_NAMES)
+        grid.figure.savefig(output / "predictions.png")
+    else:
+        print("No pictures without matplotlib. Type: pip install matplotlib")
     model.save(output / "quickstart.keras")
     reloaded = keras.saving.load_model(output / "quickstart.keras")
     if not np.array_equal(reloaded.predict(test_batches, verbose=0), logits):

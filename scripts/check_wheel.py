@@ -1,10 +1,11 @@
 """Build the wheel, look inside, and use it in an empty virtual environment.
 
 Run it as `make wheel-check`. It fails if the wheel holds anything but the package and
-its bundled sample, or if `from fmkit import callbacks` doesn't work where only the
-wheel was installed.
+its bundled sample, if its metadata has a ceiling that would change what people have, or
+if `from fmkit import callbacks` doesn't work where only the wheel was installed.
 """
 
+import re
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LARGEST = 4_000_000  # bytes; the sample is allowed 3 MB of them
+RANGE = re.compile(r"^Requires-Dist: ([\w-]+)([^;\n]*)", re.MULTILINE)
+# What people have already; the other extras are tools.
+PEOPLES = {"keras", "keras-tuner", "matplotlib", "numpy", "tensorflow", "jax", "torch"}
+FLOOR = re.compile(r">=[\d.]+\s*")
+BELOW_4 = re.compile(r"<4,>=[\d.]+")
 
 PROGRAM = """
 import importlib.resources, fmkit
@@ -36,9 +42,24 @@ def build(folder: Path) -> Path:
     return wheel
 
 
+def ceilings(metadata: str) -> list[str]:
+    """Return the ranges that have more than a floor; Keras may end below 4."""
+    return [
+        f"{name}{range_}"
+        for name, range_ in RANGE.findall(metadata)
+        if name in PEOPLES
+        and not FLOOR.fullmatch(range_)
+        and not (name == "keras" and BELOW_4.fullmatch(range_))
+    ]
+
+
 def look_inside(wheel: Path) -> None:
     """Refuse a wheel that holds too much, or lacks what it must hold."""
-    names = zipfile.ZipFile(wheel).namelist()
+    archive = zipfile.ZipFile(wheel)
+    names = archive.namelist()
+    (metadata,) = [name for name in names if name.endswith(".dist-info/METADATA")]
+    if closed := ceilings(archive.read(metadata).decode("utf-8")):
+        raise SystemExit(f"{wheel.name} has ceilings: {closed}.")
     strangers = [
         name for name in names if not name.startswith(("fmkit/", "fmkit-"))
     ] + [name for name in names if "test" in Path(name).stem and name.endswith(".py")]

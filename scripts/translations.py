@@ -19,12 +19,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"^```python[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+SINGLE = ("getting-started", "compatibility")
 HEAD = "<!-- English: {digest} -->\n"
 
 
 def pairs(root: Path = ROOT) -> dict[Path, Path]:
     """Return the English page of each Chinese page that must exist."""
-    english = [root / "docs" / "getting-started.md"]
+    english = [root / "docs" / f"{name}.md" for name in SINGLE]
     english += sorted((root / "docs" / "guides").glob("*.md"))
     chinese = {
         root / "docs" / "zh" / page.relative_to(root / "docs"): page for page in english

@@ -15,12 +15,13 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import importlib.util
-import re
 from pathlib import Path
 
 import keras
+import needs
 import pytest
 
+import fmkit
 from fmkit import datasets
 
 BACKEND = keras.backend.backend()
@@ -28,26 +29,15 @@ BACKEND = keras.backend.backend()
 # Programs that tests start in processes of their own; they import one another.
 collect_ignore = ["chaos"]
 
-
-# What a supported Keras may lack, and where a test would find it.
-ABILITIES = {
-    "MultiOptimizer": (keras.optimizers, "MultiOptimizer"),  # since Keras 3.15
+# Which tests are long on this backend only, by file or by name.
+SLOW = {
+    line.partition(" ")[2]
+    for line in (Path(__file__).parent / "slow.txt").read_text().splitlines()
+    if line.startswith(f"{BACKEND} ")
 }
 
-
-def lacks(ability: str) -> bool:
-    """Return whether the installed Keras has no such ability."""
-    owner, name = ABILITIES[ability]
-    return not hasattr(owner, name)
-
-
-def is_open(first: str, last: str = "999") -> bool:
-    """Return whether a trap of Keras's is open on the installed version."""
-
-    def numbers(version):
-        return tuple(map(int, re.findall(r"\d+", version)[:2]))
-
-    return numbers(first) <= numbers(keras.__version__) <= numbers(last)
+# What the examples in the docstrings of these packages need.
+DOCTESTS_NEED = {"hypermodels": "keras_tuner", "visualization": "matplotlib"}
 
 
 def pytest_configure(config):
@@ -56,50 +46,51 @@ def pytest_configure(config):
         "open_on(first, last): a trap that Keras has from version `first` on, and to "
         "version `last` if a newer one mended it; elsewhere the test is not collected",
     )
-    config.addinivalue_line(
-        "markers",
-        "needs(*abilities): run only where Keras has these (ABILITIES in conftest.py); "
-        "elsewhere the test is not collected, and the summary says so",
-    )
+    # What can't be imported can't be skipped test by test.
+    folder = Path(fmkit.__file__).parent / "hypermodels"
+    if needs.missing("keras_tuner"):
+        config.option.ignore = [*(config.option.ignore or ()), str(folder)]
 
 
 def pytest_report_header() -> str:
     return f"keras {keras.__version__} on {BACKEND}"
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest looks for `-m "not long"`
 def pytest_collection_modifyitems(config, items):
-    """Leave out the tests that name other backends, or need what Keras lacks.
+    """Leave out tests by `backend`, mark the slow as long, skip by `needs`.
 
-    Left out, not skipped: a test that doesn't concern this backend or Keras is counted
-    by a run on one that it does concern.
+    Left out, not skipped: a test that doesn't concern this backend is counted by
+    the run on the backend it does concern. What a `needs` mark names and this
+    environment lacks is a reason to skip, and is shown.
     """
     kept, left_out = [], []
     for item in items:
         marks = list(item.iter_markers("backend"))
         wanted = all(BACKEND in mark.args for mark in marks)
         for mark in item.iter_markers("open_on"):
-            wanted = wanted and is_open(*mark.args)
-        for mark in item.iter_markers("needs"):
-            wanted = wanted and not any(map(lacks, mark.args))
+            wanted = wanted and needs.is_open(*mark.args)
         (kept if wanted else left_out).append(item)
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = kept
-
-
-def pytest_terminal_summary(terminalreporter):
-    for ability in filter(lacks, ABILITIES):
-        owner, name = ABILITIES[ability]
-        terminalreporter.write_line(
-            f"Not collected: tests that need {ability}, since Keras "
-            f"{keras.__version__} has no {owner.__name__}.{name}."
-        )
+    for item in kept:
+        name = item.nodeid.partition("[")[0]
+        if name in SLOW or name.partition("::")[0] in SLOW:
+            item.add_marker("long")
+        if (
+            isinstance(item, pytest.DoctestItem)
+            and item.path.parent.name in DOCTESTS_NEED
+        ):
+            item.add_marker(pytest.mark.needs(DOCTESTS_NEED[item.path.parent.name]))
+        for reason in needs.reasons(item):
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True)
 def clean_session():
     """Seed every generator, and leave no state, dtype policy or model behind."""
-    keras.utils.set_random_seed(0)
+    fmkit.set_random_seed(0)
     yield
     keras.config.set_dtype_policy("float32")
     keras.utils.clear_session(free_memory=False)

@@ -28,6 +28,9 @@ OWNERS = {
 }
 
 
+# From Keras 3.16 on; nothing of an older Keras asks for it.
+PARTIAL = "keras.src.trainers.data_adapters.data_adapter_utils:PartialBatchList"
+
 # Taking away
 
 
@@ -66,6 +69,8 @@ def rename_variable(method, name):
 def take_from_module(name):
     module, _, attributes = name.partition(":")
     module, first = importlib.import_module(module), attributes.split(".")[0]
+    if name == PARTIAL and not hasattr(module, first):
+        return lambda: None
     found = getattr(module, first)
     delattr(module, first)
     return lambda: setattr(module, first, found)
@@ -97,6 +102,11 @@ def fit(callbacks=(), data=(X, Y), **arguments):
 
 def batches(fmkit):
     fit(data=(fmkit.data.Batches(X, Y, 4, map=None),))
+
+
+def executions(fmkit):
+    data = fmkit.data.Batches(X[:15], Y[:15], 4, map=None)
+    assert len(list(data.get_jax_iterator(super_batch=3))) == 2
 
 
 def resume(fmkit):
@@ -200,6 +210,7 @@ def rest(fmkit):
 NEEDED_BY = {
     "keras.src.trainers.data_adapters.data_adapter:DataAdapter": batches,
     "keras.src.trainers.epoch_iterator:EpochIterator.__init__": batches,
+    PARTIAL: executions,
     "_enumerate_iterator": batches,
     "_get_iterator": batches,
     "fit(epoch_iterator)": log_rates,

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 
+import fmkit
 from fmkit.callbacks import ExactResume
 from fmkit.data import Batches
 
@@ -40,8 +41,8 @@ X = np.random.RandomState(0).rand(40, 3).astype("float32")
 Y = (X.sum(1) > 1.5).astype("int32")
 
 
-def build(units=4, optimizer=None, learning_rate=0.01):
-    keras.utils.set_random_seed(1)
+def build(units=4, optimizer=None, learning_rate=0.01, steps=1):
+    fmkit.set_random_seed(1)
     model = keras.Sequential(
         [
             keras.Input((3,)),
@@ -52,6 +53,7 @@ def build(units=4, optimizer=None, learning_rate=0.01):
     model.compile(
         optimizer or keras.optimizers.Adam(learning_rate),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        steps_per_execution=steps,
     )
     return model
 

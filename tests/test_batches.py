@@ -6,6 +6,7 @@ import threading
 import keras
 import numpy as np
 import pytest
+from abilities import MANY_STEPS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -367,7 +368,7 @@ def test_arrays_on_disk_stay_there(tmp_path):
 # In fit, evaluate and predict
 
 
-@pytest.mark.parametrize("steps", [1] if BACKEND == "torch" else [1, 4, 5])
+@pytest.mark.parametrize("steps", [1, 4, 5] if BACKEND in MANY_STEPS else [1])
 def test_fit_trains_on_every_batch_once_in_the_order_of_its_epoch(steps):
     n, size, epochs = 42, 4, 3
     x, y = numbers(n)
@@ -425,6 +426,56 @@ def test_a_sought_epoch_keeps_its_step_numbers_and_stops_at_its_end():
     assert batches.position == (3, 0)
 
 
+@pytest.mark.backend(*MANY_STEPS)
+def test_executions_end_with_the_epoch_and_are_not_taken_for_missing_data():
+    class Ends(Steps):
+        def on_train_batch_end(self, batch, logs=None):
+            self.seen.append((batch, sorted(logs)))
+
+    x, y = numbers(42)
+    batches = Batches(x, y % 2, 4, seed=9, map=None)
+    batches.seek(0, step=3)
+    model, steps = recording_model(steps_per_execution=4), Ends()
+    # Eight steps of eleven, then all; Keras warns where it misses a batch.
+    model.fit(batches, epochs=2, verbose=0, callbacks=[steps])
+    logs = ["loss"]
+    first, second = steps.seen[:4], steps.seen[4:]
+    assert first == [3, (6, logs), 7, (10, logs)]
+    assert second == [0, (3, logs), 4, (7, logs), 8, (10, logs)]
+    assert batches.position == (2, 0)
+    steps.seen.clear()
+    model.fit(batches, epochs=1, steps_per_epoch=6, verbose=0, callbacks=[steps])
+    assert steps.seen == [0, (3, logs), 4, (5, logs)]
+    assert int(model.optimizer.iterations) == 8 + 11 + 6
+    assert batches.position == (3, 0)
+
+
+@pytest.mark.backend("jax")
+def test_the_batches_of_an_execution_come_in_one_piece_when_keras_asks():
+    x, y = numbers(40)
+    batches = Batches(x, y % 2, 4, seed=9, map=None)
+    single = [images for images, _ in batches]
+    batches.seek(0, step=2)
+    stacked = [images for images, _ in batches.get_jax_iterator(super_batch=3)]
+    assert [images.shape for images in stacked] == [(3, 4, 3)] * 2 + [(2, 4, 3)]
+    np.testing.assert_array_equal(np.concatenate(stacked), single[2:])
+    assert batches.position == (1, 0)
+    # A smaller batch can't be stacked: with it, Keras takes a list of its own kind.
+    ragged = Batches(x[:39], y[:39] % 2, 4, shuffle=False, map=None)
+    pieces = ragged.get_jax_iterator(super_batch=4)
+    assert [next(pieces)[0].shape for _ in range(2)] == [(4, 4, 3)] * 2
+    utils = keras.src.trainers.data_adapters.data_adapter_utils
+    if hasattr(utils, "PartialBatchList"):
+        last = next(pieces)
+        assert isinstance(last, utils.PartialBatchList)
+        assert [len(images) for images, _ in last] == [4, 3]
+        assert next(pieces, None) is None
+    else:
+        # A Keras without the list does not ask.
+        with pytest.raises(RuntimeError, match=r"has no .*PartialBatchList"):
+            next(pieces)
+
+
 def test_model_without_input_shape_is_built_without_losing_a_batch():
     x, y = numbers(42)
     batches = Batches(x, y % 2, 4, seed=9, map=None)
@@ -438,10 +489,11 @@ def test_model_without_input_shape_is_built_without_losing_a_batch():
     assert batches.position == (1, 0)
 
 
-def test_evaluate_and_predict_keep_the_order_of_the_samples():
+@pytest.mark.parametrize("steps", [1, 3] if BACKEND in MANY_STEPS else [1])
+def test_evaluate_and_predict_keep_the_order_of_the_samples(steps):
     x, y = numbers(42)
     batches = Batches(x / 42, y % 2, 4, seed=9, map=None)
-    model = recording_model()
+    model = recording_model(steps_per_execution=steps)
     expected = (x / 42) @ np.asarray(
         keras.ops.convert_to_numpy(model.layers[-1].kernel), np.float64
     )

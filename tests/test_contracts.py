@@ -1,4 +1,4 @@
-"""What every loss, metric, schedule, optimizer, network and search space must do.
+"""What every loss, metric, schedule, optimizer and network must do.
 
 Each kind has a table with one row per public member, which is found by import; most
 tables are in the test file of the kind. A row has every argument away from its default:
@@ -11,7 +11,6 @@ import json
 from types import SimpleNamespace
 
 import keras
-import keras_tuner
 import numpy as np
 import pytest
 from contracts import assert_complete, members, returning
@@ -23,7 +22,7 @@ from test_metrics import METRICS
 from test_models import NETWORKS, VARIANTS
 from test_schedules import SCHEDULES
 
-from fmkit import hypermodels, losses, metrics, models, optimizers, schedules
+from fmkit import losses, metrics, models, optimizers, schedules
 
 Schedule = keras.optimizers.schedules.LearningRateSchedule
 RNG = np.random.default_rng(0)
@@ -49,20 +48,6 @@ TRAINED = [
 ]
 
 
-class HyperOwn(hypermodels.HyperClassifier):
-    """The base of the search spaces, with the network that a user would add."""
-
-    def network(self, hp, seed):
-        return models.mlp((hp.Int("width", 3, 5),), seed=seed)
-
-
-SPACES = {
-    "HyperClassifier": HyperOwn,
-    "HyperLeNet5": hypermodels.HyperLeNet5,
-    "HyperMLP": hypermodels.HyperMLP,
-}
-
-
 FOUND = {
     "losses": (LOSSES, members(losses, keras.losses.Loss)),
     "regularizers": (REGULARIZERS, members(losses, keras.regularizers.Regularizer)),
@@ -73,7 +58,6 @@ FOUND = {
     ),
     "optimizers": (OPTIMIZERS, members(optimizers, keras.optimizers.Optimizer)),
     "networks": (NETWORKS, returning(models, "keras.Model")),
-    "spaces": (SPACES, members(hypermodels, keras_tuner.HyperModel)),
 }
 
 
@@ -311,7 +295,7 @@ def test_masked_positions_count_as_if_they_were_not_there(name):
     assert value(y, z) != pytest.approx(alone, rel=1e-3)
 
 
-# --- networks and search spaces -----------------------------------------------------
+# --- networks ----------------------------------------------------------------------
 
 IMAGES = RNG.integers(0, 256, (4, 28, 28)).astype("float32") / 255
 
@@ -355,51 +339,6 @@ def test_a_network_with_a_weight_of_no_use_or_without_a_seed_breaks_the_contract
         assert_trains_every_weight(dead)
     with pytest.raises(AssertionError):
         assert_seeded(lambda seed: models.linear())
-
-
-def drawn(hypermodel, **chosen):
-    """Build a trial's model, and return it with the values it was built from."""
-    hp = keras_tuner.HyperParameters()
-    hypermodel.build(hp)
-    hp.values |= chosen
-    return hypermodel.build(hp), dict(hp.values)
-
-
-def assert_space(make):
-    """Fail unless each value of each setting builds, and a copy builds the same."""
-    space = make()
-    hp = keras_tuner.HyperParameters()
-    space.network(hp, seed=0)
-    first = dict(hp.values)
-    for name in first:
-        for value in hp._hps[name][0].values:
-            hp.values = first | {name: value}
-            hp.ensure_active_values()
-            assert space.network(hp, seed=0).output_shape == (None, 10)
-            assert hp.values[name] == value
-    model, values = drawn(space)
-    assert model.compiled
-    again, same_values = drawn(copy.deepcopy(space))
-    assert same_values == values
-    for a, b in zip(model.get_weights(), again.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
-@pytest.mark.backend("torch")  # Keras Tuner's part is Python's
-@pytest.mark.parametrize("make", SPACES.values(), ids=SPACES)
-def test_a_space_has_a_network_at_every_value_and_a_copy_builds_the_same(make):
-    assert_space(make)
-
-
-@pytest.mark.backend("torch")
-def test_a_space_with_a_value_that_does_not_build_breaks_the_contract():
-    # Negative control.
-    class Broken(hypermodels.HyperClassifier):
-        def network(self, hp, seed):
-            return models.mlp((8,), num_classes=hp.Choice("classes", [10, 3]))
-
-    with pytest.raises(AssertionError):
-        assert_space(Broken)
 
 
 # --- files --------------------------------------------------------------------------

@@ -25,14 +25,26 @@ PROGRAMS = [page for page in PAGES if BLOCK.search(page.read_text(encoding="utf-
 ON_EVERY_BACKEND = ("README", "getting-started", "averages", "data", "resume", "fit")
 
 
+# Packages that fmkit can do without, and the words of a page that needs one.
+WORDS = {
+    "keras_tuner": ("keras_tuner", "hypermodels"),
+    "matplotlib": ("visualization",),
+    "tensorflow": ("import tensorflow", "as_dataset"),
+}
+
+
+def marks(page):
+    if page.stem not in ON_EVERY_BACKEND:
+        yield pytest.mark.backend("tensorflow", "torch")
+    programs = "".join(BLOCK.findall(page.read_text(encoding="utf-8")))
+    for package, words in WORDS.items():
+        if any(word in programs for word in words):
+            yield pytest.mark.needs(package)
+
+
 def pages():
-    elsewhere = pytest.mark.backend("tensorflow", "torch")
     return [
-        pytest.param(
-            page,
-            id=str(page.relative_to(ROOT)),
-            marks=() if page.stem in ON_EVERY_BACKEND else elsewhere,
-        )
+        pytest.param(page, id=str(page.relative_to(ROOT)), marks=[*marks(page)])
         for page in PROGRAMS
     ]
 

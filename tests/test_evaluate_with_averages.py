@@ -490,6 +490,7 @@ def test_a_copy_of_a_used_callback_serves_another_model():
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore:Skipping variable loading for optimizer")
 @pytest.mark.backend("tensorflow")
+@pytest.mark.needs("keras_tuner")
 def test_keras_tuner_saves_the_weights_it_scores(tmp_path):
     import keras_tuner
 

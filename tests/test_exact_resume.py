@@ -9,6 +9,7 @@ import time
 import keras
 import numpy as np
 import pytest
+from abilities import MANY_STEPS
 from resuming import (
     Seen,
     StopAt,
@@ -388,6 +389,23 @@ def test_weights_that_keras_swaps_at_the_end_of_an_epoch_come_back(tmp_path, eve
 
     expected = train(tmp_path / "unbroken")
     assert same_bits(broken_and_resumed(tmp_path / "broken", train, (2, 1)), expected)
+
+
+@pytest.mark.backend(*MANY_STEPS)
+def test_several_steps_per_execution_come_back_between_two_executions(tmp_path):
+    def train(directory, *others, epochs=2):
+        seen, model = Seen(), build(steps=2)
+        fit(directory, seen, *others, model=model, epochs=epochs)
+        return seen.steps, [*model.variables, *model.optimizer.variables]
+
+    steps, expected = train(tmp_path / "straight")
+    # Five batches an epoch: the third execution is a single step.
+    assert steps == [(0, 1), (0, 3), (0, 4), (1, 1), (1, 3), (1, 4)]
+    resumed, found = broken_and_resumed(tmp_path / "broken", train, at=(1, 4))
+    assert resumed == steps[4:]
+    assert same_bits(found, expected)
+    # Negative control: one epoch less is something else.
+    assert not same_bits(train(tmp_path / "shorter", epochs=1)[1], expected)
 
 
 def test_the_next_fit_waits_for_what_a_broken_one_is_still_writing(

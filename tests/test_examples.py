@@ -1,5 +1,6 @@
 """The examples at a small setting, with their claims asserted."""
 
+import importlib.util
 from pathlib import Path
 
 import keras
@@ -11,6 +12,7 @@ from fmkit import datasets
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
+@pytest.mark.needs("matplotlib")
 def test_the_quickstart_judges_draws_saves_and_reloads(example, tmp_path, capsys):
     accuracy = example("quickstart").main(epochs=6, target=0.8, folder=tmp_path)
     printed = capsys.readouterr().out
@@ -27,6 +29,21 @@ def test_the_quickstart_judges_draws_saves_and_reloads(example, tmp_path, capsys
     assert keras.saving.load_model(tmp_path / "quickstart.keras").count_params() == (
         244_522
     )
+
+
+def test_the_quickstart_without_matplotlib_says_what_would_draw(
+    example, tmp_path, capsys, monkeypatch
+):
+    find_spec = importlib.util.find_spec
+
+    def without_matplotlib(name, package=None):
+        return None if name == "matplotlib" else find_spec(name, package)
+
+    quickstart = example("quickstart")
+    monkeypatch.setattr(importlib.util, "find_spec", without_matplotlib)
+    quickstart.main(epochs=1, folder=tmp_path)
+    assert "Type: pip install matplotlib" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["quickstart.keras"]
 
 
 def test_the_quickstart_is_one_page():

@@ -8,11 +8,13 @@ import re
 from pathlib import Path
 
 import keras
+import needs
 import pytest
 
 import fmkit
 from fmkit import _keras_private as private
 
+needs.module("keras_tuner")  # every module of fmkit is imported below
 pytestmark = pytest.mark.backend("tensorflow")
 
 SOURCE = Path(fmkit.__file__).parent

@@ -1,4 +1,5 @@
 """The gallery belongs to the examples, and what the tutorials' page names exists."""
+# ruff: noqa: E402 - Pillow comes with matplotlib, which may not be installed
 
 import hashlib
 import importlib
@@ -8,7 +9,11 @@ import re
 from pathlib import Path
 
 import keras
+import needs
 import pytest
+
+needs.module("PIL")
+
 from PIL import Image
 
 pytestmark = pytest.mark.backend("tensorflow")

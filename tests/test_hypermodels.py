@@ -1,4 +1,5 @@
 """Search spaces: their settings, and what a search with them promises."""
+# ruff: noqa: E402 - imports that need Keras Tuner follow the question if it is there
 
 import gc
 import importlib.util
@@ -11,9 +12,13 @@ import textwrap
 from pathlib import Path
 
 import keras
-import keras_tuner
+import needs
 import numpy as np
 import pytest
+
+needs.module("keras_tuner")
+
+import keras_tuner
 from keras_tuner import errors
 
 from fmkit import data, hypermodels
@@ -242,6 +247,7 @@ def best_weights(tuner):
     return trial.score, [w.tobytes() for w in tuner.load_model(trial).get_weights()]
 
 
+@pytest.mark.long
 @pytest.mark.backend("jax")
 def test_a_search_that_is_killed_goes_on_inside_its_first_trial(tmp_path):
     straight = resumable_search(tmp_path / "straight")

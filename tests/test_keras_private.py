@@ -10,6 +10,7 @@ import inspect
 import keras
 import numpy as np
 import pytest
+from fresh_process import run_python
 
 from fmkit import _keras_private as private
 
@@ -30,7 +31,7 @@ class Steps(private.Feed):
     def start_epoch(self):
         return 2, 5
 
-    def get_jax_iterator(self):
+    def get_jax_iterator(self, super_batch=None):
         return iter([(X[:2], Y[:2])] * 3)
 
     get_torch_dataloader = get_jax_iterator
@@ -283,6 +284,30 @@ def test_variables_are_built_without_a_step():
     private.build_variables(model, lambda: pytest.fail("all is built"))
 
 
+@pytest.mark.backend("jax", "torch")
+@pytest.mark.needs("tensorflow")
+def test_tensorflow_stays_unloaded_while_keras_asks_for_it():
+    printed = run_python(
+        """
+        import sys
+        import keras
+        from fmkit import _keras_private as private
+
+        def loaded_by(layer):
+            keras.saving.serialize_keras_object(layer)
+            return "tensorflow" in sys.modules
+
+        with private.tensorflow_unloaded():
+            with private.tensorflow_unloaded():
+                print(loaded_by(keras.layers.Dense(2)))
+            print(loaded_by(keras.layers.Dense(2)))
+        # Negative control: Keras asks, and would have found it.
+        print(loaded_by(keras.layers.Dense(2)))
+        """
+    )
+    assert printed.split() == ["False", "False", "True"]
+
+
 def test_the_global_seed_generator_decides_unseeded_draws():
     keras.utils.set_random_seed(3)
     variable = private.global_seed_variable(create=True)
@@ -395,9 +420,9 @@ def test_the_model_of_a_callback_is_read_without_a_synchronisation(monkeypatch):
     assert private.model_of(callback) is None, "Keras moved a callback's model."
     callback.set_model(model)
     if keras.backend.backend() == "jax":
-        monkeypatch.setattr(
-            type(model), "jax_state_sync", lambda self: synced.append(self)
-        )
+        # Keras 3.16 calls it `state_sync`, and keeps the older name beside it.
+        name = "state_sync" if hasattr(model, "state_sync") else "jax_state_sync"
+        monkeypatch.setattr(type(model), name, lambda self: synced.append(self))
         assert callback.model is model
         assert synced == [model]  # what `model_of` is there to avoid
     assert private.model_of(callback) is model, "Keras moved a callback's model."

@@ -24,6 +24,7 @@ FLOORS = {
     "_files": 0,
     "_job": 0,
     "_math": 0,
+    "_requirements": 0,
     "_targets": 0,
     "_untrusted_files": 0,
     "_versions": 0,

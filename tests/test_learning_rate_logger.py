@@ -5,6 +5,7 @@ import csv
 import keras
 import numpy as np
 import pytest
+from abilities import MANY_STEPS
 
 from fmkit.callbacks import LearningRateLogger
 from fmkit.optimizers import ExponentialMovingAverage
@@ -113,7 +114,7 @@ def test_the_state_of_a_logger_with_other_settings_is_refused(arguments):
     LearningRateLogger(every="step").set_state(logger.get_state())
 
 
-@pytest.mark.backend("tensorflow", "jax")
+@pytest.mark.backend(*MANY_STEPS)
 def test_counts_steps_where_they_run_in_groups():
     logger = LearningRateLogger(every="step")
     fit("sgd", [logger], steps_per_execution=2)
@@ -132,6 +133,7 @@ def test_the_csv_file_shows_it_wherever_its_logger_stands(tmp_path):
 
 
 @pytest.mark.backend("tensorflow")
+@pytest.mark.needs("tensorboard")
 def test_tensorboard_shows_each_step(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.util.tensor_util import make_ndarray
@@ -149,6 +151,7 @@ def test_tensorboard_shows_each_step(tmp_path):
 
 
 @pytest.mark.backend("tensorflow")
+@pytest.mark.needs("tensorboard")
 def test_tensorboard_shows_the_rate_used_in_an_epoch_under_another_name(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.util.tensor_util import make_ndarray

@@ -726,8 +726,9 @@ def test_averages_start_at_a_value_that_depends_on_the_first_argument():
 
 
 @pytest.mark.backend("tensorflow", "torch")
+@pytest.mark.needs("keras_tuner")
 def test_the_first_program_of_keras_tuners_documentation(tmp_path):
-    keras_tuner = pytest.importorskip("keras_tuner")
+    import keras_tuner
 
     def scores(optimizer):
         def build_model(hp):
@@ -1043,6 +1044,7 @@ def test_two_mirrored_replicas_keep_one_average():
     assert run_python(code).split()[-1] == "same"
 
 
+@pytest.mark.long
 @pytest.mark.backend("jax")
 def test_sharded_and_replicated_weights_keep_their_layout_on_two_devices():
     code = """

@@ -10,6 +10,7 @@ import re
 import sys
 from pathlib import Path
 
+import needs
 import pytest
 
 import fmkit
@@ -17,12 +18,18 @@ import fmkit
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 from check_coverage import MODULES
 
+needs.module("keras_tuner")  # every public module is imported below
 pytestmark = pytest.mark.backend("tensorflow")
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
+# What is in `fmkit` itself.
+TOP = [n for n in fmkit.__all__ if not inspect.ismodule(getattr(fmkit, n))]
+
+
 def public_objects():
+    yield from ((name, getattr(fmkit, name)) for name in TOP)
     for module_name in MODULES:
         module = importlib.import_module(f"fmkit.{module_name}")
         for name in module.__all__:

@@ -610,6 +610,7 @@ def test_the_training_can_write_a_file_while_it_is_read(
 
 
 @pytest.mark.backend("tensorflow")
+@pytest.mark.needs("tensorboard")
 def test_tensorboard_shows_what_the_file_holds(trained, model, tmp_path, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -262,10 +262,10 @@ def test_what_is_no_regular_file_is_named_and_left_alone(
     assert contents(target) == {"file": b"precious"}
 
 
+@pytest.mark.needs("tensorboard")
 @pytest.mark.parametrize("odd", ["link", "file"])
 @pytest.mark.parametrize("place", ["", "tensorboard", "tensorboard/raw"])
 def test_what_is_no_folder_is_named_and_left_alone(tmp_path, evaluate, place, odd):
-    pytest.importorskip("tensorboard")
     target = outside(tmp_path)
 
     def prepare(output):

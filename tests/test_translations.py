@@ -21,9 +21,11 @@ def site(tmp_path, translations):
     for name, title in (
         ("README.md", "# fmkit"),
         ("docs/getting-started.md", "# Start"),
+        ("docs/compatibility.md", "# Versions"),
         ("docs/guides/data.md", "# Data\n\n```python\nx = 1\n```\n"),
         ("docs/zh/index.md", "# fmkit"),
         ("docs/zh/getting-started.md", "# 开始"),
+        ("docs/zh/compatibility.md", "# 版本"),
         ("docs/zh/guides/data.md", "# 数据\n\n```python\nx = 1\n```\n"),
     ):
         (tmp_path / name).write_text(title, encoding="utf-8")

@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import conftest
 import keras
+import needs
 import pytest
-from conftest import ABILITIES, lacks
 from fresh_process import run_python
+from needs import ABILITIES, missing, reasons
 
 from fmkit._versions import refuse_other_versions
 
@@ -95,10 +95,10 @@ def test_what_keras_is_said_to_lack_is_nowhere_in_it():
             re.search(rf"^(class|def) {name}\b", path.read_text("utf-8"), re.MULTILINE)
             for path in sources.rglob("*.py")
         )
-        assert lacks(ability) is not defined, (
+        assert bool(missing(ability)) is not defined, (
             f"{owner.__name__} has no {name}, and yet Keras defines it."
             if defined
-            else f"{name} moved: correct ABILITIES in tests/conftest.py."
+            else f"{name} moved: correct ABILITIES in tests/needs.py."
         )
 
 
@@ -114,26 +114,19 @@ def test_what_keras_is_said_to_lack_is_nowhere_in_it():
 )
 def test_a_trap_is_looked_for_where_it_is_open(version, spans, is_open, monkeypatch):
     monkeypatch.setattr(keras, "__version__", version)
-    assert conftest.is_open(*spans) is is_open
+    assert needs.is_open(*spans) is is_open
 
 
-def test_a_test_that_needs_what_is_lacking_is_left_out(monkeypatch):
+def test_a_test_that_needs_what_is_lacking_is_skipped_with_the_reason(monkeypatch):
     monkeypatch.setitem(ABILITIES, "ears", (keras, "Ears"))
     monkeypatch.setitem(ABILITIES, "models", (keras, "Model"))
-    items, left_out, lines = [], [], []
-    for abilities in [("ears",), ("models",), ("models", "ears"), ()]:
-        mark = pytest.mark.needs(*abilities).mark
-        items.append(
-            SimpleNamespace(iter_markers=lambda name, m=mark: [m] * (name == m.name))
-        )
-    hook = SimpleNamespace(pytest_deselected=lambda items: left_out.extend(items))
-    given = list(items)
-    conftest.pytest_collection_modifyitems(SimpleNamespace(hook=hook), items)
-    assert items == [given[1], given[3]]
-    assert left_out == [given[0], given[2]]
-    conftest.pytest_terminal_summary(SimpleNamespace(write_line=lines.append))
-    assert (
-        "Not collected: tests that need ears, since Keras "
-        f"{keras.__version__} has no keras.Ears." in lines
-    )
-    assert not any("models" in line for line in lines)
+
+    def reasons_against(*names):
+        mark = pytest.mark.needs(*names).mark
+        return reasons(SimpleNamespace(iter_markers=lambda kind: [mark]))
+
+    assert reasons_against() == reasons_against("models", "keras") == []
+    ears = f"needs keras.Ears, not in Keras {keras.__version__}"
+    assert reasons_against("models", "ears") == [ears]
+    [nowhere] = reasons_against("fmkit_is_nowhere")
+    assert "pip install fmkit_is_nowhere" in nowhere

@@ -3,6 +3,7 @@
 `python tests/test_visualization.py` draws the baselines anew. Look at each of them
 before committing it.
 """
+# ruff: noqa: E402 - imports of matplotlib follow the question if it is there
 
 import ast
 import csv
@@ -13,10 +14,14 @@ import sys
 from pathlib import Path
 
 import keras
-import matplotlib as mpl
-import matplotlib.pyplot as plt
+import needs
 import numpy as np
 import pytest
+
+needs.module("matplotlib")
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
 from matplotlib import font_manager
 from matplotlib.collections import PathCollection
 from matplotlib.colors import to_rgb

@@ -24,6 +24,7 @@ from fmkit import (  # noqa: E402
     schedules,
     visualization,
 )
+from fmkit._generators import set_random_seed  # noqa: E402
 from fmkit.preprocessing import preprocess  # noqa: E402
 
 __version__ = "0.1.0"
@@ -42,5 +43,6 @@ __all__ = [
     "preprocess",
     "preprocessing",
     "schedules",
+    "set_random_seed",
     "visualization",
 ]

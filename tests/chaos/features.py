@@ -16,6 +16,7 @@ import keras
 import numpy as np
 from trainer import BACKEND, join, on_devices
 
+import fmkit
 from fmkit import callbacks, losses, metrics, optimizers, schedules
 from fmkit.data import Batches
 
@@ -269,7 +270,7 @@ def by_hand(model, strategy, batches):
 
 def train(options):
     """Have every feature do its work; return what came out, and what raised."""
-    keras.utils.set_random_seed(1)
+    fmkit.set_random_seed(1)
     if options["strategy"] == "processes" and BACKEND == "tensorflow":
         return multi_worker(options)
     lesson = Lesson(options)

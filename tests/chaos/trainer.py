@@ -14,6 +14,7 @@ import keras
 import networks
 import numpy as np
 
+import fmkit
 from fmkit import _files
 from fmkit.callbacks import EvaluateWithAverages, ExactResume
 from fmkit.data import Batches
@@ -99,6 +100,8 @@ def join(options):
         "gloo", f"tcp://127.0.0.1:{options['port']}", rank=rank, world_size=count
     )
     recipe = example("pytorch_processes")
+    if recipe.averages_by_itself(keras.Model()):
+        return None, []
     return recipe.MeanGradient, [recipe.MeanLogs()]
 
 
@@ -209,7 +212,7 @@ def train(options):
         mixin, first = join(options)
         if mixin:
             optimizer = type("MeanAdam", (mixin, optimizer), {})
-    keras.utils.set_random_seed(options.get("seed", 3))
+    fmkit.set_random_seed(options.get("seed", 3))
     if options.get("network"):
         made = networks.network(options)
     else:

@@ -10,6 +10,7 @@ from fmkit._keras_private._adapter import (
     DataSource,
     Feed,
     Request,
+    executions,
     with_requests,
 )
 from fmkit._keras_private._callback_list import (
@@ -54,6 +55,7 @@ from fmkit._keras_private._optimizer import (
     trainable_variables,
 )
 from fmkit._keras_private._pieces import CHECKED_ON, PIECES, MissingPieceError
+from fmkit._keras_private._tensorflow import tensorflow_unloaded
 from fmkit._keras_private._tuner import restore_grid
 
 __all__ = [
@@ -75,6 +77,7 @@ __all__ = [
     "build_variables",
     "compile_arguments",
     "divides_activity_losses",
+    "executions",
     "forget_global_seed",
     "global_seed_variable",
     "in_stateless_scope",
@@ -93,6 +96,7 @@ __all__ = [
     "set_initial_epoch",
     "synchronize",
     "take_out",
+    "tensorflow_unloaded",
     "trainable_variables",
     "with_requests",
 ]

@@ -7,6 +7,8 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import keras
+
 from fmkit._keras_private import _frames
 from fmkit._keras_private._pieces import attribute, piece
 
@@ -14,11 +16,15 @@ __all__ = [
     "DataSource",
     "Feed",
     "Request",
+    "executions",
     "with_requests",
     "without_request",
 ]
 
 DataAdapter: Any = piece("keras.src.trainers.data_adapters.data_adapter:DataAdapter")
+_PartialBatchList = piece(
+    "keras.src.trainers.data_adapters.data_adapter_utils:PartialBatchList"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,21 +165,48 @@ def without_request(data: Any) -> Any:
     return data.source if isinstance(data, _WithRequest) else data
 
 
+def executions(blocks: Iterator[tuple[Any, Any]]) -> Iterator[Any]:
+    """Return blocks as Keras's JAX trainer takes the batches of one execution.
+
+    It asks for them so, by `get_jax_iterator(super_batch=...)`, if it has a loop over
+    the steps of its own. Full batches it takes stacked; with a smaller one among them
+    it must get a list.
+    """
+
+    def execution(block: tuple[Any, Any]) -> Any:
+        whole, tail = block
+        if not len(keras.tree.flatten(tail)[0]):
+            return whole
+        steps = range(len(keras.tree.flatten(whole)[0]))
+        batches = [
+            keras.tree.map_structure(lambda leaf, i=step: leaf[i], whole)
+            for step in steps
+        ]
+        return _PartialBatchList([*batches, tail])
+
+    return map(execution, blocks)
+
+
 def _connect(epoch_iterator: Any, feed: Feed) -> None:
     """Let `epoch_iterator` read `feed`, with the steps that the feed says.
 
     Keras's own enumeration starts at 0, and makes one more iterator at the end of
     every epoch that it throws away unused.
     """
+    stride = epoch_iterator.steps_per_execution
 
     def enumerate_steps() -> Iterator[tuple[int, int, Any]]:
+        epoch_iterator.steps_per_execution = stride
         first, end = feed.start_epoch()
         iterator = feed.blocks()
         if iterator is None:
             iterator = iter(attribute(epoch_iterator, "_get_iterator")())
-        stride = epoch_iterator.steps_per_execution
         for step in range(first, end, stride):
-            yield step, min(step + stride, end) - 1, iterator
+            taken = min(stride, end - step)
+            # PyTorch's loop takes as many batches as this says, and takes a missing
+            # one for the end of the data, ahead of its time.
+            epoch_iterator.steps_per_execution = taken
+            yield step, step + taken - 1, iterator
 
     attribute(epoch_iterator, "_enumerate_iterator")  # what Keras asks for its steps
     epoch_iterator.data_adapter = feed

@@ -62,6 +62,10 @@ _DRAWS = Piece(
 PIECES = {
     "keras.src.trainers.data_adapters.data_adapter:DataAdapter": _BATCHES,
     "keras.src.trainers.epoch_iterator:EpochIterator.__init__": _BATCHES,
+    "keras.src.trainers.data_adapters.data_adapter_utils:PartialBatchList": Piece(
+        "`steps_per_execution` with a smaller last batch of `Batches` on JAX",
+        "say Batches(drop_remainder=True), or steps_per_execution=1",
+    ),
     "_enumerate_iterator": _BATCHES,
     "_get_iterator": _BATCHES,
     "fit(epoch_iterator)": _CALLBACKS,

@@ -320,7 +320,13 @@ class Batches(private.DataSource):
         """Return an iterator over one epoch of NumPy batches."""
         return iter(self)
 
-    get_jax_iterator = get_numpy_iterator
+    def get_jax_iterator(self, super_batch: int | None = None) -> Iterator[Any]:
+        """Return an iterator over one epoch, `super_batch` batches in one piece."""
+        if not super_batch:
+            return iter(self)
+        epoch, step = self._begin_epoch()
+        blocks = self._reader.blocks(epoch, step, len(self), super_batch)
+        return private.executions(blocks)
 
     def get_tf_dataset(self) -> Any:
         """Return the epoch at the current position as a `tf.data.Dataset`."""

@@ -66,7 +66,12 @@ class Feed(private.Feed):
     def get_numpy_iterator(self) -> Iterator[Any]:
         return self._reader.batches(*self._span)
 
-    get_jax_iterator = get_numpy_iterator
+    def get_jax_iterator(self, super_batch: int | None = None) -> Iterator[Any]:
+        # `super_batch` is given by a Keras that has its own loop over the steps of an
+        # execution on JAX, and wants them in one piece.
+        if not super_batch:
+            return self.get_numpy_iterator()
+        return private.executions(self._reader.blocks(*self._span, super_batch))
 
     def get_torch_dataloader(self) -> Iterator[Any]:
         # Not a torch DataLoader: each of its iterators draws from torch's

@@ -1,4 +1,4 @@
-"""The `tf.data` pipeline of a reader; TensorFlow is imported here only."""
+"""The `tf.data` pipeline of a reader."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fmkit._requirements import require
 from fmkit.data._reader import Reader, Span
 from fmkit.data._source import class_weights
 
@@ -21,7 +22,7 @@ def dataset(reader: Reader, span: Span | Callable[[], Span]) -> Any:
     gathers the rows: that is as fast as `tf.gather`, leaves memory-mapped arrays on
     disk, and needs no second copy of the data inside TensorFlow.
     """
-    import tensorflow as tf
+    tf = require("tensorflow", "`Batches.as_dataset`")
 
     # Each block costs a call into Python, so they are twice as long as NumPy's own.
     stride = 2 * reader.source.rows_per_block(reader.batch_size)

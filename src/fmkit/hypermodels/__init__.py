@@ -11,6 +11,12 @@ This module loads `keras_tuner`; `import fmkit` doesn't. Write
 `from fmkit import hypermodels`.
 """
 
+# ruff: noqa: E402 - the others import it without asking whether it is there.
+
+from fmkit._requirements import require
+
+require("keras_tuner", "fmkit.hypermodels")
+
 from fmkit.hypermodels._classifier import HyperClassifier
 from fmkit.hypermodels._grid_search import GridSearch
 from fmkit.hypermodels._ranges import Range

@@ -20,7 +20,7 @@ Arguments that the factories share:
   $\lambda_2 \sum w^2 / 2$.
 - `seed`: Fixes the initial weights and the dropout masks (on one backend: each backend
   has its own generator). Every layer derives its own seed from it. Without it they
-  follow `keras.utils.set_random_seed`. An initializer object with a seed keeps it.
+  follow `fmkit.set_random_seed`. An initializer object with a seed keeps it.
 """
 
 from __future__ import annotations

@@ -209,7 +209,10 @@ def _execution(
     """Choose `steps_per_execution` for epochs of `epoch` steps, with the reason."""
     backend = keras.backend.backend()
     if backend == "torch":
-        return 1, "Keras on PyTorch refuses more than 1."
+        return 1, (
+            "On PyTorch Keras calls Python in each step whatever it is, or refuses "
+            "more than 1; so callbacks may run after each."
+        )
     strategy = getattr(model, "distribute_strategy", None)
     if getattr(strategy, "num_replicas_in_sync", 1) > 1 and device == "cpu":
         return 1, "TensorFlow fails with more than 1 on several CPU devices."

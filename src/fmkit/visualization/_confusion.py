@@ -47,8 +47,6 @@ def confusion_matrix(
         >>> ax.images[0].get_array().tolist()
         [[1, 1], [0, 1]]
     """
-    from matplotlib.colors import PowerNorm
-
     true = as_class_numbers("labels", labels)
     guess = as_class_numbers("predictions", predictions)
     if len(true) != len(guess) or not len(true):
@@ -63,6 +61,8 @@ def confusion_matrix(
         matrix = 100.0 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     side = 1.8 + 0.46 * len(names)
     ax = axes_or_new(ax, (side, side), fixed=True)
+    from matplotlib.colors import PowerNorm
+
     # The square root makes the few wrong ones visible beside the many right ones.
     shade = PowerNorm(0.5, vmin=0, vmax=max(matrix.max(), 1))
     ax.imshow(matrix, cmap="Blues", norm=shade)

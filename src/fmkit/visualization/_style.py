@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from fmkit._requirements import require
 from fmkit.visualization._fonts import font_for
 
 if TYPE_CHECKING:
@@ -29,8 +30,7 @@ def axes_or_new(
     """
     if ax is not None:
         return ax
-    import matplotlib.pyplot as plt
-
+    plt = require("matplotlib.pyplot", "fmkit.visualization")
     return plt.subplots(figsize=size, layout="compressed" if fixed else "constrained")[
         1
     ]

@@ -83,11 +83,11 @@ class ExactResume(keras.callbacks.Callback):
             written (disk full, read-only). Earlier commits stay as they are.
 
     Examples:
-        >>> import keras, numpy as np, tempfile
+        >>> import fmkit, keras, numpy as np, tempfile
         >>> from fmkit.callbacks import ExactResume
         >>> from fmkit.data import Batches
         >>> def train(directory, epochs):
-        ...     keras.utils.set_random_seed(1)
+        ...     fmkit.set_random_seed(1)
         ...     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
         ...     model.compile("adam", "mse")
         ...     x = np.linspace(0, 1, 20).reshape(10, 2)

@@ -244,6 +244,7 @@ class Keeper(keras.callbacks.Callback):
         if model.optimizer is not None and not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
 
+    @private.tensorflow_unloaded()
     def _describe(self, held: Held) -> dict[str, Any]:
         """Describe all that must be the same for the same bits to come out."""
         data = (
@@ -259,6 +260,7 @@ class Keeper(keras.callbacks.Callback):
             "processes": self.job.count,
         }
 
+    @private.tensorflow_unloaded()
     def _describe_model(self) -> None:
         """Write what an evaluator beside the run can make the model from."""
         described = _training_state.model_as_json(self.network)

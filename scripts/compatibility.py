@@ -1,0 +1,144 @@
+"""Draw the table of `docs/compatibility.md`, and of its Chinese page.
+
+    python scripts/compatibility.py
+
+The rows are kept in docs/compatibility.json; `make matrix` adds to them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from translations import accept, problem
+
+ROOT = Path(__file__).resolve().parents[1]
+KEPT = ROOT / "docs" / "compatibility.json"
+PAGES = {
+    "en": ROOT / "docs" / "compatibility.md",
+    "zh": ROOT / "docs" / "zh" / "compatibility.md",
+}
+MARKS = "<!-- matrix: begin -->", "<!-- matrix: end -->"
+BACKENDS = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
+OTHERS = {**BACKENDS, "numpy": "NumPy", "keras-tuner": "Keras Tuner"}
+WORDS = {
+    "en": {
+        "head": ["Versions", "Python", "Keras", "on", "core tests", "tried"],
+        "inside": ["Versions", "on", "beside it", "install", "changed", "programs"],
+        "passed": "{passed} passed",
+        "failed": "**{failed} failed**",
+        "skipped": "{skipped} skipped",
+        "reason": "not available: {reason}",
+        "size": "{megabytes} MB, {seconds} s",
+        "nothing": "nothing",
+        "quickstart": ("quickstart", "**quickstart failed**"),
+        "killed": ("killed run", "**killed run failed**"),
+    },
+    "zh": {
+        "head": ["版本", "Python", "Keras", "后端", "核心测试", "测试于"],
+        "inside": ["版本", "后端", "同一环境中", "安装", "被改变的", "程序"],
+        "passed": "{passed} 个通过",
+        "failed": "**{failed} 个失败**",
+        "skipped": "{skipped} 个跳过",
+        "reason": "未能测试：{reason}",
+        "size": "{megabytes} MB，{seconds} 秒",
+        "nothing": "无",
+        "quickstart": ("快速上手", "**快速上手失败**"),
+        "killed": ("被杀掉的训练", "**被杀掉的训练失败**"),
+    },
+}
+
+
+def kept() -> dict:
+    """Return the rows: corner, then backend."""
+    return json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() else {}
+
+
+def merge(table: dict, name: str, title: dict[str, str], rows: list[dict]) -> dict:
+    """Return the table with a corner's new rows; what was tried once stays tried."""
+    old = table.get(name, {}).get("rows", {})
+    new = {
+        row["backend"]: row
+        for row in rows
+        if "reason" not in row or "reason" in old.get(row["backend"], row)
+    }
+    ordered = {b: (old | new)[b] for b in BACKENDS if b in old | new}
+    return table | {name: {"title": title, "rows": ordered}}
+
+
+def record(name: str, title: dict[str, str], rows: list[dict]) -> None:
+    """Keep a corner's rows, and draw both pages again."""
+    table = merge(kept(), name, title, rows)
+    text = json.dumps(table, ensure_ascii=False, indent=1, sort_keys=False)
+    KEPT.write_text(text + "\n", encoding="utf-8")
+    draw_pages()
+
+
+def draw_pages() -> None:
+    """Put the table into both pages; a translation that was up to date stays so."""
+    outdated = problem(PAGES["zh"], PAGES["en"])
+    for language, page in PAGES.items():
+        text = page.read_text(encoding="utf-8")
+        before, _, rest = text.partition(MARKS[0])
+        after = rest.partition(MARKS[1])[2]
+        drawn = f"{MARKS[0]}\n{draw(kept(), language)}\n{MARKS[1]}"
+        page.write_text(before + drawn + after, encoding="utf-8")
+    if outdated is None:
+        accept(PAGES["zh"])
+
+
+def draw(table: dict, language: str) -> str:
+    """Return what came out, and below it what was in each environment."""
+    words = WORDS[language]
+    results, inside = [words["head"]], [words["inside"]]
+    for corner in table.values():
+        for row in corner["rows"].values():
+            place = [corner["title"][language], BACKENDS[row["backend"]]]
+            results.append([place[0], *result(row, words)])
+            if "versions" in row:
+                inside.append([*place, *environment(row, words)])
+    return "\n\n".join(markdown(lines) for lines in (results, inside))
+
+
+def markdown(lines: list[list[str]]) -> str:
+    """Return a table; its first line is the head."""
+    head, *rest = [f"| {' | '.join(line)} |" for line in lines]
+    return "\n".join([head, "|---" * len(lines[0]) + "|", *rest])
+
+
+def result(row: dict, words: dict) -> list[str]:
+    """Return the cells of one row of the first table, its title left out."""
+    tried = f"{row['date']}, `{row['commit']}`"
+    backend = BACKENDS[row["backend"]]
+    if "reason" in row:
+        return ["–", "–", backend, words["reason"].format(**row), tried]
+    versions = row["versions"]
+    kinds = [kind for kind in ("passed", "failed", "skipped") if row[kind]]
+    counted = ", ".join(words[kind].format(**row) for kind in kinds)
+    keras = versions.get("keras-nightly") or versions["keras"]
+    place = f"{backend} {versions[row['backend']]}"
+    return [versions["python"], keras, place, counted, tried]
+
+
+def environment(row: dict, words: dict) -> list[str]:
+    """Return the cells of one row of the second table, its place left out."""
+    versions = row["versions"]
+    beside = [
+        f"{title} {versions[name]}"
+        for name, title in OTHERS.items()
+        if name in versions and name != row["backend"]
+    ]
+    ran = [words[p][not row[p]] for p in ("quickstart", "killed") if p in row]
+    changed = ", ".join(row["changed"]) or words["nothing"]
+    return [
+        ", ".join(beside),
+        words["size"].format(**row),
+        changed,
+        ", ".join(ran) or "–",
+    ]
+
+
+if __name__ == "__main__":
+    draw_pages()

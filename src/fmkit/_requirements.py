@@ -1,0 +1,41 @@
+"""Packages that fmkit can do without: TensorFlow, Keras Tuner, matplotlib.
+
+They are imported where they are used, through `require`, so that a program that
+doesn't need one neither waits for it nor fails without it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__all__ = ["require"]
+
+# Names to install, where they differ from the names to import.
+_PIP_NAMES = {"keras_tuner": "keras-tuner"}
+
+
+def require(name: str, user: str) -> Any:
+    """Import `name` for `user`, or say what to install.
+
+    Args:
+        name: A package, or a module in one: `"matplotlib.pyplot"`.
+        user: What can't work without it, to begin the message with.
+
+    Raises:
+        ModuleNotFoundError: If the package, or one that it imports, is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        package, missing = name.partition(".")[0], error.name or name
+        if "." in missing:
+            raise  # a package that is installed, but not whole or of another version
+        reason = f"{user} needs {package}"
+        if missing != package:
+            reason += f", and {package} needs {missing}"
+        raise ModuleNotFoundError(
+            f"{reason}, which is not installed. "
+            f"Type: pip install {_PIP_NAMES.get(missing, missing)}",
+            name=missing,
+        ) from None

@@ -1,0 +1,88 @@
+"""`tests/slow.txt`: each test in it exists, and `make test` runs it on some backend."""
+
+import ast
+import copy
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.backend("torch")
+
+ROOT = Path(__file__).resolve().parents[1]
+BACKENDS = {"tensorflow", "jax", "torch"}
+LINES = (ROOT / "tests/slow.txt").read_text().splitlines()
+ROWS = [line.split() for line in LINES if line and not line.startswith("#")]
+
+
+def backends_of(marks):
+    """Return the arguments of each `pytest.mark.backend(...)` in some expressions."""
+    calls = (n for mark in marks for n in ast.walk(mark) if isinstance(n, ast.Call))
+    return [
+        [ast.literal_eval(argument) for argument in call.args]
+        for call in calls
+        if ast.unparse(call.func) == "pytest.mark.backend"
+    ]
+
+
+def runs_on(where):
+    """Return the backends that a test is not long on but for `slow.txt`.
+
+    Raises:
+        LookupError: If there is no such test.
+    """
+    file, _, test = where.partition("::")
+    path = ROOT / file
+    if not path.is_file():
+        raise LookupError(f"There is no file {file}.")
+    if path.is_relative_to(ROOT / "src"):
+        return BACKENDS  # a doctest
+    tree = ast.parse(path.read_text())
+    functions = {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef)}
+    if test and test not in functions:
+        raise LookupError(f"There is no test {where}.")
+    marks = [n.value for n in tree.body if ast.unparse(n).startswith("pytestmark")]
+    marks += functions[test].decorator_list if test else []
+    if any("pytest.mark.long" in ast.unparse(mark) for mark in marks):
+        return set()
+    return BACKENDS.intersection(*backends_of(marks))
+
+
+def quick_on(where, rows):
+    """Return the backends that `make test` runs a test on."""
+    names = (where, where.partition("::")[0])
+    return runs_on(where) - {backend for backend, name in rows if name in names}
+
+
+def test_the_list_is_in_order_and_says_each_thing_once():
+    assert sorted(ROWS) == ROWS
+    assert len({tuple(row) for row in ROWS}) == len(ROWS)
+    assert {backend for backend, _ in ROWS} <= BACKENDS
+
+
+@pytest.mark.parametrize("where", sorted({where for _, where in ROWS}))
+def test_each_is_a_test_that_is_quick_on_some_backend(where):
+    assert quick_on(where, ROWS)
+
+
+def test_a_test_that_is_gone_or_quick_nowhere_is_found():
+    with pytest.raises(LookupError, match="no test"):
+        runs_on("tests/test_slow.py::test_that_is_gone")
+    with pytest.raises(LookupError, match="no file"):
+        runs_on("tests/test_gone.py")
+    here = "tests/test_slow.py::test_a_test_that_is_gone_or_quick_nowhere_is_found"
+    assert quick_on(here, []) == {"torch"}  # by this file's mark
+    assert not quick_on(here, [["torch", here]])
+    assert not quick_on(here, [["torch", "tests/test_slow.py"]])
+    assert quick_on(here, [["jax", here]])
+    assert runs_on("tests/test_batches.py") == BACKENDS
+
+
+def test_a_line_makes_a_test_long(request, monkeypatch):
+    conftest = request.config.pluginmanager.get_plugin(str(ROOT / "tests/conftest.py"))
+    item = request.node
+    for listed in (set(), {"tests/test_slow.py"}, {item.nodeid}):
+        monkeypatch.setattr(conftest, "SLOW", listed)
+        items = [copy.copy(item)]
+        items[0].own_markers = list(item.own_markers)
+        conftest.pytest_collection_modifyitems(request.config, items)
+        assert bool(items[0].get_closest_marker("long")) == bool(listed)
