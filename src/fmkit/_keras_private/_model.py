@@ -113,7 +113,7 @@ def synchronize(model: Any) -> None:
     Keras's JAX trainer keeps the state outside of the variables during an epoch; once
     synchronised it reads them again before the next step.
     """
-    if keras.backend.backend() == "jax":
+    if keras.backend.backend() == "jax" and isinstance(model, keras.Model):
         attribute(model, "jax_state_sync")()
 
 
