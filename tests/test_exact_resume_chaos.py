@@ -10,6 +10,7 @@ from pathlib import Path
 
 import keras
 import pytest
+from abilities import MANY_STEPS
 
 sys.path.insert(0, str(Path(__file__).parent / "chaos"))
 from lab import Lab, kill_and_compare
@@ -65,6 +66,10 @@ for backend, names in {
 }.items():
     kills = 1 if backend == "jax" else 2
     TRIALS[backend] += [(kills, {"every": 3, "network": name}) for name in names]
+
+
+if "torch" in MANY_STEPS:  # as far as this Keras can
+    TRIALS["torch"].append((2, {"every": 5, "steps_per_execution": 5}))
 
 
 @pytest.mark.parametrize(("kills", "options"), TRIALS[BACKEND])
