@@ -65,8 +65,8 @@ class Corner:
     pythons: list[str]
     constraints: str
     backends: list[str]
-    large: dict[str, str] = field(default_factory=dict)
-    missing: dict[str, str] = field(default_factory=dict)
+    large: dict[str, dict[str, str]] = field(default_factory=dict)
+    missing: dict[str, dict[str, str]] = field(default_factory=dict)
     over: str = ""
     alone: bool = False
     programs: bool = False
@@ -250,12 +250,13 @@ def stamp() -> dict[str, str]:
     return {"date": today, "commit": commit + "+" * bool(dirty.strip())}
 
 
-def reasons(corner: Corner, wanted: list[str], large: bool) -> dict[str, str]:
+def reasons(corner: Corner, wanted: list[str], large: bool) -> dict[str, dict]:
     """Return why this machine can't try some of a corner's backends, if so."""
     try:
         interpreter(corner.pythons)
     except LookupError as error:
-        return dict.fromkeys(wanted, str(error))
+        here = {"en": str(error), "zh": f"本机没有 Python {corner.pythons[0]}"}
+        return dict.fromkeys(wanted, here)
     small = large or sys.platform != "linux"
     unable = {**({} if small else corner.large), **corner.missing}
     return {name: why for name, why in unable.items() if name in wanted}
@@ -283,7 +284,7 @@ def try_corner(corner: Corner, wanted: list[str], large: bool, jobs: int) -> lis
 def say(row: dict) -> str:
     """Return a row in words, for the terminal."""
     if "reason" in row:
-        return f"not available: {row['reason']}"
+        return f"not available: {row['reason']['en']}"
     parts = [f"{row[key]} {key}" for key in ("passed", "failed", "skipped")]
     parts += [f"{k} {'ran' if row[k] else 'FAILED'}" for k in PROGRAMS if k in row]
     if row["changed"]:
@@ -322,7 +323,7 @@ def main() -> None:
         print(f"   {time.monotonic() - began:.0f} s", flush=True)
         failed += [f"{name} on {row['backend']}" for row in rows if bad(row)]
         if not asked.no_record:
-            record(name, known[name].title, rows)
+            record(name, {name: c.title for name, c in known.items()}, rows)
     if failed:
         raise SystemExit(f"Failed: {', '.join(failed)}. The logs are in {FOLDER}.")
 
