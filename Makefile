@@ -58,7 +58,7 @@ forget-coverage:
 
 matrix: ## pass the core tests on other versions, and write docs/compatibility.md (CORNERS="colab")
 	$(PYTHON) scripts/matrix.py $(CORNERS) --backends $(BACKENDS) --jobs $(JOBS) \
-	  $(if $(LARGE),--large) $(if $(filter no,$(RECORD)),--no-record)
+	  $(if $(LARGE),--large) $(if $(filter no,$(RECORD)),--no-record) $(if $(CORE),--core $(CORE))
 
 lint: $(VENV)/dev.stamp ## ruff: style and formatting
 	$(BIN)/ruff check .

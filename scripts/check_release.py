@@ -6,13 +6,14 @@ version everywhere, and on each Python given installs the wheel into an empty
 environment and runs the README's program there. A program as users write them passes
 mypy in strict mode against the installed package.
 
-    python scripts/check_release.py [python3.11 python3.12 python3.13]
+    python scripts/check_release.py [python3.11 python3.12 python3.13 python3.14]
 """
 
 from __future__ import annotations
 
 import argparse
 import email
+import os
 import re
 import shutil
 import subprocess
@@ -87,12 +88,19 @@ def read_metadata(wheel: Path) -> Metadata:
 
 
 def environment(python: str, folder: Path, wheel: Path) -> Path:
-    """Install the wheel, and nothing else, into an empty environment."""
+    """Install the wheel with JAX, and nothing else, into an empty environment."""
     subprocess.run([python, "-m", "venv", folder], check=True)
     inside = folder / ("Scripts" if sys.platform == "win32" else "bin") / "python"
     install = [inside, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-    subprocess.run([*install, wheel], check=True)
+    subprocess.run([*install, f"{wheel}[jax]"], check=True)
     return inside
+
+
+def backend(python: Path) -> str:
+    """Return TensorFlow, or JAX on a Python that TensorFlow has no release for."""
+    code = "from importlib.util import find_spec; print(bool(find_spec('tensorflow')))"
+    answer = subprocess.run([python, "-c", code], capture_output=True, text=True)
+    return "tensorflow" if answer.stdout.strip() == "True" else "jax"
 
 
 def try_on(python: str, folder: Path, wheel: Path) -> None:
@@ -100,9 +108,14 @@ def try_on(python: str, folder: Path, wheel: Path) -> None:
     folder.mkdir()
     inside = environment(python, folder / "empty", wheel)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    settings = os.environ | {"KERAS_BACKEND": backend(inside)}
     for program in (PROGRAM, "\n".join(BLOCK.findall(readme))):
         subprocess.run(
-            [inside, "-c", program], check=True, cwd=folder, stdout=subprocess.DEVNULL
+            [inside, "-c", program],
+            check=True,
+            cwd=folder,
+            env=settings,
+            stdout=subprocess.DEVNULL,
         )
     user = folder / "user_program.py"
     user.write_text(USER_PROGRAM, encoding="utf-8")

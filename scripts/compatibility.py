@@ -30,7 +30,7 @@ WORDS = {
         "passed": "{passed} passed",
         "failed": "**{failed} failed**",
         "skipped": "{skipped} skipped",
-        "reason": "not available: {reason}",
+        "reason": "not available: {reason[en]}",
         "size": "{megabytes} MB, {seconds} s",
         "nothing": "nothing",
         "quickstart": ("quickstart", "**quickstart failed**"),
@@ -42,7 +42,7 @@ WORDS = {
         "passed": "{passed} 个通过",
         "failed": "**{failed} 个失败**",
         "skipped": "{skipped} 个跳过",
-        "reason": "未能测试：{reason}",
+        "reason": "未能测试：{reason[zh]}",
         "size": "{megabytes} MB，{seconds} 秒",
         "nothing": "无",
         "quickstart": ("快速上手", "**快速上手失败**"),
@@ -68,10 +68,11 @@ def merge(table: dict, name: str, title: dict[str, str], rows: list[dict]) -> di
     return table | {name: {"title": title, "rows": ordered}}
 
 
-def record(name: str, title: dict[str, str], rows: list[dict]) -> None:
-    """Keep a corner's rows, and draw both pages again."""
-    table = merge(kept(), name, title, rows)
-    text = json.dumps(table, ensure_ascii=False, indent=1, sort_keys=False)
+def record(name: str, titles: dict[str, dict[str, str]], rows: list[dict]) -> None:
+    """Keep a corner's rows, in the order of `titles`, and draw both pages again."""
+    table = merge(kept(), name, titles[name], rows)
+    ordered = {name: table[name] for name in titles if name in table}
+    text = json.dumps(ordered, ensure_ascii=False, indent=1)
     KEPT.write_text(text + "\n", encoding="utf-8")
     draw_pages()
 

@@ -65,8 +65,8 @@ class Corner:
     pythons: list[str]
     constraints: str
     backends: list[str]
-    large: dict[str, str] = field(default_factory=dict)
-    missing: dict[str, str] = field(default_factory=dict)
+    large: dict[str, dict[str, str]] = field(default_factory=dict)
+    missing: dict[str, dict[str, str]] = field(default_factory=dict)
     over: str = ""
     alone: bool = False
     programs: bool = False
@@ -188,8 +188,8 @@ class Environment:
                 stderr=subprocess.STDOUT,
             ).returncode
 
-    def test(self, backend: str, jobs: int) -> dict[str, int]:
-        """Run the core tests on one backend; return how many passed and failed."""
+    def test(self, backend: str, jobs: int, core: list[str]) -> dict[str, int]:
+        """Run test files on one backend; return how many tests passed and failed."""
         report = self.folder / f"{backend}.xml"
         report.unlink(missing_ok=True)
         options = [
@@ -200,7 +200,7 @@ class Environment:
             "-p",
             "no:cacheprovider",
         ]
-        files = [f"tests/test_{name}.py" for name in CORE]
+        files = [f"tests/test_{name}.py" for name in core]
         code = self.run(backend, "tests", "-m", "pytest", *options, *files)
         if not report.exists():
             return {"passed": 0, "failed": 1, "skipped": 0}
@@ -250,20 +250,22 @@ def stamp() -> dict[str, str]:
     return {"date": today, "commit": commit + "+" * bool(dirty.strip())}
 
 
-def reasons(corner: Corner, wanted: list[str], large: bool) -> dict[str, str]:
+def reasons(corner: Corner, wanted: list[str], large: bool) -> dict[str, dict]:
     """Return why this machine can't try some of a corner's backends, if so."""
     try:
         interpreter(corner.pythons)
     except LookupError as error:
-        return dict.fromkeys(wanted, str(error))
+        here = {"en": str(error), "zh": f"本机没有 Python {corner.pythons[0]}"}
+        return dict.fromkeys(wanted, here)
     small = large or sys.platform != "linux"
     unable = {**({} if small else corner.large), **corner.missing}
     return {name: why for name, why in unable.items() if name in wanted}
 
 
-def try_corner(corner: Corner, wanted: list[str], large: bool, jobs: int) -> list[dict]:
+def try_corner(corner: Corner, asked: argparse.Namespace) -> list[dict]:
     """Return one row per backend of a corner."""
-    unable = reasons(corner, wanted, large)
+    wanted = [name for name in corner.backends if name in asked.backends]
+    unable = reasons(corner, wanted, asked.large)
     rows = [{"backend": name, "reason": why, **stamp()} for name, why in unable.items()]
     taken = [name for name in wanted if name not in unable]
     if not taken:
@@ -273,7 +275,8 @@ def try_corner(corner: Corner, wanted: list[str], large: bool, jobs: int) -> lis
     facts = {key: environment.made[key] for key in ("changed", "seconds", "megabytes")}
     facts |= {"versions": environment.versions(), **stamp()}
     for backend in taken:
-        row = {"backend": backend, **facts, **environment.test(backend, jobs)}
+        found = environment.test(backend, asked.jobs, asked.core)
+        row = {"backend": backend, **facts, **found}
         if corner.programs:
             row |= environment.programs(backend)
         rows.append(row)
@@ -283,7 +286,7 @@ def try_corner(corner: Corner, wanted: list[str], large: bool, jobs: int) -> lis
 def say(row: dict) -> str:
     """Return a row in words, for the terminal."""
     if "reason" in row:
-        return f"not available: {row['reason']}"
+        return f"not available: {row['reason']['en']}"
     parts = [f"{row[key]} {key}" for key in ("passed", "failed", "skipped")]
     parts += [f"{k} {'ran' if row[k] else 'FAILED'}" for k in PROGRAMS if k in row]
     if row["changed"]:
@@ -308,21 +311,23 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--large", action="store_true", help="install CUDA builds too")
     parser.add_argument("--no-record", action="store_true", help="only print")
+    parser.add_argument("--core", nargs="+", default=CORE, help="fewer test files")
     asked = parser.parse_args()
+    if asked.core != CORE and not asked.no_record:
+        raise SystemExit("A row of the table has all core tests: add --no-record.")
     if unknown := set(asked.corners) - set(known):
         raise SystemExit(f"There is no corner {sorted(unknown)}; there are {[*known]}.")
     failed = []
     for name in asked.corners or known:
         began = time.monotonic()
         print(f"== {name}", flush=True)
-        wanted = [b for b in known[name].backends if b in asked.backends]
-        rows = try_corner(known[name], wanted, asked.large, asked.jobs)
+        rows = try_corner(known[name], asked)
         for row in rows:
             print(f"   {row['backend']}: {say(row)}", flush=True)
         print(f"   {time.monotonic() - began:.0f} s", flush=True)
         failed += [f"{name} on {row['backend']}" for row in rows if bad(row)]
         if not asked.no_record:
-            record(name, known[name].title, rows)
+            record(name, {name: c.title for name, c in known.items()}, rows)
     if failed:
         raise SystemExit(f"Failed: {', '.join(failed)}. The logs are in {FOLDER}.")
 

@@ -83,7 +83,8 @@ def test_every_corner_has_its_pins_a_python_and_backends():
         assert corner.pythons
         assert set(corner.backends) <= set(compatibility.BACKENDS)
         assert {*corner.large, *corner.missing} <= set(corner.backends)
-        assert set(corner.title) == {"en", "zh"}
+        texts = [corner.title, *corner.large.values(), *corner.missing.values()]
+        assert all(set(text) == {"en", "zh"} for text in texts)
     used = {corner.constraints for corner in matrix.corners().values()}
     files = {path.name for path in PINS.glob("*.txt")}
     assert files == used | {"develop.txt"}
@@ -160,8 +161,8 @@ def test_what_this_machine_can_not_try_has_a_reason(monkeypatch):
         pythons=["{}.{}".format(*sys.version_info)],
         constraints="oldest.txt",
         backends=["tensorflow", "jax", "torch"],
-        large={"torch": "3 GB"},
-        missing={"tensorflow": "no release"},
+        large={"torch": {"en": "3 GB"}},
+        missing={"tensorflow": {"en": "no release"}},
     )
     every = corner.backends
     monkeypatch.setattr(sys, "platform", "linux")
@@ -193,8 +194,29 @@ def test_what_was_tried_stays_where_it_can_not_be_tried():
     assert alone["oldest"]["rows"]["jax"] == unable
 
 
+def test_a_corner_is_recorded_in_its_place_and_drawn(monkeypatch, tmp_path):
+    pages = {"en": tmp_path / "en.md", "zh": tmp_path / "zh.md"}
+    for page in pages.values():
+        page.write_text(
+            f"before\n{compatibility.MARKS[0]}\nold\n{compatibility.MARKS[1]}"
+        )
+    monkeypatch.setattr(compatibility, "KEPT", tmp_path / "kept.json")
+    monkeypatch.setattr(compatibility, "PAGES", pages)
+    monkeypatch.setattr(compatibility, "problem", lambda chinese, english: "outdated")
+    titles = {"oldest": TITLE, "newest": {"en": "Newest", "zh": "最新"}}
+    compatibility.record("newest", titles, [row()])
+    compatibility.record("oldest", titles, [row()])
+    assert [*compatibility.kept()] == ["oldest", "newest"]
+    for language, page in pages.items():
+        text = page.read_text(encoding="utf-8")
+        assert text.startswith("before\n")
+        assert "old\n" not in text
+        assert compatibility.draw(compatibility.kept(), language) in text
+
+
 def test_the_table_names_failures_and_reasons():
-    unable = {"backend": "torch", "reason": "3 GB", "date": "d", "commit": "c"}
+    reason = {"en": "3 GB", "zh": "3 GB"}
+    unable = {"backend": "torch", "reason": reason, "date": "d", "commit": "c"}
     rows = [row(failed=2, killed=False), unable]
     drawn = compatibility.draw(
         compatibility.merge({}, "oldest", TITLE, rows), "en"
