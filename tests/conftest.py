@@ -15,6 +15,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import importlib.util
+import re
 from pathlib import Path
 
 import keras
@@ -32,7 +33,33 @@ collect_ignore = ["chaos"]
 DOCTESTS_NEED = {"hypermodels": "keras_tuner", "visualization": "matplotlib"}
 
 
+# What a supported Keras may lack, and where a test would find it.
+ABILITIES = {
+    "MultiOptimizer": (keras.optimizers, "MultiOptimizer"),  # since Keras 3.15
+}
+
+
+def lacks(ability: str) -> bool:
+    """Return whether the installed Keras has no such ability."""
+    owner, name = ABILITIES[ability]
+    return not hasattr(owner, name)
+
+
+def is_open(first: str, last: str = "999") -> bool:
+    """Return whether a trap of Keras's is open on the installed version."""
+
+    def numbers(version):
+        return tuple(map(int, re.findall(r"\d+", version)[:2]))
+
+    return numbers(first) <= numbers(keras.__version__) <= numbers(last)
+
+
 def pytest_configure(config):
+    config.addinivalue_line(
+        "markers",
+        "open_on(first, last): a trap that Keras has from version `first` on, and to "
+        "version `last` if a newer one mended it; elsewhere the test is not collected",
+    )
     # What can't be imported can't be skipped test by test.
     folder = Path(fmkit.__file__).parent / "hypermodels"
     if needs.missing("keras_tuner"):
@@ -44,16 +71,20 @@ def pytest_report_header() -> str:
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out the tests whose `backend` mark names other backends; skip by `needs`.
+    """Leave out the tests that name other backends, or need what Keras lacks.
 
-    Left out, not skipped: a test that doesn't concern this backend is counted by
-    the run on the backend it does concern. What a `needs` mark names and this
-    environment lacks is a reason to skip, and is shown.
+    Left out, not skipped: a test that doesn't concern this backend or Keras is counted
+    by a run on one that it does concern. A package that a test needs and that is not
+    installed is a reason to skip, and is shown.
     """
     kept, left_out = [], []
     for item in items:
         marks = list(item.iter_markers("backend"))
         wanted = all(BACKEND in mark.args for mark in marks)
+        for mark in item.iter_markers("open_on"):
+            wanted = wanted and is_open(*mark.args)
+        for mark in item.iter_markers("needs"):
+            wanted = wanted and not any(map(lacks, ABILITIES.keys() & set(mark.args)))
         (kept if wanted else left_out).append(item)
     if left_out:
         config.hook.pytest_deselected(items=left_out)
@@ -64,8 +95,17 @@ def pytest_collection_modifyitems(config, items):
             and item.path.parent.name in DOCTESTS_NEED
         ):
             item.add_marker(pytest.mark.needs(DOCTESTS_NEED[item.path.parent.name]))
-        for reason in needs.reasons(item):
+        for reason in needs.reasons(item, ABILITIES):
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_terminal_summary(terminalreporter):
+    for ability in filter(lacks, ABILITIES):
+        owner, name = ABILITIES[ability]
+        terminalreporter.write_line(
+            f"Not collected: tests that need {ability}, since Keras "
+            f"{keras.__version__} has no {owner.__name__}.{name}."
+        )
 
 
 @pytest.fixture(autouse=True)

@@ -1,40 +1,30 @@
 """What a test needs that not every environment has, and why it is not there.
 
-`@pytest.mark.needs("keras_tuner")` skips a test with that reason: a package that is not
-installed, or something that the installed Keras has not. A file that cannot even be
-imported without a package says `needs.module("keras_tuner")` above the import.
+`@pytest.mark.needs("keras_tuner")` skips a test with that reason. A file that cannot
+even be imported without a package says `needs.module("keras_tuner")` above the import.
+What Keras itself may lack is in `conftest.py`.
 """
 
 import importlib.util
 
-import keras
 import pytest
-
-# What a supported Keras may lack, and where a test would find it.
-ABILITIES = {
-    "MultiOptimizer": (keras.optimizers, "MultiOptimizer"),  # since Keras 3.15
-}
 
 # Names to install, where they differ from the names to import.
 PIP_NAMES = {"keras_tuner": "keras-tuner", "PIL": "pillow"}
 
 
 def missing(name):
-    """Return why a test that needs the package or ability can't run here, or `None`."""
-    if name in ABILITIES:
-        owner, attribute = ABILITIES[name]
-        if hasattr(owner, attribute):
-            return None
-        return f"needs {owner.__name__}.{attribute}, not in Keras {keras.__version__}"
+    """Return why a test that needs the package `name` can't run here, or `None`."""
     if importlib.util.find_spec(name) is not None:
         return None
     return f"needs {name}, not installed here: pip install {PIP_NAMES.get(name, name)}"
 
 
-def reasons(item):
-    """Return a reason for each thing that is named in a `needs` mark and missing."""
+def reasons(item, abilities):
+    """Return a reason for each package named in a `needs` mark that is missing."""
     names = [name for mark in item.iter_markers("needs") for name in mark.args]
-    return [reason for name in names if (reason := missing(name))]
+    packages = [name for name in names if name not in abilities]
+    return [reason for name in packages if (reason := missing(name))]
 
 
 def module(name):

@@ -246,6 +246,7 @@ def test_attributes_that_the_program_sets_anew_are_left_alone(tmp_path):
     assert train("second").note == "second"
 
 
+@pytest.mark.needs("MultiOptimizer")
 def test_parts_of_a_multi_optimizer_come_back(tmp_path):
     def train(directory, *callbacks):
         keras.utils.set_random_seed(1)

@@ -319,6 +319,64 @@ def test_another_machine_is_a_warning_or_with_strict_an_error(tmp_path):
         train(tmp_path, epochs=2)
 
 
+def rewritten(directory, keras_version, change):
+    """Let the newest commit be one that another version of Keras described."""
+    commit = read_commit(list_commits(directory)[-1])
+    commit.meta.machine["keras"] = keras_version
+    change(commit.meta.program)
+    write_commit(directory / "commit-00000099.npz", commit.meta, commit.arrays)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_a_setting_that_an_older_keras_had_not_may_be_at_its_default(tmp_path):
+    # As `renorm` of BatchNormalization, which came after Keras 3.12.
+    def without(program):
+        assert program["layer batch_normalization"].pop("scale") is True
+        assert program["optimizer"].pop("amsgrad") is False
+
+    train(tmp_path)
+    rewritten(tmp_path, "3.12.4", without)
+    with pytest.warns(UserWarning, match=rf"'3\.12\.4' in .*{keras.__version__}' here"):
+        train(tmp_path, epochs=2)
+    # Controls: with one version of Keras it is another program, and so is a value
+    # that somebody must have set.
+    other = tmp_path / "other"
+    train(other)
+    rewritten(other, keras.__version__, without)
+    with pytest.raises(ValueError, match="made by another program") as caught:
+        train(other, epochs=2)
+    assert "under Keras" not in str(caught.value)
+    another = tmp_path / "another"
+    train(another, epsilon=0.5)
+    rewritten(
+        another, "3.12.4", lambda p: p["layer batch_normalization"].pop("epsilon")
+    )
+    with pytest.raises(ValueError, match=r"epsilon: only here, 0\.5"):
+        train(another, epochs=2, epsilon=0.5)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_settings_of_another_keras_are_refused_with_both_versions_and_all_names(
+    tmp_path,
+):
+    names = [f"unknown_{place}" for place in range(12)]
+    train(tmp_path)
+    rewritten(
+        tmp_path,
+        "3.99.0",
+        lambda p: p["layer batch_normalization"].update(dict.fromkeys(names, False)),
+    )
+    with pytest.raises(ValueError, match="and 4 more") as caught:
+        train(tmp_path, epochs=2)
+    message = str(caught.value)
+    assert f"written under Keras 3.99.0, and this is {keras.__version__}: " in message
+    settings = [f"layer batch_normalization.{name}" for name in names]
+    assert message.endswith(f"allow_changes={sorted(settings)}).")
+    resume = ExactResume(tmp_path, verbose=0, allow_changes=settings)
+    with pytest.warns(UserWarning, match=r"written elsewhere: keras: '3\.99\.0' in"):
+        train(tmp_path, resume, epochs=2)
+
+
 def test_the_machine_is_known():
     machine = _program.machine()
     assert machine["keras"] == keras.__version__

@@ -56,8 +56,9 @@ class Arrays(private.DataSource):
         return 5
 
 
-def test_this_keras_is_one_that_was_read_line_by_line():
-    assert keras.__version__ in private.CHECKED_ON, (
+def test_this_keras_is_a_release_that_was_tried():
+    release = ".".join(keras.__version__.split(".")[:2])
+    assert release in private.CHECKED_ON, (
         f"Keras {keras.__version__} is new to fmkit: read what has changed in "
         "trainers/epoch_iterator.py, the trainers and the data adapters, run all "
         "tests on every backend, and add it to CHECKED_ON."
@@ -317,6 +318,9 @@ def test_the_global_seed_generator_decides_unseeded_draws():
     assert first.tobytes() == again.tobytes()
     third = keras.ops.convert_to_numpy(keras.random.normal((4,)))
     assert third.tobytes() != first.tobytes()
+    assert private.global_seed_variable() is variable
+    private.forget_global_seed()
+    assert private.global_seed_variable() is None, "Keras renamed its generator."
 
 
 def test_the_arguments_of_compile_and_fit_are_found_as_they_were_given():
@@ -352,6 +356,18 @@ def test_the_arguments_of_compile_and_fit_are_found_as_they_were_given():
     assert (found["batch_size"], found["shuffle"]) == (2, False)
     assert found["class_weight"] == weights
     assert found.keys() == set(private._calls._ARGUMENTS)
+
+
+def test_what_a_regularizer_returns_is_divided_by_the_batch_or_not():
+    model = keras.Sequential(
+        [
+            keras.Input((1,)),
+            keras.layers.Dense(1, activity_regularizer=lambda z: 8.0 + 0.0 * z[0, 0]),
+        ]
+    )
+    model.compile("sgd", lambda y, predicted: 0.0 * keras.ops.sum(predicted))
+    loss = model.evaluate(X[:4, :1], Y[:4], verbose=0)
+    assert loss == (2.0 if private.divides_activity_losses() else 8.0)
 
 
 def test_messages_go_where_keras_prints(capsys):

@@ -354,6 +354,24 @@ def test_a_description_without_its_vocabulary_is_refused(tmp_path):
         described(tmp_path)
 
 
+@pytest.mark.parametrize("version", ["3.99.0", keras.__version__])
+def test_a_description_by_a_newer_keras_is_refused_with_both_versions(
+    tmp_path, version
+):
+    finished_run(tmp_path, "Normalization")
+    described(tmp_path)  # the control: it can be read
+    config = json.loads((tmp_path / "model.json").read_bytes())
+    assert config["fmkit_keras"] == keras.__version__
+    config["fmkit_keras"] = version
+    config["config"]["layers"][-1]["config"]["of_the_future"] = True
+    (tmp_path / "model.json").write_text(json.dumps(config))
+    with pytest.raises(_UsageError, match="of_the_future") as caught:
+        described(tmp_path)
+    both = f"Keras {version} wrote it, and this is {keras.__version__}, which does not"
+    assert (both in str(caught.value)) is (version != keras.__version__)
+    assert ("SidecarEvaluator" in str(caught.value)) is (version == "3.99.0")
+
+
 def test_a_model_file_has_its_vocabulary(tmp_path):
     model, x = finished_run(tmp_path, "a file")
     model.save(tmp_path.parent / "model.keras")

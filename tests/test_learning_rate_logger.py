@@ -68,6 +68,7 @@ def test_logs_the_rate_before_a_callback_lowers_it_for_the_next_epoch():
     np.testing.assert_allclose(history["learning_rate"], [0.5, 0.25, 0.125])
 
 
+@pytest.mark.needs("MultiOptimizer")
 def test_logs_each_optimizer_of_several():
     first = keras.optimizers.SGD(0.5, name="first")
     second = keras.optimizers.Adam(0.25, name="second")

@@ -364,6 +364,7 @@ def test_a_label_out_of_range_is_refused_in_the_step_of_pytorch():
         model.fit(np.ones((2, 3)), np.array([0, 4]), verbose=0)
 
 
+@pytest.mark.open_on("3.12")
 def test_two_losses_on_one_output_are_not_added_by_keras_but_a_regularizer_is():
     # The trap that ConfidenceRegularizer is for.
     x, y = np.ones((4, 3), "float32"), np.array([0, 1, 2, 3])

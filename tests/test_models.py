@@ -537,6 +537,6 @@ def test_labels_that_do_not_fit_are_refused(outputs, labels, error, message):
 
 def test_a_model_of_several_outputs_is_refused():
     inputs = keras.Input((3,))
-    two = keras.Model(inputs, [inputs, inputs])
+    two = keras.Model(inputs, [keras.layers.Dense(2)(inputs) for _ in range(2)])
     with pytest.raises(ValueError, match="must have one output"):
         models.check_outputs(two, [0, 1])

@@ -402,6 +402,7 @@ def test_mixed_precision_trains_under_the_loss_scale_keras_adds():
     assert bits(model.weights) == raw
 
 
+@pytest.mark.needs("MultiOptimizer")
 def test_several_optimizers_in_one_are_averaged_together():
     def make():
         return keras.optimizers.MultiOptimizer(
@@ -421,6 +422,7 @@ def test_several_optimizers_in_one_are_averaged_together():
         assert not np.array_equal(array(average), old)
 
 
+@pytest.mark.needs("MultiOptimizer")
 def test_averaging_parts_of_several_optimizers_are_all_found():
     first = ExponentialMovingAverage(keras.optimizers.SGD(0.1))
     second = ExponentialMovingAverage(keras.optimizers.Adam(0.01))

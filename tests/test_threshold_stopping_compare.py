@@ -25,6 +25,7 @@ def last_epoch(callback, **columns):
     return epoch
 
 
+@pytest.mark.open_on("3.12")
 def test_kerass_baseline_is_no_target_and_ours_is():
     values = [0.5, 0.4, 0.3, 0.2, 0.1]
     # It looks for improvement: as long as there is some, no value stops the run.
@@ -33,6 +34,7 @@ def test_kerass_baseline_is_no_target_and_ours_is():
     assert last_epoch(ThresholdStopping("loss", 0.6), loss=values) == 0
 
 
+@pytest.mark.open_on("3.12")
 def test_keras_has_an_argument_for_the_first_epoch_and_for_nothing_else_of_ours():
     arguments = set(inspect.signature(keras.callbacks.EarlyStopping).parameters)
     assert arguments == {
@@ -47,12 +49,14 @@ def test_keras_has_an_argument_for_the_first_epoch_and_for_nothing_else_of_ours(
     }
 
 
+@pytest.mark.open_on("3.12")
 def test_keras_checks_at_the_end_of_an_epoch_only():
     own, base = keras.callbacks.EarlyStopping, keras.callbacks.Callback
     assert own.on_train_batch_end is base.on_train_batch_end
     assert own.on_epoch_end is not base.on_epoch_end
 
 
+@pytest.mark.open_on("3.12")
 def test_a_first_nan_is_kerass_best_for_ever_and_not_ours():
     nan = float("nan")
     values = [nan, 0.9, 0.8, 0.7, 0.6]
@@ -64,6 +68,7 @@ def test_a_first_nan_is_kerass_best_for_ever_and_not_ours():
     assert stopping.best == 0.6
 
 
+@pytest.mark.open_on("3.12")
 def test_keras_warns_of_a_missing_name_and_trains_on_where_we_stop_at_once():
     with pytest.warns(UserWarning, match="which is not available"):
         assert last_epoch(keras.callbacks.EarlyStopping("val_loss"), loss=[1] * 3) == 2
@@ -71,6 +76,7 @@ def test_keras_warns_of_a_missing_name_and_trains_on_where_we_stop_at_once():
         last_epoch(ThresholdStopping("val_loss", 0.4), loss=[1] * 3)
 
 
+@pytest.mark.open_on("3.12")
 def test_keras_keeps_the_epoch_of_the_stop_and_no_reason():
     keras_stopping = keras.callbacks.EarlyStopping("loss", patience=1)
     last_epoch(keras_stopping, loss=[0.1, 0.2])
@@ -78,6 +84,7 @@ def test_keras_keeps_the_epoch_of_the_stop_and_no_reason():
     assert not [name for name in vars(keras_stopping) if "reason" in name]
 
 
+@pytest.mark.open_on("3.12")
 def test_keras_loses_its_count_when_a_run_is_taken_up_again():
     values = [0.1, 0.2, 0.3]
     keras_stopping = keras.callbacks.EarlyStopping("loss", patience=2)

@@ -1,10 +1,15 @@
 """Versions that fmkit refuses at import, with stand-ins for what is installed."""
 
 import importlib
+import re
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
+import conftest
 import keras
 import pytest
+from conftest import ABILITIES, lacks
 from fresh_process import run_python
 
 from fmkit._versions import refuse_other_versions
@@ -81,3 +86,54 @@ def test_nothing_of_fmkit_is_loaded_with_an_old_keras():
     error, loaded = printed.splitlines()[-2:]
     assert error.startswith("fmkit needs Keras 3.12 or later, below 4, and found 3.11")
     assert loaded == "['fmkit._versions']"
+
+
+def test_what_keras_is_said_to_lack_is_nowhere_in_it():
+    sources = Path(keras.src.__file__).parent
+    for ability, (owner, name) in ABILITIES.items():
+        defined = any(
+            re.search(rf"^(class|def) {name}\b", path.read_text("utf-8"), re.MULTILINE)
+            for path in sources.rglob("*.py")
+        )
+        assert lacks(ability) is not defined, (
+            f"{owner.__name__} has no {name}, and yet Keras defines it."
+            if defined
+            else f"{name} moved: correct ABILITIES in tests/conftest.py."
+        )
+
+
+@pytest.mark.parametrize(
+    ("version", "spans", "is_open"),
+    [
+        ("3.12.4", ("3.12",), True),
+        ("3.16.0.dev2026102704", ("3.12",), True),
+        ("3.15.1", ("3.16",), False),
+        ("3.15.1", ("3.12", "3.15"), True),
+        ("3.16.0", ("3.12", "3.15"), False),
+    ],
+)
+def test_a_trap_is_looked_for_where_it_is_open(version, spans, is_open, monkeypatch):
+    monkeypatch.setattr(keras, "__version__", version)
+    assert conftest.is_open(*spans) is is_open
+
+
+def test_a_test_that_needs_what_is_lacking_is_left_out(monkeypatch):
+    monkeypatch.setitem(ABILITIES, "ears", (keras, "Ears"))
+    monkeypatch.setitem(ABILITIES, "models", (keras, "Model"))
+    items, left_out, lines = [], [], []
+    for abilities in [("ears",), ("models",), ("models", "ears"), ()]:
+        mark = pytest.mark.needs(*abilities).mark
+        items.append(
+            SimpleNamespace(iter_markers=lambda name, m=mark: [m] * (name == m.name))
+        )
+    hook = SimpleNamespace(pytest_deselected=lambda items: left_out.extend(items))
+    given = list(items)
+    conftest.pytest_collection_modifyitems(SimpleNamespace(hook=hook), items)
+    assert items == [given[1], given[3]]
+    assert left_out == [given[0], given[2]]
+    conftest.pytest_terminal_summary(SimpleNamespace(write_line=lines.append))
+    assert (
+        "Not collected: tests that need ears, since Keras "
+        f"{keras.__version__} has no keras.Ears." in lines
+    )
+    assert not any("models" in line for line in lines)

@@ -1,7 +1,7 @@
 """The one place where fmkit touches what Keras keeps private.
 
 `docs/architecture.md` has the table: each private thing, why nothing public does, what
-breaks without it, which test says so. Read and tried on the versions in `CHECKED_ON`;
+breaks without it, which test says so. Tried on the releases in `CHECKED_ON`;
 `tests/test_keras_private.py` fails with the name of the missing piece when another
 version moves it, and `tests/test_fence.py` finds private names anywhere else.
 """
@@ -24,7 +24,11 @@ from fmkit._keras_private._callback_list import (
     remove_later,
     take_out,
 )
-from fmkit._keras_private._callbacks import CALLBACK_ATTRIBUTES, STATELESS_CALLBACKS
+from fmkit._keras_private._callbacks import (
+    CALLBACK_ATTRIBUTES,
+    STATELESS_CALLBACKS,
+    attribute_of_callback,
+)
 from fmkit._keras_private._calls import (
     FitCall,
     running_fit,
@@ -41,6 +45,7 @@ from fmkit._keras_private._model import (
     attributes_of_every_layer,
     build_variables,
     compile_arguments,
+    divides_activity_losses,
     metric_directions,
     synchronize,
 )
@@ -49,24 +54,29 @@ from fmkit._keras_private._optimizer import (
     rate_of_last_step,
     trainable_variables,
 )
+from fmkit._keras_private._pieces import CHECKED_ON, PIECES, MissingPieceError
 from fmkit._keras_private._tensorflow import tensorflow_unloaded
 from fmkit._keras_private._tuner import restore_grid
 
 __all__ = [
     "CALLBACK_ATTRIBUTES",
     "CHECKED_ON",
+    "PIECES",
     "STATELESS_CALLBACKS",
     "DataSource",
     "Feed",
     "FitCall",
+    "MissingPieceError",
     "Request",
     "all_layers",
     "around_epoch_end",
     "around_steps",
+    "attribute_of_callback",
     "attributes_of_every_layer",
     "bind_hook",
     "build_variables",
     "compile_arguments",
+    "divides_activity_losses",
     "executions",
     "forget_global_seed",
     "global_seed_variable",
@@ -90,5 +100,3 @@ __all__ = [
     "trainable_variables",
     "with_requests",
 ]
-
-CHECKED_ON = ("3.15.0", "3.15.1")

@@ -21,7 +21,7 @@ __all__ = [
     "without_request",
 ]
 
-DataAdapter = piece("keras.src.trainers.data_adapters.data_adapter:DataAdapter")
+DataAdapter: Any = piece("keras.src.trainers.data_adapters.data_adapter:DataAdapter")
 
 
 @dataclasses.dataclass(frozen=True)

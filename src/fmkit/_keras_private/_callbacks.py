@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 
-__all__ = ["CALLBACK_ATTRIBUTES", "STATELESS_CALLBACKS"]
+from fmkit._keras_private._pieces import Piece, attribute
+
+__all__ = ["CALLBACK_ATTRIBUTES", "STATELESS_CALLBACKS", "attribute_of_callback"]
 
 _BATCHES_SEEN = ("_batches_seen_since_last_saving", "_last_batch_seen")
 # What "best" is the best of.
@@ -47,3 +51,13 @@ STATELESS_CALLBACKS = (
     keras.callbacks.RemoteMonitor,
     keras.callbacks.TerminateOnNaN,
 )
+
+
+def attribute_of_callback(callback: Any, name: str) -> Any:
+    """Return an attribute of `CALLBACK_ATTRIBUTES`.
+
+    Raises:
+        MissingPieceError: If the callback has none, as its state would be lost.
+    """
+    both = f"`ExactResume` together with `{type(callback).__name__}`"
+    return attribute(callback, name, Piece(both, "train with one of the two"))

@@ -9,7 +9,7 @@ import keras
 
 from fmkit._keras_private import _frames
 from fmkit._keras_private._adapter import without_request
-from fmkit._keras_private._pieces import attribute, missing
+from fmkit._keras_private._pieces import attribute
 
 __all__ = [
     "FitCall",
@@ -74,9 +74,6 @@ def running_fit(callback: keras.callbacks.Callback) -> FitCall | None:
     _, values = _frames.running_call("fit", model=attribute(callback, "_model"))
     if "epoch_iterator" not in values:
         return None
-    for name in ("callbacks", "initial_epoch", "epochs"):
-        if name not in values:
-            raise missing(f"fit({name})")
     return FitCall(
         epoch_iterator=values["epoch_iterator"],
         callback_list=values["callbacks"],

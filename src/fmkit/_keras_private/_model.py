@@ -15,6 +15,7 @@ __all__ = [
     "attributes_of_every_layer",
     "build_variables",
     "compile_arguments",
+    "divides_activity_losses",
     "metric_directions",
     "synchronize",
 ]
@@ -90,6 +91,22 @@ def _example_metric() -> Any:
     return keras.metrics.MeanAbsoluteError(name="fmkit_example")
 
 
+@functools.cache
+def divides_activity_losses() -> bool:
+    """Return whether Keras divides what an activity regularizer returns by the batch.
+
+    It does since 3.14, as Keras 2 did; before, the value is a part of the loss as it
+    is. No page says so: a layer with two rows is asked.
+    """
+    layer = keras.layers.Identity(
+        activity_regularizer=lambda outputs: keras.ops.sum(outputs),
+        name="fmkit_example",
+    )
+    layer(keras.ops.ones((2, 1)))
+    (loss,) = layer.losses
+    return float(keras.ops.convert_to_numpy(loss)) == 1.0
+
+
 def synchronize(model: Any) -> None:
     """Let the variables of `model` hold its state, also within `fit` on JAX.
 
@@ -104,7 +121,9 @@ def synchronize(model: Any) -> None:
 def _examples() -> list[Any]:
     """Return one compiled model of each kind that Keras has."""
     inputs = keras.Input((1,), name="fmkit_example")
-    functional = keras.Model(inputs, inputs, name="fmkit_example")
+    # Before Keras 3.15 an input that is an output too is refused.
+    outputs = keras.layers.Identity(name="fmkit_identity")(inputs)
+    functional = keras.Model(inputs, outputs, name="fmkit_example")
     sequential = keras.Sequential([inputs], name="fmkit_example")
     subclassed = keras.Model(name="fmkit_example")
     models = [functional, sequential, subclassed]

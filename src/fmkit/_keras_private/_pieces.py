@@ -8,7 +8,18 @@ from __future__ import annotations
 import importlib
 from typing import Any, NamedTuple
 
-__all__ = ["PIECES", "MissingPieceError", "Piece", "attribute", "missing", "piece"]
+__all__ = [
+    "CHECKED_ON",
+    "PIECES",
+    "MissingPieceError",
+    "Piece",
+    "attribute",
+    "missing",
+    "piece",
+]
+
+# The releases of Keras on which the tests of all this pass.
+CHECKED_ON = ("3.12", "3.13", "3.14", "3.15")
 
 
 class Piece(NamedTuple):
@@ -58,9 +69,6 @@ PIECES = {
     "_enumerate_iterator": _BATCHES,
     "_get_iterator": _BATCHES,
     "fit(epoch_iterator)": _CALLBACKS,
-    "fit(callbacks)": _CALLBACKS,
-    "fit(initial_epoch)": _CALLBACKS,
-    "fit(epochs)": _CALLBACKS,
     "evaluate(epoch_iterator)": Piece(
         "`EvaluateWithAverages`",
         "write `with fmkit.optimizers.averaged(model):` around `evaluate`",
@@ -82,8 +90,8 @@ PIECES = {
     "_compile_loss": _DIRECTIONS,
     "_direction": _DIRECTIONS,
     "jax_state_sync": Piece(
-        "averages in the model during `fit` on JAX",
-        "read them after `fit`, or train on another backend",
+        "averages in the model on JAX",
+        "train without them, or on another backend",
     ),
     "_learning_rate": Piece("`LearningRateLogger`", "train without it"),
     "_iterations": Piece("`LearningRateLogger`", "train without it"),
@@ -109,21 +117,23 @@ class MissingPieceError(RuntimeError):
     """The installed Keras has no such private piece, and this call needs it."""
 
 
-def missing(name: str, owner: str = "") -> MissingPieceError:
-    """Return the error for the piece of `PIECES` with this name.
+def missing(name: str, owner: str = "", what: Piece | None = None) -> MissingPieceError:
+    """Return the error for a piece that is not where it was.
 
     Args:
-        name: Its name in `PIECES`.
+        name: Its name.
         owner: The class that should have it.
+        what: What it is for; `None` for what `PIECES` says.
     """
-    what = PIECES[name]
+    what = what or PIECES[name]
     version = getattr(importlib.import_module(what.library), "__version__", "")
     library = {"keras": "Keras", "keras_tuner": "Keras Tuner"}[what.library]
     shown = f"{owner}.{name}" if owner else name.replace(":", ".")
     return MissingPieceError(
         f"{library} {version} has no `{shown}`: it is private there, and has moved. "
         f"Without it fmkit lacks {what.needed_by}. All else works: {what.instead}. "
-        "For a version of fmkit that knows this one, type: pip install -U fmkit"
+        f"This fmkit was tested on Keras {CHECKED_ON[0]} to {CHECKED_ON[-1]}; for a "
+        "newer one, type: pip install -U fmkit"
     )
 
 
@@ -162,8 +172,13 @@ def piece(name: str) -> Any:
     return found
 
 
-def attribute(owner: Any, name: str) -> Any:
-    """Return a private attribute of an object of Keras's.
+def attribute(owner: Any, name: str, what: Piece | None = None) -> Any:
+    """Return an attribute of an object of Keras's.
+
+    Args:
+        owner: The object.
+        name: The attribute.
+        what: What it is for; `None` for what `PIECES` says.
 
     Raises:
         MissingPieceError: If it has none.
@@ -171,4 +186,4 @@ def attribute(owner: Any, name: str) -> Any:
     try:
         return getattr(owner, name)
     except AttributeError as error:
-        raise missing(name, type(owner).__name__) from error
+        raise missing(name, type(owner).__name__, what) from error

@@ -27,7 +27,8 @@ def restore_grid(oracle: Any) -> None:
             )
         ),
     )
-    oracle._ordered_ids = type(attribute(oracle, "_ordered_ids"))()
+    ordered = type(attribute(oracle, "_ordered_ids"))()
     for trial_id in in_order:
-        oracle._ordered_ids.insert(trial_id)
+        ordered.insert(trial_id)
+    oracle._ordered_ids = ordered
     oracle._populate_next = in_order

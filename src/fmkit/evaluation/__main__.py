@@ -184,8 +184,21 @@ def _model(options: argparse.Namespace) -> Any:
 
 
 def _from_json(config: dict[str, Any]) -> Any:
-    assets = config.pop("fmkit_assets", [])  # absent if an earlier version wrote it
-    model = keras.saving.deserialize_keras_object(config, safe_mode=True)
+    # Absent if an earlier version wrote it.
+    assets = config.pop("fmkit_assets", [])
+    written = config.pop("fmkit_keras", keras.__version__)
+    try:
+        model = keras.saving.deserialize_keras_object(config, safe_mode=True)
+    except (TypeError, ValueError) as error:
+        if written == keras.__version__:
+            raise
+        raise _UsageError(
+            f"No model could be built from model.json: Keras {written} wrote it, and "
+            f"this is {keras.__version__}, which does not know all of it: "
+            f"{str(error).splitlines()[-1]}. Evaluate under Keras {written}; or build "
+            "the model in a program, and pass it to "
+            "fmkit.evaluation.SidecarEvaluator, which needs the weights only."
+        ) from error
     try:
         restore_assets(model, assets)
     except (KeyError, TypeError, ValueError) as error:

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from fmkit import _keras_private as private
 from fmkit._checks import check_number
 from fmkit._math import Tensor, entropy_from_logits
 from fmkit._targets import read_logits
@@ -88,8 +89,8 @@ class ConfidenceRegularizer(keras.regularizers.Regularizer):
 
     It adds the mean of `confidence_penalty` over all positions to the model's loss,
     and takes the same options. Keras passes no masks or sample weights to a
-    regularizer. Called directly it returns that mean times the batch size, since
-    Keras divides by it.
+    regularizer. Called directly it returns that mean; since Keras 3.14, which divides
+    by the batch size, that mean times the batch size.
 
     Examples:
         >>> import keras
@@ -101,14 +102,14 @@ class ConfidenceRegularizer(keras.regularizers.Regularizer):
     def __init__(self, weight: float = 0.1, axis: int = -1):
         self.weight = check_number("weight", weight)
         self.axis = axis
+        # Here, since a layer can't be tried while a step is compiled.
+        self._is_divided = private.divides_activity_losses()
 
     def __call__(self, x: Any) -> Tensor:
-        """Return the sum over samples of their mean penalty.
-
-        Keras divides what an activity regularizer returns by the batch size.
-        """
+        """Return the mean penalty, times what Keras then divides by."""
         penalty = confidence_penalty(x, weight=self.weight, axis=self.axis)
-        return ops.sum(ops.mean(penalty, axis=list(range(1, len(penalty.shape)))))
+        each = ops.mean(penalty, axis=list(range(1, len(penalty.shape))))
+        return ops.sum(each) if self._is_divided else ops.mean(each)
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments, as plain Python values."""

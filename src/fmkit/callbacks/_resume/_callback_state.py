@@ -54,7 +54,7 @@ def _attributes(
         return {name: getattr(callback, name) for name in settings}
 
     def get(callback: Any) -> State:
-        state = {name: getattr(callback, name) for name in names}
+        state = {name: private.attribute_of_callback(callback, name) for name in names}
         return {**state, "settings": settings_of(callback)}
 
     def put(callback: Any, state: State) -> None:
@@ -194,10 +194,14 @@ def check_states(callbacks: Iterable[Any]) -> None:
     """Refuse, before training, states that no commit could hold.
 
     Raises:
+        MissingPieceError: If a callback of Keras's lacks what its state consists of.
         TypeError: If `get_state` of a callback returns what is not allowed.
         ValueError: If it is nested too deeply.
     """
     for name, callback in named(callbacks):
+        kind = _keras_type(callback)
+        if kind in private.CALLBACK_ATTRIBUTES:
+            _TABLE[kind][0](callback)
         try:
             state = callback.get_state() if _by_convention(callback) else {}
         except Exception as error:  # noqa: BLE001 - not every callback has one yet

@@ -22,6 +22,11 @@ from fmkit._layer_state import refresh
 from fmkit._swap import raw_weights
 from fmkit.callbacks._resume import _callback_state, _program, _training_state
 from fmkit.callbacks._resume._background import Signals, Writer
+from fmkit.callbacks._resume._differences import (
+    Difference,
+    check_machine,
+    check_program,
+)
 from fmkit.callbacks._resume._held import Held
 from fmkit.callbacks._resume._parts import check_agreement, gather_parts
 from fmkit.callbacks._stopping._stopper import Stopper
@@ -68,7 +73,7 @@ class Keeper(keras.callbacks.Callback):
         )
         self.restoring: Commit | None = None
         self.restored: Commit | None = None
-        self.changes: list[_program.Difference] = []
+        self.changes: list[Difference] = []
         self.saved: tuple[int, int] | None = None
         self.epoch = fit.initial_epoch
         self.data_epoch = 0
@@ -131,10 +136,15 @@ class Keeper(keras.callbacks.Callback):
     def _check(self, commit: Commit) -> None:
         """Refuse a commit of another program; warn of another machine."""
         settings, meta = self.settings, commit.meta
-        self.changes = _program.check_program(
-            meta.program, self.program, settings.directory, settings.allow_changes
+        self.changes = check_program(
+            meta.program,
+            self.program,
+            settings.directory,
+            settings.allow_changes,
+            kerases=(meta.machine.get("keras", ""), self.machine["keras"]),
+            defaults=lambda: _program.unset_settings(self.network),
         )
-        _program.check_machine(meta.machine, self.machine, strict=settings.strict)
+        check_machine(meta.machine, self.machine, strict=settings.strict)
 
     def _of_this_process(
         self, commit: Commit | None, number: int | None

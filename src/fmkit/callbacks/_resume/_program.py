@@ -1,14 +1,14 @@
-"""What must be the same for a run to continue with the same bits, and what differs."""
+"""What must be the same for a run to continue with the same bits."""
 
 from __future__ import annotations
 
+import inspect
 import platform
 import re
 import sys
-import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
@@ -23,22 +23,18 @@ from fmkit._describe import (
     uncounted,
 )
 from fmkit._layer_state import adapted_state
+from fmkit.callbacks._resume._differences import ANYTHING
 from fmkit.callbacks._resume._held import Held
 from fmkit.data import Batches
 
 __all__ = [
-    "Difference",
-    "check_machine",
-    "check_program",
     "describe_fit",
     "describe_model",
     "describe_training_data",
     "machine",
+    "unset_settings",
 ]
 
-# A setting that two programs need not have in common.
-ANYTHING = "anything"
-_SHOWN = 8
 _DATA = ("x", "y", "sample_weight")
 
 
@@ -243,107 +239,21 @@ def _device(backend: str) -> str:
     return str(tf.config.experimental.get_device_details(gpus[0]).get("device_name"))
 
 
-# Comparing
-
-
-class Difference(NamedTuple):
-    """One setting that is another than in the commit.
-
-    Attributes:
-        name: The way to it, such as `"optimizer.learning_rate"`.
-        old: Its value in the commit.
-        new: Its value here.
-    """
-
-    name: str
-    old: Any
-    new: Any
-
-    def __str__(self) -> str:
-        """Return the difference as one line."""
-        if self.old is None:
-            return f"{self.name}: only here, {_short(self.new)}"
-        if self.new is None:
-            return f"{self.name}: only in the commit, {_short(self.old)}"
-        return f"{self.name}: {_short(self.old)} in the commit, {_short(self.new)} here"
-
-    def is_named_in(self, names: Iterable[str]) -> bool:
-        """Whether one of `names` is this setting, or what it is a part of."""
-        return any(
-            self.name == name or self.name.startswith((f"{name}.", f"{name}["))
-            for name in names
-        )
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def check_program(
-    saved: dict[str, Any],
-    program: dict[str, Any],
-    directory: str,
-    allowed: Iterable[str] = (),
-) -> list[Difference]:
-    """Refuse what another program saved, naming what differs.
-
-    Args:
-        saved: The description in the commit.
-        program: That of this program.
-        directory: Where the commit is, for the message.
-        allowed: Names of settings that may differ.
-
-    Returns:
-        The differences that are allowed.
-
-    Raises:
-        ValueError: If there are others.
-    """
-    differences = list(_compare("", saved, program))
-    refused = [each for each in differences if not each.is_named_in(allowed)]
-    if refused:
-        lines = "\n".join(f"  {each}" for each in refused[:_SHOWN])
-        more = len(refused) - _SHOWN
-        names = sorted({each.name for each in refused[:_SHOWN]})
-        raise ValueError(
-            f"The commits in {directory} were made by another program, so this one "
-            f"cannot continue from them exactly:\n{lines}\n"
-            + (f"  and {more} more\n" if more > 0 else "")
-            + "Set these as before, or give another directory. If you changed them on "
-            f"purpose, name them: ExactResume(..., allow_changes={names})."
-        )
-    return differences
-
-
-def check_machine(saved: dict[str, str], here: dict[str, str], *, strict: bool) -> None:
-    """Warn of other versions or another processor; refuse them if `strict`.
-
-    Raises:
-        ValueError: If `strict`, and anything differs.
-    """
-    differences = "; ".join(map(str, _compare("", saved, here)))
-    if not differences:
-        return
-    if strict:
-        raise ValueError(
-            f"The commit was written elsewhere, and strict=True: {differences}. Use "
-            "the same, or leave out `strict`: the last bits may then differ."
-        )
-    warnings.warn(
-        f"The commit was written elsewhere: {differences}. The run continues, but its "
-        "last bits may differ from those of a run on one machine.",
-        stacklevel=2,
-    )
-
-
-def _compare(where: str, old: Any, new: Any) -> Iterator[Difference]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            inner = f"{where}.{key}" if where else str(key)
-            yield from _compare(inner, old.get(key), new.get(key))
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        for place, (a, b) in enumerate(zip(old, new, strict=True)):
-            yield from _compare(f"{where}[{place}]", a, b)
-    elif old != new and ANYTHING not in (old, new):
-        yield Difference(where, old, new)
+def unset_settings(model: Any) -> dict[str, Any]:
+    """Return settings of layers and optimizer at the defaults of their classes."""
+    layers = private.all_layers(model)
+    named = [
+        (f"layer {name}{part}", layer)
+        for name, layer in zip(layer_names(layers), layers, strict=True)
+        for part in ("", ".config")
+    ]
+    return {
+        f"{where}.{name}": describe(parameter.default)
+        for where, owner in [*named, ("optimizer", model.optimizer)]
+        for kind in reversed(type(owner).__mro__)
+        if "__init__" in vars(kind)
+        for name, parameter in inspect.signature(
+            vars(kind)["__init__"]
+        ).parameters.items()
+        if parameter.default is not parameter.empty
+    }

@@ -288,10 +288,12 @@ def model_as_json(model: Any) -> str | None:
     """Return the config that makes the model again, or `None` if it has none.
 
     As in a `.keras` file: layers, build shapes, and the arguments of `compile`; and
-    the vocabularies of its layers, which are in no config.
+    the vocabularies of its layers, which are in no config. Another version of Keras may
+    not know all of it: this one's is named.
     """
     try:
         config = keras.saving.serialize_keras_object(model)
-        return json.dumps({**config, "fmkit_assets": assets_as_json(model)})
+        own = {"fmkit_assets": assets_as_json(model), "fmkit_keras": keras.__version__}
+        return json.dumps({**config, **own})
     except Exception:  # noqa: BLE001 - what a user's get_config may raise
         return None

@@ -1,0 +1,149 @@
+"""What differs between the program in a commit and this one, and what is refused."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+__all__ = ["ANYTHING", "Difference", "check_machine", "check_program"]
+
+# A setting that two programs need not have in common.
+ANYTHING = "anything"
+# A setting that a program does not have at all, unlike one that is `None`.
+ABSENT = "(absent)"
+_SHOWN = 8
+
+
+class Difference(NamedTuple):
+    """One setting that is another than in the commit.
+
+    Attributes:
+        name: The way to it, such as `"optimizer.learning_rate"`.
+        old: Its value in the commit.
+        new: Its value here.
+    """
+
+    name: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        """Return the difference as one line."""
+        if self.old in (None, ABSENT):
+            return f"{self.name}: only here, {_short(self.new)}"
+        if self.new in (None, ABSENT):
+            return f"{self.name}: only in the commit, {_short(self.old)}"
+        return f"{self.name}: {_short(self.old)} in the commit, {_short(self.new)} here"
+
+    def is_named_in(self, names: Iterable[str]) -> bool:
+        """Whether one of `names` is this setting, or what it is a part of."""
+        return any(
+            self.name == name or self.name.startswith((f"{name}.", f"{name}["))
+            for name in names
+        )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def check_program(
+    saved: dict[str, Any],
+    program: dict[str, Any],
+    directory: str,
+    allowed: Iterable[str] = (),
+    *,
+    kerases: tuple[str, str] = ("", ""),
+    defaults: Callable[[], dict[str, Any]] = dict,
+) -> list[Difference]:
+    """Refuse what another program saved, naming what differs.
+
+    Args:
+        saved: The description in the commit.
+        program: That of this program.
+        directory: Where the commit is, for the message.
+        allowed: Names of settings that may differ.
+        kerases: The versions of Keras that described them. If they are two, the newer
+            may have settings that the other has not.
+        defaults: Returns such settings at the values that nobody has set.
+
+    Returns:
+        The differences that are allowed.
+
+    Raises:
+        ValueError: If there are others.
+    """
+    differences = list(_compare("", saved, program))
+    if differences and kerases[0] != kerases[1]:
+        unset = defaults()
+        differences = [
+            each
+            for each in differences
+            if each.old != ABSENT or unset.get(each.name, ABSENT) != each.new
+        ]
+    refused = [each for each in differences if not each.is_named_in(allowed)]
+    if refused:
+        raise ValueError(_refusal(refused, directory, kerases))
+    return differences
+
+
+def _refusal(
+    refused: list[Difference], directory: str, kerases: tuple[str, str]
+) -> str:
+    lines = "\n".join(f"  {each}" for each in refused[:_SHOWN])
+    more = len(refused) - _SHOWN
+    two = kerases[0] != kerases[1]
+    named = refused if two else refused[:_SHOWN]
+    return (
+        f"The commits in {directory} were made by another program, so this one "
+        f"cannot continue from them exactly:\n{lines}\n"
+        + (f"  and {more} more\n" if more > 0 else "")
+        + (
+            f"They were written under Keras {kerases[0]}, and this is {kerases[1]}: "
+            "some of these may be settings that only one of the two has.\n"
+            if two
+            else ""
+        )
+        + "Set these as before, or give another directory. If you changed them on "
+        "purpose, name them: ExactResume(..., allow_changes="
+        f"{sorted({each.name for each in named})})."
+    )
+
+
+def check_machine(saved: dict[str, str], here: dict[str, str], *, strict: bool) -> None:
+    """Warn of other versions or another processor; refuse them if `strict`.
+
+    Raises:
+        ValueError: If `strict`, and anything differs.
+    """
+    differences = "; ".join(map(str, _compare("", saved, here)))
+    if not differences:
+        return
+    if strict:
+        raise ValueError(
+            f"The commit was written elsewhere, and strict=True: {differences}. Use "
+            "the same, or leave out `strict`: the last bits may then differ."
+        )
+    warnings.warn(
+        f"The commit was written elsewhere: {differences}. The run continues, but its "
+        "last bits may differ from those of a run on one machine.",
+        stacklevel=2,
+    )
+
+
+def _are_nothing(*values: Any) -> bool:
+    return all(value is None or value == ABSENT for value in values)
+
+
+def _compare(where: str, old: Any, new: Any) -> Iterator[Difference]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            inner = f"{where}.{key}" if where else str(key)
+            yield from _compare(inner, old.get(key, ABSENT), new.get(key, ABSENT))
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for place, (a, b) in enumerate(zip(old, new, strict=True)):
+            yield from _compare(f"{where}[{place}]", a, b)
+    elif old != new and ANYTHING not in (old, new) and not _are_nothing(old, new):
+        yield Difference(where, old, new)
