@@ -6,7 +6,11 @@ from pathlib import Path
 import pytest
 
 # A search compiles nothing there, and the example's claims don't depend on it.
-pytestmark = [pytest.mark.backend("torch"), pytest.mark.long]
+pytestmark = [
+    pytest.mark.backend("torch"),
+    pytest.mark.long,
+    pytest.mark.needs("keras_tuner", "matplotlib"),
+]
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "tune_mlp.py"
 

@@ -52,6 +52,7 @@ def test_the_quickstart_is_one_page():
 
 
 @pytest.mark.long
+@pytest.mark.needs("matplotlib")
 def test_averages_are_judged_beside_raw_weights_and_saved(example, tmp_path, capsys):
     seen = example("ema_fashion_mnist").main(epochs=2, folder=tmp_path)
     picture = tmp_path / "averages-fashion-mnist.png"

@@ -9,6 +9,8 @@ import pytest
 
 from fmkit import datasets, models
 
+pytestmark = pytest.mark.needs("matplotlib")
+
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 PNG = b"\x89PNG"
 # The weights that the course prints.

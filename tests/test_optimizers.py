@@ -168,6 +168,7 @@ def tensorflow_1_averages(trajectory, start, decay, num_updates):
         return np.array([session.run(shadow, {target: value}) for value in trajectory])
 
 
+@pytest.mark.needs("tensorflow")
 @pytest.mark.parametrize(
     ("num_updates", "steps"), [("after", 10_000), ("before", 500), (None, 500)]
 )

@@ -52,6 +52,7 @@ def tf1_rates(learning_rate, steps, decay_steps, decay_rate, staircase):
     return np.asarray(decayed() if callable(decayed) else decayed)
 
 
+@pytest.mark.needs("tensorflow")
 @pytest.mark.parametrize("staircase", [False, True])
 @pytest.mark.parametrize(
     ("learning_rate", "decay_steps", "decay_rate"),
@@ -196,6 +197,7 @@ def test_a_saved_model_keeps_joined_schedules(tmp_path):
     assert [float(found(step)) for step in range(5)] == [0.5, 0.5, 1.0, 0.5, 0.25]
 
 
+@pytest.mark.needs("matplotlib")
 def test_the_curve_shows_the_rates_of_each_step():
     schedule = schedules.ExponentialDecay(0.1, 2, 0.5, staircase=True)
     ax = visualization.learning_rate_curve(schedule, 6, label="decay")
