@@ -224,7 +224,7 @@ def assert_weights_and_mask_count(make):
     assert not np.allclose(weighted, costs)
     kept = np.array([True, False, True, True, False, True])
     masked = ops.convert_to_tensor(LOGITS)
-    keras.src.backend.set_keras_mask(masked, ops.convert_to_tensor(kept))
+    keras.src.backend.common.masking.set_keras_mask(masked, ops.convert_to_tensor(kept))
     mean = numbers(make(reduction="sum_over_batch_size")(y, masked))
     np.testing.assert_allclose(mean, costs[kept].mean(), rtol=1e-6)
     assert not np.allclose(mean, costs.mean())

@@ -20,6 +20,10 @@ X = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")
 Y = X.sum(axis=1, keepdims=True)
 
 
+# Trap 1 only. The others are open on Keras 3.16 too, as far as it was run.
+OPEN_UP_TO_3_15 = tuple(map(int, keras.__version__.split(".")[:2])) < (3, 16)
+
+
 def mended(trap):
     return (
         f"Keras {keras.__version__} mended trap {trap}: give this test "
@@ -77,7 +81,8 @@ def test_trap_1_predict_leaves_keras_models_with_the_averages():
     model.trainable_variables[0].assign(ops.ones((4, 1)))
     before = bits(model.trainable_variables)
     model.predict(X, verbose=0, callbacks=[keras.callbacks.SwapEMAWeights()])
-    assert bits(model.trainable_variables) != before, mended(1)
+    changed = bits(model.trainable_variables) != before
+    assert changed == OPEN_UP_TO_3_15, mended(1)
 
     ours = make(fmkit_average())
     before = fit(ours)
