@@ -192,14 +192,8 @@ class Environment:
         """Run test files on one backend; return how many tests passed and failed."""
         report = self.folder / f"{backend}.xml"
         report.unlink(missing_ok=True)
-        options = [
-            "-q",
-            "-n",
-            str(jobs),
-            f"--junitxml={report}",
-            "-p",
-            "no:cacheprovider",
-        ]
+        options = ["-q", "-n", str(jobs), "-m", "not long", f"--junitxml={report}"]
+        options += ["-p", "no:cacheprovider"]
         files = [f"tests/test_{name}.py" for name in core]
         code = self.run(backend, "tests", "-m", "pytest", *options, *files)
         if not report.exists():

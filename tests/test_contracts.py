@@ -384,6 +384,7 @@ def compiled():
 
 
 # What is in a file does not depend on the backend; JAX compiles each small operation.
+@pytest.mark.long
 @pytest.mark.backend("tensorflow", "torch")
 def test_a_fresh_process_loads_all_that_was_saved_without_custom_objects(tmp_path):
     arrays = {"images": IMAGES}

@@ -387,6 +387,7 @@ def test_the_machine_is_known():
 # Descriptions
 
 
+@pytest.mark.long
 @pytest.mark.backend("torch")  # three processes, of which JAX and TensorFlow are slow
 def test_a_description_is_the_same_in_another_process(tmp_path):
     code = f"""

@@ -284,6 +284,7 @@ def test_variables_are_built_without_a_step():
     private.build_variables(model, lambda: pytest.fail("all is built"))
 
 
+@pytest.mark.long
 @pytest.mark.backend("jax", "torch")
 @pytest.mark.needs("tensorflow")
 def test_tensorflow_stays_unloaded_while_keras_asks_for_it():

@@ -35,6 +35,7 @@ def found():
     return json.loads(run_python(code, *names).splitlines()[-1])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", private.PIECES)
 def test_without_a_piece_only_what_needs_it_fails_and_says_so(name, found):
     if name == "jax_state_sync" and BACKEND != "jax":

@@ -954,6 +954,7 @@ FRESH = """
 """
 
 
+@pytest.mark.long
 def test_a_fresh_process_loads_weights_averages_and_slots_to_the_bit(tmp_path):
     model = tiny_model(
         ExponentialMovingAverage("adam", zero_debias=True, exclude="bias"), norm=True

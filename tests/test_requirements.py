@@ -8,6 +8,7 @@ from fresh_process import run_python
 
 BACKEND = keras.backend.backend()
 # Where TensorFlow is the backend, it is there.
+pytestmark = pytest.mark.long  # processes of their own
 without_tensorflow = pytest.mark.backend("jax", "torch")
 
 # A Python in which some packages are not installed, whatever lies on its path.
@@ -137,10 +138,8 @@ MESSAGES = {
 }
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param("tensorflow", marks=without_tensorflow), "keras_tuner", "matplotlib"],
-)
+@pytest.mark.backend("torch")  # the quickest; TensorFlow's own can't be without it
+@pytest.mark.parametrize("name", MESSAGES)
 def test_what_needs_a_package_says_in_one_line_what_to_install(name):
     code, message = MESSAGES[name]
     printed = run_without(
@@ -157,6 +156,7 @@ def test_what_needs_a_package_says_in_one_line_what_to_install(name):
 
 
 @without_tensorflow  # which needs `six` itself
+@pytest.mark.backend("torch")  # the quickest; nothing in it depends on one
 @pytest.mark.needs("keras_tuner")
 def test_what_keras_tuner_itself_lacks_is_named():
     # Keras Tuner 1.4.8 imports `six` and doesn't ask for it.
@@ -175,6 +175,7 @@ def test_what_keras_tuner_itself_lacks_is_named():
     )
 
 
+@pytest.mark.backend("torch")  # the quickest; nothing in it depends on one
 def test_a_package_that_is_broken_is_not_called_missing(tmp_path):
     broken = "from json.no_such_part import thing"
     (tmp_path / "keras_tuner.py").write_text(broken, encoding="utf-8")

@@ -44,6 +44,7 @@ def drawn_after(function, seed):
 '''
 
 
+@pytest.mark.long
 def test_every_generator_draws_the_same_numbers_as_after_keras_own_function():
     printed = run_python(
         f"""{DRAW}
@@ -62,6 +63,7 @@ print([name for name in own if own[name] == other[name]])
 
 
 @without_tensorflow
+@pytest.mark.long
 @pytest.mark.needs("tensorflow")
 def test_tensorflow_is_seeded_where_it_is_loaded_and_available_afterwards():
     printed = run_python(

@@ -139,6 +139,7 @@ def test_a_disk_that_takes_nothing_does_not_hang(tmp_path, monkeypatch):
         ResultsFile(tmp_path / "results.jsonl").append(record(0))
 
 
+@pytest.mark.long
 def test_the_systems_own_limit_of_a_file_loses_no_line(tmp_path):
     code = """
         import resource, sys

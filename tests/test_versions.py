@@ -71,6 +71,8 @@ def test_a_backend_that_is_not_used_may_be_old_or_missing(monkeypatch):
         refuse_other_versions()
 
 
+@pytest.mark.backend("torch")  # the quickest; nothing in it depends on one
+@pytest.mark.long
 def test_nothing_of_fmkit_is_loaded_with_an_old_keras():
     printed = run_python(
         """
@@ -88,6 +90,7 @@ def test_nothing_of_fmkit_is_loaded_with_an_old_keras():
     assert loaded == "['fmkit._versions']"
 
 
+@pytest.mark.backend("torch")  # the quickest; nothing in it depends on one
 def test_what_keras_is_said_to_lack_is_nowhere_in_it():
     sources = Path(keras.src.__file__).parent
     for ability, (owner, name) in ABILITIES.items():
