@@ -46,7 +46,7 @@ test: $(VENV)/dev.stamp ## set up, then pass the tests on every backend (BACKEND
 test-long: $(VENV)/dev.stamp ## set up, then pass the long tests: killed processes, devices, examples
 	@for backend in $(BACKENDS); do \
 	  echo "== Keras on $$backend, long"; \
-	  KERAS_BACKEND=$$backend $(PY) -m pytest -q -n $(JOBS) --dist worksteal -m long tests $(COV) || exit 1; \
+	  KERAS_BACKEND=$$backend $(PY) -m pytest -q -n $(JOBS) --dist worksteal -m long $(COV) || exit 1; \
 	done
 
 coverage: COV := --cov=fmkit --cov-append --cov-report=
