@@ -3,7 +3,7 @@
 32 parts have a volume and a weight; a part passes if the two sum to less than 1. A
 network 2-3-1 without biases or activations learns this by plain gradient descent, in
 3,000 steps with batches of 8 in order. Prints the course's six losses and its final
-weights (on JAX and PyTorch they agree up to the eighth digit of a weight); writes
+weights (their eighth digit depends on the backend and the processor); writes
 `tf1_two_layers.png` and `tf1_two_layers.md`. It needs no network.
 """
 
