@@ -45,7 +45,11 @@ def fit(*callbacks, epochs=2, shuffle=True, **arguments):
     """Train that network anew; it is compiled once, which is most of the time."""
     if not COMPILED:
         model = new_model()
-        start = [(v, v.numpy()) for v in model.variables + model.optimizer.variables]
+        variables = model.variables + model.optimizer.variables
+        # Copies: on JAX `numpy()` is a view of a buffer that training takes over.
+        start = [(v, np.array(v.numpy())) for v in variables]
+        # The first `fit` on JAX also draws an order for a batch to build with.
+        model.fit(*small_data(), batch_size=BATCH, verbose=0)
         COMPILED.append((model, start))
     model, start = COMPILED[0]
     for variable, value in start:

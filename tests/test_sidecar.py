@@ -196,7 +196,7 @@ def _evaluate(model, data, averaged=False):
         return model.evaluate(*arguments, **keywords)
 
 
-@pytest.mark.backend("tensorflow")
+@pytest.mark.backend("torch")
 def test_averages_of_keras_itself_and_an_averaging_sidecar(tmp_path):
     model = build(keras.optimizers.Adam(0.05, use_ema=True, ema_momentum=0.5))
     resume = ExactResume(tmp_path / "run", every=3, keep=9, verbose=0)
@@ -216,7 +216,7 @@ def test_averages_of_keras_itself_and_an_averaging_sidecar(tmp_path):
         assert any(a.tobytes() == expected.tobytes() for a in place), weight.path
 
 
-@pytest.mark.backend("tensorflow")
+@pytest.mark.backend("torch")
 def test_weights_chooses_raw_or_averaged_and_best_holds_them(trained, model, tmp_path):
     folder = copy_run(trained, tmp_path)
     sidecar = evaluator(model, folder, weights="averaged", monitor="test/loss")
@@ -243,7 +243,7 @@ def test_weights_chooses_raw_or_averaged_and_best_holds_them(trained, model, tmp
 # Waiting and ending
 
 
-@pytest.mark.backend("tensorflow")
+@pytest.mark.backend("torch")
 def test_waits_longer_and_longer_for_a_run_that_starts_late(trained, model, tmp_path):
     commits = list_commits(trained[0] / "run")
     folder = tmp_path / "late"
@@ -282,7 +282,7 @@ def test_waits_longer_and_longer_for_a_run_that_starts_late(trained, model, tmp_
     assert waiting.ended_by == "idle"
 
 
-@pytest.mark.backend("tensorflow")
+@pytest.mark.backend("torch")
 def test_the_newest_only_and_a_number_of_evaluations(trained, model, tmp_path):
     folder = copy_run(trained, tmp_path)
     commits = list_commits(folder)
@@ -306,7 +306,7 @@ def test_the_newest_only_and_a_number_of_evaluations(trained, model, tmp_path):
     )
 
 
-@pytest.mark.backend("tensorflow")
+@pytest.mark.backend("torch")
 def test_ctrl_c_ends_it_with_all_results_kept(trained, model, tmp_path):
     folder = copy_run(trained, tmp_path)
     list_commits(folder)[-1].unlink()
@@ -324,7 +324,7 @@ def test_ctrl_c_ends_it_with_all_results_kept(trained, model, tmp_path):
 # Damage
 
 
-@pytest.mark.backend("tensorflow")
+@pytest.mark.backend("torch")
 def test_damaged_and_deleted_commits_are_named_and_passed_over(
     trained, model, tmp_path
 ):
@@ -345,7 +345,7 @@ def test_damaged_and_deleted_commits_are_named_and_passed_over(
         assert len(evaluator(model, folder).run()) == 2
 
 
-@pytest.mark.backend("tensorflow")
+@pytest.mark.backend("torch")
 @pytest.mark.parametrize(
     "change",
     [
@@ -367,7 +367,7 @@ def test_a_sound_file_with_a_nonsensical_content_is_named(
         assert len(evaluator(model, folder).run()) == 3
 
 
-@pytest.mark.backend("tensorflow")
+@pytest.mark.backend("torch")
 def test_a_step_done_again_counts_only_with_other_bits(trained, model, tmp_path):
     folder = copy_run(trained, tmp_path)
     *_, third, last = list_commits(folder)
@@ -390,7 +390,7 @@ def test_a_step_done_again_counts_only_with_other_bits(trained, model, tmp_path)
     assert records[2]["digest"] != records[3]["digest"]
 
 
-@pytest.mark.backend("tensorflow")
+@pytest.mark.backend("torch")
 def test_damaged_results_are_repaired_or_counted_out(trained, model, tmp_path):
     folder = copy_run(trained, tmp_path)
     evaluator(model, folder).run()
@@ -414,7 +414,7 @@ def test_damaged_results_are_repaired_or_counted_out(trained, model, tmp_path):
     assert path.read_bytes().splitlines()[1] == b'{"checkpoint": [[['
 
 
-@pytest.mark.backend("tensorflow")
+@pytest.mark.backend("torch")
 def test_no_damage_to_the_results_file_crashes_its_reader(tmp_path):
     from fmkit.evaluation._results import ResultsFile, is_record
 
@@ -452,7 +452,7 @@ def test_no_damage_to_the_results_file_crashes_its_reader(tmp_path):
 # Files of Keras's ModelCheckpoint
 
 
-@pytest.mark.backend("tensorflow")
+@pytest.mark.backend("torch")
 def test_files_of_model_checkpoint_with_their_averages(trained, tmp_path):
     run_model = trained[1]
     model = build(averaging())
@@ -479,7 +479,7 @@ def test_files_of_model_checkpoint_with_their_averages(trained, tmp_path):
     assert (more[-1]["epoch"], list(more[-1]["results"])) == (4, ["raw"])
 
 
-@pytest.mark.backend("tensorflow")
+@pytest.mark.backend("torch")
 def test_a_half_written_file_is_waited_for_and_a_damaged_one_named(
     trained, model, tmp_path
 ):
@@ -514,7 +514,7 @@ def test_a_half_written_file_is_waited_for_and_a_damaged_one_named(
         evaluator(model, folder, idle_seconds=30, output=tmp_path / "out").run()
 
 
-@pytest.mark.backend("tensorflow")
+@pytest.mark.backend("torch")
 def test_flipped_bytes_in_a_keras_file_give_no_wrong_weights(trained, model, tmp_path):
     source = sorted((trained[0] / "whole").iterdir())[0]
     whole = source.read_bytes()
@@ -540,7 +540,7 @@ def test_flipped_bytes_in_a_keras_file_give_no_wrong_weights(trained, model, tmp
     assert refused > len(contents) // 2
 
 
-@pytest.mark.backend("tensorflow")
+@pytest.mark.backend("torch")
 def test_hostile_files_are_refused_and_nothing_in_them_runs(trained, model, tmp_path):
     sentinel = tmp_path / "executed"
     folder = tmp_path / "run"
@@ -582,7 +582,7 @@ def test_hostile_files_are_refused_and_nothing_in_them_runs(trained, model, tmp_
     assert not sentinel.exists()
 
 
-@pytest.mark.backend("tensorflow")
+@pytest.mark.backend("torch")
 def test_the_training_can_write_a_file_while_it_is_read(
     trained, model, tmp_path, monkeypatch
 ):
@@ -609,7 +609,7 @@ def test_the_training_can_write_a_file_while_it_is_read(
 # Best, TensorBoard, arguments
 
 
-@pytest.mark.backend("tensorflow")
+@pytest.mark.backend("torch")
 @pytest.mark.needs("tensorboard")
 def test_tensorboard_shows_what_the_file_holds(trained, model, tmp_path, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -632,7 +632,7 @@ def test_tensorboard_shows_what_the_file_holds(trained, model, tmp_path, monkeyp
         evaluator(model, folder, tensorboard=True).run()
 
 
-@pytest.mark.backend("tensorflow")
+@pytest.mark.backend("torch")
 def test_the_model_of_another_run_is_refused_by_name(trained, tmp_path):
     other = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
     other.compile("sgd", "mse")
@@ -641,7 +641,7 @@ def test_the_model_of_another_run_is_refused_by_name(trained, tmp_path):
         evaluator(other, folder).run()
 
 
-@pytest.mark.backend("tensorflow")
+@pytest.mark.backend("torch")
 def test_bad_arguments_are_refused_with_what_to_do(trained, model, tmp_path):
     def make(model=model, data=TEST, directory=tmp_path, **options):
         return SidecarEvaluator(model, data, directory, **options)
@@ -673,7 +673,7 @@ def test_bad_arguments_are_refused_with_what_to_do(trained, model, tmp_path):
     assert not (folder / "evaluation" / "results.jsonl").exists()
 
 
-@pytest.mark.backend("tensorflow")
+@pytest.mark.backend("torch")
 def test_a_value_that_is_not_a_number_is_never_the_best(trained, tmp_path):
     folder = copy_run(trained, tmp_path)
     for path in list_commits(folder)[:2]:
@@ -689,7 +689,7 @@ def test_a_value_that_is_not_a_number_is_never_the_best(trained, tmp_path):
 # The command
 
 
-@pytest.mark.backend("tensorflow")
+@pytest.mark.backend("torch")
 def test_the_command_makes_the_model_from_what_the_run_wrote(trained, tmp_path, capsys):
     folder = copy_run(trained, tmp_path)
     np.savez(tmp_path / "test.npz", x=TEST[0], y=TEST[1])
@@ -708,7 +708,7 @@ def test_the_command_makes_the_model_from_what_the_run_wrote(trained, tmp_path, 
     assert found["averaged"]["test"] == _evaluate(trained[1], TEST, averaged=True)
 
 
-@pytest.mark.backend("tensorflow")
+@pytest.mark.backend("torch")
 def test_the_command_helps_and_its_errors_tell_what_to_write(trained, tmp_path, capsys):
     def fails(*arguments):
         with pytest.raises(SystemExit) as ended:
@@ -757,7 +757,7 @@ def test_the_command_helps_and_its_errors_tell_what_to_write(trained, tmp_path, 
     )
 
 
-@pytest.mark.backend("tensorflow")
+@pytest.mark.backend("torch")
 def test_a_model_without_a_config_leaves_no_description():
     class Unknown(keras.Model):
         def get_config(self):

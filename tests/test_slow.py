@@ -15,12 +15,16 @@ ROWS = [line.split() for line in LINES if line and not line.startswith("#")]
 
 
 def backends_of(marks):
-    """Return the arguments of each `pytest.mark.backend(...)` in some expressions."""
+    """Return the arguments of each `pytest.mark.backend(...)` in some expressions.
+
+    Such as stand there in words: `backend(*MANY_STEPS)` may be any of them.
+    """
     calls = (n for mark in marks for n in ast.walk(mark) if isinstance(n, ast.Call))
     return [
         [ast.literal_eval(argument) for argument in call.args]
         for call in calls
         if ast.unparse(call.func) == "pytest.mark.backend"
+        and not any(isinstance(argument, ast.Starred) for argument in call.args)
     ]
 
 
@@ -59,9 +63,26 @@ def test_the_list_is_in_order_and_says_each_thing_once():
     assert {backend for backend, _ in ROWS} <= BACKENDS
 
 
-@pytest.mark.parametrize("where", sorted({where for _, where in ROWS}))
+def each_test_in(where):
+    """Return the names of the tests that a line stands for."""
+    if "::" in where:
+        return [where]
+    names = (n.name for n in ast.parse((ROOT / where).read_text()).body if named(n))
+    return [f"{where}::{name}" for name in names]
+
+
+def named(node):
+    return isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+
+
+def test_a_file_stands_for_its_tests():
+    assert len(each_test_in("tests/test_slow.py")) > 4
+    assert each_test_in("tests/test_a.py::test_b") == ["tests/test_a.py::test_b"]
+
+
+@pytest.mark.parametrize("where", sorted({t for _, w in ROWS for t in each_test_in(w)}))
 def test_each_is_a_test_that_is_quick_on_some_backend(where):
-    assert quick_on(where, ROWS)
+    assert quick_on(where, ROWS) or not runs_on(where)  # long in any case
 
 
 def test_a_test_that_is_gone_or_quick_nowhere_is_found():
