@@ -271,7 +271,7 @@ def try_corner(corner: Corner, asked: argparse.Namespace) -> list[dict]:
     for backend in taken:
         found = environment.test(backend, asked.jobs, asked.core)
         row = {"backend": backend, **facts, **found}
-        if corner.programs:
+        if corner.programs and asked.core == CORE:
             row |= environment.programs(backend)
         rows.append(row)
     return rows
@@ -305,7 +305,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--large", action="store_true", help="install CUDA builds too")
     parser.add_argument("--no-record", action="store_true", help="only print")
-    parser.add_argument("--core", nargs="+", default=CORE, help="fewer test files")
+    parser.add_argument(
+        "--core", nargs="+", default=CORE, help="fewer files, no program"
+    )
     asked = parser.parse_args()
     if asked.core != CORE and not asked.no_record:
         raise SystemExit("A row of the table has all core tests: add --no-record.")

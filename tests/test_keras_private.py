@@ -56,6 +56,9 @@ class Arrays(private.DataSource):
         return 5
 
 
+@pytest.mark.skipif(
+    "dev" in keras.__version__, reason="a nightly is no release; `make matrix` tries it"
+)
 def test_this_keras_is_a_release_that_was_tried():
     release = ".".join(keras.__version__.split(".")[:2])
     assert release in private.CHECKED_ON, (
