@@ -40,13 +40,13 @@ quickstart: $(VENV)/run.stamp ## set up, then train and judge the network of exa
 test: $(VENV)/dev.stamp ## set up, then pass the tests on every backend (BACKENDS="jax" for one)
 	@for backend in $(BACKENDS); do \
 	  echo "== Keras on $$backend"; \
-	  KERAS_BACKEND=$$backend $(PY) -m pytest -q -n $(JOBS) --dist worksteal -m "not long" $(COV) || exit 1; \
+	  KERAS_BACKEND=$$backend $(PY) -m pytest -q -n $(JOBS) --dist worksteal -m "not long and not slow" $(COV) || exit 1; \
 	done
 
 test-long: $(VENV)/dev.stamp ## set up, then pass the long tests: killed processes, devices, examples
 	@for backend in $(BACKENDS); do \
 	  echo "== Keras on $$backend, long"; \
-	  KERAS_BACKEND=$$backend $(PY) -m pytest -q -n $(JOBS) --dist worksteal -m long $(COV) || exit 1; \
+	  KERAS_BACKEND=$$backend $(PY) -m pytest -q -n $(JOBS) --dist worksteal -m "long or slow" $(COV) || exit 1; \
 	done
 
 coverage: COV := --cov=fmkit --cov-append --cov-report=

@@ -29,7 +29,7 @@ BACKEND = keras.backend.backend()
 # Programs that tests start in processes of their own; they import one another.
 collect_ignore = ["chaos"]
 
-# Which tests are long on this backend only, by file or by name.
+# Which tests take seconds on this backend and not on another, by file or by name.
 SLOW = {
     line.partition(" ")[2]
     for line in (Path(__file__).parent / "slow.txt").read_text().splitlines()
@@ -56,9 +56,9 @@ def pytest_report_header() -> str:
     return f"keras {keras.__version__} on {BACKEND}"
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest looks for `-m "not long"`
+@pytest.hookimpl(tryfirst=True)  # before pytest looks at `-m "not slow"`
 def pytest_collection_modifyitems(config, items):
-    """Leave out tests by `backend`, mark the slow as long, skip by `needs`.
+    """Leave out tests by `backend`, mark the slow, skip by `needs`.
 
     Left out, not skipped: a test that doesn't concern this backend is counted by
     the run on the backend it does concern. What a `needs` mark names and this
@@ -77,7 +77,7 @@ def pytest_collection_modifyitems(config, items):
     for item in kept:
         name = item.nodeid.partition("[")[0]
         if name in SLOW or name.partition("::")[0] in SLOW:
-            item.add_marker("long")
+            item.add_marker("slow")
         if (
             isinstance(item, pytest.DoctestItem)
             and item.path.parent.name in DOCTESTS_NEED

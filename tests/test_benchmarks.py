@@ -61,7 +61,7 @@ def test_the_ceiling_of_fit_trains_like_fit_on_one_batch_again_and_again():
     assert_same(ceiling, trained(training.by_fit, *again, shuffle=False))
 
 
-@pytest.mark.backend("tensorflow")
+@pytest.mark.backend("torch")
 def test_the_data_of_the_tutorial_is_what_batches_gives_bit_for_bit():
     import tensorflow as tf
 
@@ -77,7 +77,7 @@ def test_the_data_of_the_tutorial_is_what_batches_gives_bit_for_bit():
         assert ours[1].numpy().tolist() == theirs[1].tolist()
 
 
-@pytest.mark.backend("tensorflow")
+@pytest.mark.backend("torch")
 def test_batches_of_a_large_file_take_a_bounded_memory():
     # A gigabyte on disk; a copy of it would take ten times what is allowed here.
     growth, rows = memory.peak_growth(1.0, steps=60)
@@ -85,7 +85,7 @@ def test_batches_of_a_large_file_take_a_bounded_memory():
     assert growth < 100e6
 
 
-@pytest.mark.backend("tensorflow")
+@pytest.mark.backend("torch")
 def test_the_measure_of_memory_sees_a_copy():
     # Negative control.
     before = memory.private_bytes()
@@ -94,14 +94,14 @@ def test_the_measure_of_memory_sees_a_copy():
     assert copy.sum() == 20_000_000
 
 
-@pytest.mark.backend("tensorflow")
+@pytest.mark.backend("torch")
 def test_the_ratio_is_the_median_of_neighbouring_runs():
     made = row("r", {"a": [1.0, 2.0, 30.0], "b": [2.0, 2.0, 3.0]}, "a", "b")
     assert made["ratio"] == 1.0  # of 0.5, 1 and 10
     assert made["spread"][0] == 0.5
 
 
-@pytest.mark.backend("tensorflow")
+@pytest.mark.backend("torch")
 def test_what_fails_is_a_row_that_says_so(monkeypatch):
     (missing,) = in_backend("benchmarks.no_such_module", "jax", True)
     assert missing["ratio"] is None
@@ -129,7 +129,7 @@ RESULTS = {
 }
 
 
-@pytest.mark.backend("tensorflow")
+@pytest.mark.backend("torch")
 def test_the_tables_are_published_between_the_marks_and_compared(tmp_path):
     page = tmp_path / "benchmarks.md"
     page.write_text(f"before\n\n{_page.BEGIN}\n\nold\n\n{_page.END}\n\nafter\n")
@@ -146,7 +146,7 @@ def test_the_tables_are_published_between_the_marks_and_compared(tmp_path):
     assert "again" in page.read_text()
 
 
-@pytest.mark.backend("tensorflow")
+@pytest.mark.backend("torch")
 def test_the_page_has_a_picture_and_a_folded_table_for_each_topic_that_has_rows():
     text = _page.text(RESULTS)
     # Nothing of "Training" has a ratio to draw; "Losses" meets its one target.
@@ -160,7 +160,7 @@ def test_the_page_has_a_picture_and_a_folded_table_for_each_topic_that_has_rows(
     assert text.index("![") < text.index("<details")
 
 
-@pytest.mark.backend("tensorflow")
+@pytest.mark.backend("torch")
 def test_the_published_page_has_the_numbers_of_the_published_json():
     results = json.loads(_page.PAGE.with_suffix(".json").read_text(encoding="utf-8"))
     page = _page.PAGE.read_text(encoding="utf-8")
@@ -170,7 +170,7 @@ def test_the_published_page_has_the_numbers_of_the_published_json():
     assert not re.search(r"\de[+-]\d", rest.partition(_page.END)[0])
 
 
-@pytest.mark.backend("tensorflow")
+@pytest.mark.backend("torch")
 def test_the_readme_says_how_fast_as_the_published_json_does():
     results = json.loads(_page.PAGE.with_suffix(".json").read_text(encoding="utf-8"))
     ratio = {row["name"]: row["ratio"] for row in results["rows"]}
@@ -181,7 +181,7 @@ def test_the_readme_says_how_fast_as_the_published_json_does():
     assert f"{fused:.1f} times" in readme
 
 
-@pytest.mark.backend("tensorflow")
+@pytest.mark.backend("torch")
 @pytest.mark.parametrize(
     ("words", "ratio"),
     [
@@ -197,7 +197,7 @@ def test_a_target_is_drawn_only_where_it_is_a_ratio(words, ratio):
     assert _page.target({"target": words}) == ratio
 
 
-@pytest.mark.backend("tensorflow")
+@pytest.mark.backend("torch")
 @pytest.mark.parametrize(
     ("value", "text"),
     [(1256.3, "1260"), (1.0, "1"), (0.0025812, "0.00258"), (12_481_000, "12500000")],
@@ -206,14 +206,14 @@ def test_a_number_has_three_digits_and_no_exponent(value, text):
     assert number(value) == text
 
 
-@pytest.mark.backend("tensorflow")
+@pytest.mark.backend("torch")
 def test_the_pictures_are_drawn_of_every_topic(program, tmp_path):
     program("docs/figures/ratios.py").main(tmp_path)
     drawn = {path.name for path in tmp_path.glob("*.png")}
     assert drawn == {_page.picture(topic) for topic in _page.TOPICS}
 
 
-@pytest.mark.backend("tensorflow")
+@pytest.mark.backend("torch")
 def test_the_suite_has_every_module_and_a_row_for_the_gpu():
     topics = [name for names in _page.TOPICS.values() for name in names]
     assert [*suite.modules(), "gpu"] == sorted(
@@ -224,7 +224,7 @@ def test_the_suite_has_every_module_and_a_row_for_the_gpu():
     assert suite.gpu_row()["ratio"] is None
 
 
-@pytest.mark.backend("tensorflow")
+@pytest.mark.backend("torch")
 def test_rows_of_one_module_take_the_place_of_its_earlier_ones():
     def rows(**of):
         return [{"module": m, "name": n} for m, names in of.items() for n in names]

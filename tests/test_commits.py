@@ -28,7 +28,7 @@ from fmkit._commits import (
 )
 from fmkit._commits._encoding import decode, encode
 
-pytestmark = pytest.mark.backend("tensorflow")
+pytestmark = pytest.mark.backend("tensorflow", "torch")
 
 ARRAYS = {
     "variable/0/0": np.arange(12, dtype=np.float32).reshape(3, 4),
@@ -236,6 +236,7 @@ def test_a_full_disk_is_one_clear_error_and_loses_nothing(tmp_path, monkeypatch,
     directory.release()
 
 
+@pytest.mark.long
 def test_a_file_size_limit_of_the_system_loses_nothing(tmp_path):
     # A real failing write(2), half-way through the file.
     code = f"""
@@ -264,6 +265,7 @@ def test_a_path_that_is_no_directory_is_refused(tmp_path):
         CommitDirectory(tmp_path / "file" / "deeper").acquire()
 
 
+@pytest.mark.long
 def test_a_directory_is_held_by_one_live_run(tmp_path):
     holder = subprocess.Popen(
         [

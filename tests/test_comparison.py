@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 
-pytestmark = [pytest.mark.backend("tensorflow"), pytest.mark.open_on("3.12")]
+pytestmark = [pytest.mark.backend("torch"), pytest.mark.open_on("3.12")]
 
 STEPS = 4
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.backend("tensorflow")
+pytestmark = pytest.mark.backend("torch")
 ROOT = Path(__file__).resolve().parents[1]
 TOY = """\
 class Loss:

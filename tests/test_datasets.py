@@ -13,7 +13,7 @@ import pytest
 
 from fmkit.datasets import DatasetFileError, fashion_mnist
 
-pytestmark = pytest.mark.backend("tensorflow")
+pytestmark = pytest.mark.backend("torch")
 
 PIXELS = np.random.RandomState(0).randint(0, 256, (9, 28, 28)).astype(np.uint8)
 LABELS = np.arange(9, dtype=np.uint8)

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from fmkit.datasets import DatasetFileError, fashion_mnist, mnist
 
-pytestmark = pytest.mark.backend("tensorflow")
+pytestmark = pytest.mark.backend("torch")
 
 PIXELS = np.random.RandomState(0).randint(0, 256, (16, 28, 28)).astype(np.uint8)
 LABELS = np.arange(16, dtype=np.uint8) % 10

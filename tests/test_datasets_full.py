@@ -14,7 +14,7 @@ import pytest
 from fmkit import preprocess
 from fmkit.datasets import fashion_mnist
 
-pytestmark = pytest.mark.backend("tensorflow")
+pytestmark = pytest.mark.backend("torch")
 
 SOURCE = fashion_mnist.find()
 

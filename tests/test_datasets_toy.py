@@ -12,7 +12,7 @@ import pytest
 
 from fmkit.datasets import toy
 
-pytestmark = pytest.mark.backend("tensorflow")
+pytestmark = pytest.mark.backend("torch")
 
 
 def twister(seed):

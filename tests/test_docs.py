@@ -61,7 +61,7 @@ def test_the_page_runs(page, tmp_path, monkeypatch):
         exec(compile(source, str(page), "exec"), namespace)
 
 
-@pytest.mark.backend("tensorflow")
+@pytest.mark.backend("torch")
 def test_the_picture_of_the_floors_shows_every_module_in_a_place_of_its_own(program):
     script = program("scripts/architecture.py")
     svg = ElementTree.fromstring(script.picture())

@@ -102,7 +102,10 @@ STATEFUL = {
 
 # Keras's own backward pass fails for them on PyTorch: a state is changed in place.
 @pytest.mark.backend("tensorflow", "jax")
-@pytest.mark.parametrize("name", STATEFUL)
+# Each is a program of its own to compile, in seconds.
+@pytest.mark.parametrize(
+    "name", ["gru", *(pytest.param(n, marks=pytest.mark.long) for n in [*STATEFUL][1:])]
+)
 # Keras can't train them unbuilt on JAX either.
 @pytest.mark.parametrize("built", [True] if BACKEND == "jax" else [True, False])
 def test_states_of_recurrent_layers_come_back(tmp_path, name, built):

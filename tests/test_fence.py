@@ -15,7 +15,7 @@ import fmkit
 from fmkit import _keras_private as private
 
 needs.module("keras_tuner")  # every module of fmkit is imported below
-pytestmark = pytest.mark.backend("tensorflow")
+pytestmark = pytest.mark.backend("torch")
 
 SOURCE = Path(fmkit.__file__).parent
 FENCE = SOURCE / "_keras_private"

@@ -10,7 +10,7 @@ from odd_files import ODD_FILES, make_dangling_link, make_link
 
 from fmkit._files import InUseError, Lock, open_regular, whole_file
 
-pytestmark = pytest.mark.backend("tensorflow")
+pytestmark = pytest.mark.backend("torch")
 
 
 ODD = ODD_FILES | {"symbolic link": make_dangling_link}
@@ -124,6 +124,7 @@ KILLED = """
 """
 
 
+@pytest.mark.long
 def test_a_kill_at_any_step_leaves_the_old_file_or_the_new_one(tmp_path):
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", textwrap.dedent(KILLED), tmp_path / "f"],
@@ -179,6 +180,7 @@ def is_locked(path):
     return done.stdout == "refused\n"
 
 
+@pytest.mark.long
 def test_a_lock_released_while_the_next_takes_over_is_locked_anew(tmp_path):
     # Python may collect the broken run, and so release its lock, at any instant.
     path = tmp_path / "lock"

@@ -16,7 +16,7 @@ needs.module("PIL")
 
 from PIL import Image
 
-pytestmark = pytest.mark.backend("tensorflow")
+pytestmark = pytest.mark.backend("torch")
 ROOT = Path(__file__).resolve().parents[1]
 TUTORIALS = ROOT / "docs" / "guides" / "tutorials.md"
 

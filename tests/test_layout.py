@@ -12,7 +12,7 @@ import pytest
 
 import fmkit
 
-pytestmark = pytest.mark.backend("tensorflow")
+pytestmark = pytest.mark.backend("torch")
 
 SOURCE = Path(fmkit.__file__).parent
 

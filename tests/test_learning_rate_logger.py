@@ -36,7 +36,7 @@ def test_logs_the_rate_of_the_last_step_of_a_schedule():
     np.testing.assert_allclose(history["learning_rate"], [0.8, 0.4, 0.2], rtol=1e-6)
 
 
-@pytest.mark.backend("tensorflow")  # the way through optimizers is Python's
+@pytest.mark.backend("torch")  # the way through optimizers is Python's
 @pytest.mark.parametrize(
     "wrap",
     [

@@ -14,7 +14,7 @@ import check_wheel
 import compatibility
 import matrix
 
-pytestmark = pytest.mark.backend("tensorflow")
+pytestmark = pytest.mark.backend("torch")
 
 ROOT = Path(__file__).resolve().parents[1]
 PINS = ROOT / "tests" / "constraints"

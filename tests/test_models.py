@@ -252,6 +252,18 @@ def test_a_residual_block_with_silent_filters_hands_its_input_through():
     np.testing.assert_array_equal(before, after)
 
 
+@pytest.mark.parametrize("side", [8, 7])
+def test_a_residual_block_that_halves_adapts_every_second_pixel(side):
+    model = models.small_resnet((3, 5), input_shape=(side, side), seed=5)
+    names = ("block_1_activation", "block_2_shortcut_conv")
+    parts = [model.get_layer(name) for name in names]
+    inside = keras.Model(model.input, [part.output for part in parts])
+    before, after = map(numbers, inside(images(2, side, side)))
+    kernel = numbers(parts[1].kernel)[0, 0].astype("float64")
+    expected = before[:, ::2, ::2].astype("float64") @ kernel
+    np.testing.assert_allclose(after, expected, atol=1e-5)
+
+
 def test_scaled_tanh_meets_the_numbers_of_the_paper():
     x = keras.ops.convert_to_tensor([-1.0, 0.0, 1.0, 1e4, 2.0])
     expected = [-1.0, 0.0, 1.0, 1.7159, 1.7159 * np.tanh(4.0 / 3.0)]

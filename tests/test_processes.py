@@ -10,7 +10,7 @@ from fmkit._commits import Commit, Meta, with_part
 from fmkit._job import Job, current_job
 from fmkit.callbacks._resume._parts import check_agreement, gather_parts
 
-pytestmark = pytest.mark.backend("tensorflow")
+pytestmark = pytest.mark.backend("torch")
 
 
 class Meeting(Job):

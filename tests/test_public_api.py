@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 from check_coverage import MODULES
 
 needs.module("keras_tuner")  # every public module is imported below
-pytestmark = pytest.mark.backend("tensorflow")
+pytestmark = pytest.mark.backend("tensorflow", "torch")
 
 ROOT = Path(__file__).resolve().parents[1]
 

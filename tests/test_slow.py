@@ -29,7 +29,7 @@ def backends_of(marks):
 
 
 def runs_on(where):
-    """Return the backends that a test is not long on but for `slow.txt`.
+    """Return the backends that `make test` runs a test on but for `slow.txt`.
 
     Raises:
         LookupError: If there is no such test.
@@ -98,7 +98,7 @@ def test_a_test_that_is_gone_or_quick_nowhere_is_found():
     assert runs_on("tests/test_batches.py") == BACKENDS
 
 
-def test_a_line_makes_a_test_long(request, monkeypatch):
+def test_a_line_makes_a_test_slow(request, monkeypatch):
     conftest = request.config.pluginmanager.get_plugin(str(ROOT / "tests/conftest.py"))
     item = request.node
     for listed in (set(), {"tests/test_slow.py"}, {item.nodeid}):
@@ -106,4 +106,4 @@ def test_a_line_makes_a_test_long(request, monkeypatch):
         items = [copy.copy(item)]
         items[0].own_markers = list(item.own_markers)
         conftest.pytest_collection_modifyitems(request.config, items)
-        assert bool(items[0].get_closest_marker("long")) == bool(listed)
+        assert bool(items[0].get_closest_marker("slow")) == bool(listed)

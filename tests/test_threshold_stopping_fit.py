@@ -671,7 +671,7 @@ def test_a_gradient_tape_loop_stops():
     assert (stopping.stop.step, stopping.stop.value) == (3, 1.0)
 
 
-@pytest.mark.backend("tensorflow")
+@pytest.mark.backend("torch")
 @pytest.mark.needs("keras_tuner")
 def test_a_keras_tuner_trial_stops_and_the_given_callback_stays_untouched(tmp_path):
     import keras_tuner

@@ -6,7 +6,7 @@ can read them.
 
 import pytest
 
-pytestmark = pytest.mark.backend("tensorflow")
+pytestmark = pytest.mark.backend("torch")
 
 
 @pytest.fixture(scope="module")
