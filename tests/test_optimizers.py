@@ -170,7 +170,13 @@ def tensorflow_1_averages(trajectory, start, decay, num_updates):
 
 @pytest.mark.needs("tensorflow")
 @pytest.mark.parametrize(
-    ("num_updates", "steps"), [("after", 10_000), ("before", 500), (None, 500)]
+    ("num_updates", "steps"),
+    [
+        pytest.param("after", 10_000, marks=pytest.mark.long),
+        ("after", 500),
+        ("before", 500),
+        (None, 500),
+    ],
 )
 def test_agrees_with_tensorflow_1_along_a_random_trajectory(num_updates, steps):
     start, trajectory = walk(1, seed=1)[0], walk(steps)
