@@ -46,11 +46,11 @@ test: $(VENV)/dev.stamp ## set up, then pass the tests on every backend (BACKEND
 test-long: $(VENV)/dev.stamp ## set up, then pass the long tests: killed processes, devices, examples
 	@for backend in $(BACKENDS); do \
 	  echo "== Keras on $$backend, long"; \
-	  KERAS_BACKEND=$$backend $(PY) -m pytest -q -n $(JOBS) --dist worksteal -m "long or slow" $(COV) || exit 1; \
+	  KERAS_BACKEND=$$backend $(PY) -m pytest -q -n $(JOBS) --dist worksteal -m "long or slow" || exit 1; \
 	done
 
 coverage: COV := --cov=fmkit --cov-append --cov-report=
-coverage: forget-coverage test test-long ## pass all tests, and name public code that none of them ran
+coverage: forget-coverage test ## pass the tests, and name public code that none of them ran
 	$(PY) scripts/check_coverage.py
 
 forget-coverage:

@@ -1,4 +1,4 @@
-"""Time a newcomer's way: `git clone`, one command, the first figure.
+"""Time and weigh a newcomer's way: `git clone`, one command, the first figure.
 
 make newcomer
 """
@@ -9,11 +9,14 @@ import tempfile
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from matrix import size
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> None:
-    """Walk the way in an empty folder and print the seconds of each part."""
+    """Walk the way in an empty folder; print the seconds of each part and the MB."""
     with tempfile.TemporaryDirectory() as name:
         clone = Path(name) / "fmkit"
         start = time.perf_counter()
@@ -29,6 +32,7 @@ def main() -> None:
         figures = sorted((clone / "outputs").glob("*.png"))
         if not figures:
             raise SystemExit("`make quickstart` drew no figure.")
+        megabytes = size(clone / ".venv")
     for what, seconds in (
         ("clone", cloned - start),
         ("set up", ready - cloned),
@@ -36,6 +40,7 @@ def main() -> None:
         ("in all, to the first figure", done - start),
     ):
         print(f"{seconds:6.1f} s  {what}")
+    print(f"{megabytes:6,} MB  the environment, pip included")
 
 
 if __name__ == "__main__":

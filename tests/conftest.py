@@ -66,7 +66,9 @@ def pytest_collection_modifyitems(config, items):
     """
     kept, left_out = [], []
     for item in items:
-        marks = list(item.iter_markers("backend"))
+        # A test's own mark comes before its file's.
+        marks = [mark for mark in item.own_markers if mark.name == "backend"]
+        marks = marks or list(item.iter_markers("backend"))
         wanted = all(BACKEND in mark.args for mark in marks)
         for mark in item.iter_markers("open_on"):
             wanted = wanted and needs.is_open(*mark.args)

@@ -53,10 +53,10 @@ def runs_on(where):
         raise LookupError(f"There is no test {where}.")
     assigned = [n for n in body if isinstance(n, ast.Assign)]
     marks = [n.value for n in assigned if ast.unparse(n.targets[0]) == "pytestmark"]
-    marks += functions[test].decorator_list if test else []
-    if any("pytest.mark.long" in ast.unparse(mark) for mark in marks):
+    own = functions[test].decorator_list if test else []
+    if any("pytest.mark.long" in ast.unparse(mark) for mark in [*marks, *own]):
         return set()
-    return BACKENDS.intersection(*backends_of(marks))
+    return BACKENDS.intersection(*(backends_of(own) or backends_of(marks)))
 
 
 def quick_on(where, rows):

@@ -28,6 +28,8 @@ from matplotlib.colors import to_rgb
 
 from fmkit import visualization as pictures
 
+pytestmark = pytest.mark.backend("torch")  # what is drawn depends on no backend
+
 BASELINE = Path(__file__).parent / "baseline"
 
 
@@ -233,7 +235,6 @@ def test_nothing_that_is_drawn_leaves_the_figure(name):
     assert figure.y0 - 1 <= drawn_box.y0 < drawn_box.y1 <= figure.y1 + 1
 
 
-@pytest.mark.backend("torch")
 def test_pictures_need_no_display():
     code = (
         "import sys, fmkit.visualization as v; "
@@ -452,6 +453,7 @@ def test_right_and_wrong_predictions_are_marked_by_sign_frame_weight_and_colour(
         assert contrast(text.get_color(), "white") > 3.5
 
 
+@pytest.mark.backend("tensorflow", "jax", "torch")
 def test_predictions_may_be_scores_of_any_backend():
     scores = keras.ops.convert_to_tensor(np.eye(3, dtype="float32")[GUESS] * 7 - 3)
     tensor = keras.ops.convert_to_tensor(LETTERS[..., None])
@@ -591,6 +593,7 @@ def test_the_points_of_each_class_are_drawn_as_its_own_sign():
     assert ax.get_aspect() == 1.0
 
 
+@pytest.mark.backend("tensorflow", "jax", "torch")
 def test_a_keras_model_is_asked_for_its_scores():
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     model.set_weights([np.array([[2.0], [0.0]]), np.array([-1.5])])
@@ -637,6 +640,7 @@ def test_a_plane_that_cannot_be_drawn_is_refused(predict, x, y, message):
 # --- learning rate ------------------------------------------------------------------
 
 
+@pytest.mark.backend("tensorflow", "jax", "torch")
 def test_a_schedule_is_drawn_at_its_steps():
     decay = keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.5, staircase=True)
     ax = pictures.learning_rate_curve(decay, 40, steps_per_epoch=20, label="halved")

@@ -23,6 +23,7 @@ __all__ = [
     "has_swap",
     "path_of",
     "raw_weights",
+    "replicas_of",
     "swapped",
     "value_of",
     "walk",
@@ -251,10 +252,10 @@ def path_of(variable: Any) -> str:
 
 
 def _copies(variables: Any) -> list[tuple[Any, Any]]:
-    return [(part, ops.copy(part)) for each in variables for part in _parts(each)]
+    return [(part, ops.copy(part)) for each in variables for part in replicas_of(each)]
 
 
-def _parts(variable: Any) -> list[Any]:
+def replicas_of(variable: Any) -> list[Any]:
     """Return what `variable` consists of: a part for each replica, or itself.
 
     Replicas of `tf.distribute` may differ, as BatchNorm's statistics do; read or

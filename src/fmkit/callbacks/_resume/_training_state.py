@@ -13,7 +13,7 @@ import numpy as np
 from fmkit import _keras_private as private
 from fmkit._commits import VariableEntry, decode, encode, list_variables
 from fmkit._layer_state import assets_as_json
-from fmkit._swap import walk
+from fmkit._swap import replicas_of, walk
 from fmkit.callbacks._resume._held import Held, find
 
 __all__ = [
@@ -37,21 +37,6 @@ def held_by(model: Any) -> Held:
     return find(model, list_variables(model, metrics=True))
 
 
-def _parts(variable: Any, model: Any) -> list[Any]:
-    """The copies of a variable: one, or one for each replica of a strategy.
-
-    BatchNorm's averages and metrics differ from replica to replica.
-    """
-    if keras.backend.backend() != "tensorflow":
-        return [variable]
-    strategy = model.distribute_strategy
-    if strategy.num_replicas_in_sync == 1:
-        return [variable]
-    keras_variable = isinstance(variable, keras.Variable)
-    value = variable.value if keras_variable else variable
-    return list(strategy.experimental_local_results(value))
-
-
 def snapshot(
     model: Any, *, metrics: bool, held: Held | None = None
 ) -> tuple[list[VariableEntry], dict[str, Array]]:
@@ -61,7 +46,7 @@ def snapshot(
     of_metrics = {id(variable) for variable in model.metrics_variables}
     placed = _placed(model, held or held_by(model), metrics)
     for number, (place, variable) in enumerate(placed):
-        parts = _parts(variable, model)
+        parts = replicas_of(variable)
         names = [f"variable/{number}/{i}" for i in range(len(parts))]
         for name, part in zip(names, parts, strict=True):
             # A copy: on every backend this may be a view of what training
@@ -119,7 +104,7 @@ def restore_variables(
     if places != saved_places:
         raise ValueError(_other_variables(saved_places, places))
     for (_, variable), entry in zip(variables, listed, strict=True):
-        parts = _parts(variable, model)
+        parts = replicas_of(variable)
         saved = [arrays[name] for name in entry["arrays"]]
         if len(parts) != len(saved) or tuple(variable.shape) != saved[0].shape:
             raise ValueError(
