@@ -315,7 +315,6 @@ def test_an_error_in_the_map_reaches_the_user_and_no_thread_is_left():
         time.sleep(0.01)
 
 
-@pytest.mark.long
 def test_stopping_validation_evaluation_and_prediction_are_kerass_own():
     stop = callbacks.ThresholdStopping("loss", 1e9, mode="min", every=5)
     models = [compiled(kind) for kind in (FusedModel, keras.Model)]

@@ -709,7 +709,8 @@ def test_plain_tensorflow_variables_are_excluded_by_their_names():
 
 
 @pytest.mark.backend("tensorflow")
-def test_averages_start_at_a_value_that_depends_on_the_first_argument():
+@pytest.mark.parametrize("autograph", [True, False])
+def test_averages_start_at_a_value_that_depends_on_the_first_argument(autograph):
     # TensorFlow can't initialise such a variable before the first step runs.
     import tensorflow as tf
 
@@ -718,7 +719,7 @@ def test_averages_start_at_a_value_that_depends_on_the_first_argument():
         keras.optimizers.SGD(1.0), decay=0.5, num_updates=None
     )
 
-    @tf.function
+    @tf.function(autograph=autograph)
     def step(start):
         if not made:
             made.append(tf.Variable(start[0] * 2.0))
