@@ -10,7 +10,7 @@ import pytest
 
 from fmkit import callbacks, datasets, models
 
-pytestmark = [pytest.mark.backend("torch"), pytest.mark.needs("matplotlib")]
+pytestmark = [pytest.mark.backend("tensorflow"), pytest.mark.needs("matplotlib")]
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 STOPPING = "keras_stop_at_threshold"
 
