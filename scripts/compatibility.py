@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -22,11 +23,11 @@ PAGES = {
 }
 MARKS = "<!-- matrix: begin -->", "<!-- matrix: end -->"
 BACKENDS = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
-OTHERS = {**BACKENDS, "numpy": "NumPy", "keras-tuner": "Keras Tuner"}
+OTHERS = {"numpy": "NumPy", "keras-tuner": "Keras Tuner", "matplotlib": "matplotlib"}
 WORDS = {
     "en": {
-        "head": ["Versions", "Python", "Keras", "on", "core tests", "tried"],
-        "inside": ["Versions", "on", "beside it", "install", "changed", "programs"],
+        "head": ["Versions", "Python", "Keras", *BACKENDS.values(), "tried"],
+        "inside": ["Versions", "beside them", "install", "changed", "programs"],
         "passed": "{passed} passed",
         "failed": "**{failed} failed**",
         "skipped": "{skipped} skipped",
@@ -37,8 +38,8 @@ WORDS = {
         "killed": ("killed run", "**killed run failed**"),
     },
     "zh": {
-        "head": ["版本", "Python", "Keras", "后端", "核心测试", "测试于"],
-        "inside": ["版本", "后端", "同一环境中", "安装", "被改变的", "程序"],
+        "head": ["版本", "Python", "Keras", *BACKENDS.values(), "测试于"],
+        "inside": ["版本", "同一环境中", "安装", "被改变的", "程序"],
         "passed": "{passed} 个通过",
         "failed": "**{failed} 个失败**",
         "skipped": "{skipped} 个跳过",
@@ -91,15 +92,15 @@ def draw_pages() -> None:
 
 
 def draw(table: dict, language: str) -> str:
-    """Return what came out, and below it what was in each environment."""
+    """Return what came out, and below it what else was in each environment."""
     words = WORDS[language]
     results, inside = [words["head"]], [words["inside"]]
     for corner in table.values():
-        for row in corner["rows"].values():
-            place = [corner["title"][language], BACKENDS[row["backend"]]]
-            results.append([place[0], *result(row, words)])
-            if "versions" in row:
-                inside.append([*place, *environment(row, words)])
+        title, rows = corner["title"][language], corner["rows"]
+        results.append([title, *result(rows, words)])
+        tried = {name: row for name, row in rows.items() if "versions" in row}
+        if tried:
+            inside.append([title, *environment(tried, words)])
     return "\n\n".join(markdown(lines) for lines in (results, inside))
 
 
@@ -109,36 +110,53 @@ def markdown(lines: list[list[str]]) -> str:
     return "\n".join([head, "|---" * len(lines[0]) + "|", *rest])
 
 
-def result(row: dict, words: dict) -> list[str]:
-    """Return the cells of one row of the first table, its title left out."""
-    tried = f"{row['date']}, `{row['commit']}`"
-    backend = BACKENDS[row["backend"]]
+def result(rows: dict, words: dict) -> list[str]:
+    """Return the cells of a corner in the first table, its title left out."""
+    versions = [row["versions"] for row in rows.values() if "versions" in row]
+    return [
+        each(found["python"] for found in versions),
+        each(found.get("keras-nightly") or found["keras"] for found in versions),
+        *(outcome(rows.get(name), words) for name in BACKENDS),
+        each(f"{row['date']}, `{row['commit']}`" for row in rows.values()),
+    ]
+
+
+def outcome(row: dict | None, words: dict) -> str:
+    """Return what came out on one backend; a dash where the corner has none."""
+    if row is None:
+        return "–"
     if "reason" in row:
-        return ["–", "–", backend, words["reason"].format(**row), tried]
-    versions = row["versions"]
+        return words["reason"].format(**row)
     kinds = [kind for kind in ("passed", "failed", "skipped") if row[kind]]
     counted = ", ".join(words[kind].format(**row) for kind in kinds)
-    keras = versions.get("keras-nightly") or versions["keras"]
-    place = f"{backend} {versions[row['backend']]}"
-    return [versions["python"], keras, place, counted, tried]
+    return f"{row['versions'][row['backend']]}: {counted}"
 
 
-def environment(row: dict, words: dict) -> list[str]:
-    """Return the cells of one row of the second table, its place left out."""
-    versions = row["versions"]
-    beside = [
-        f"{title} {versions[name]}"
-        for name, title in OTHERS.items()
-        if name in versions and name != row["backend"]
-    ]
-    ran = [words[p][not row[p]] for p in ("quickstart", "killed") if p in row]
-    changed = ", ".join(row["changed"]) or words["nothing"]
+def environment(rows: dict, words: dict) -> list[str]:
+    """Return the cells of a corner in the second table, its title left out."""
     return [
-        ", ".join(beside),
-        words["size"].format(**row),
-        changed,
-        ", ".join(ran) or "–",
+        each(beside(row["versions"]) for row in rows.values()),
+        each(words["size"].format(**row) for row in rows.values()),
+        each(", ".join(row["changed"]) or words["nothing"] for row in rows.values()),
+        each(programs(row, words) for row in rows.values()),
     ]
+
+
+def beside(versions: dict[str, str]) -> str:
+    """Return what else than Keras and its backends an environment has."""
+    names = [name for name in OTHERS if name in versions]
+    return ", ".join(f"{OTHERS[name]} {versions[name]}" for name in names)
+
+
+def programs(row: dict, words: dict) -> str:
+    """Return which programs ran on a backend, and which failed."""
+    ran = [words[p][not row[p]] for p in ("quickstart", "killed") if p in row]
+    return ", ".join(ran) or "–"
+
+
+def each(texts: Iterable[str]) -> str:
+    """Return the texts in their order, each once; a dash if there is none."""
+    return "; ".join(dict.fromkeys(texts)) or "–"
 
 
 if __name__ == "__main__":
