@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import sys
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -13,7 +14,13 @@ import numpy as np
 from fmkit import _keras_private as private
 from fmkit._checks import check_int
 
-__all__ = ["random_state", "restore_random_state", "set_random_seed", "undisturbed"]
+__all__ = [
+    "random_state",
+    "restore_random_state",
+    "set_random_seed",
+    "storable_state",
+    "undisturbed",
+]
 
 # PyTorch's are read only where it is Keras's backend.
 GENERATORS = ("python", "numpy", "keras", "torch", "torch.cuda")
@@ -70,25 +77,42 @@ def undisturbed(*generators: str) -> Iterator[None]:
         restore_random_state(state)
 
 
-def random_state(names: Collection[str] = GENERATORS) -> dict[str, Any]:
-    """Return the state of every global generator, or of those with these `names`."""
+def random_state(
+    names: Collection[str] = GENERATORS, *, storable: bool = True
+) -> dict[str, Any]:
+    """Return the state of every global generator, or of those with these `names`.
+
+    Args:
+        names: Among `GENERATORS`.
+        storable: Whether as a commit holds it; else `storable_state` makes it so.
+    """
     state: dict[str, Any] = {}
     if "python" in names:
-        version, words, gauss = random.getstate()
-        state["python"] = [version, np.array(words, np.uint64), gauss]
+        state["python"] = random.getstate()
     if "numpy" in names:
-        state["numpy"] = list(np.random.get_state())
+        state["numpy"] = np.random.get_state()
     seed = private.global_seed_variable() if "keras" in names else None
     if seed is not None:
         state["keras"] = np.array(keras.ops.convert_to_numpy(seed))
-    if keras.backend.backend() == "torch":
-        import torch
-
-        if "torch" in names:
+    # PyTorch is asked for by name where others than Keras draw from it.
+    if keras.backend.backend() == "torch" or names is not GENERATORS:
+        torch = sys.modules.get("torch")
+        if torch is not None and "torch" in names:
             state["torch"] = torch.get_rng_state().numpy().copy()
-        if "torch.cuda" in names and torch.cuda.is_available():
+        if torch is not None and "torch.cuda" in names and torch.cuda.is_available():
             devices = torch.cuda.get_rng_state_all()
             state["torch.cuda"] = [device.numpy().copy() for device in devices]
+    return storable_state(state) if storable else state
+
+
+def storable_state(state: dict[str, Any]) -> dict[str, Any]:
+    """Return states of generators as a commit holds them: the many words in arrays."""
+    state = dict(state)
+    if "python" in state:
+        version, words, gauss = state["python"]
+        state["python"] = [version, np.array(words, np.uint64), gauss]
+    if "numpy" in state:
+        state["numpy"] = list(state["numpy"])
     return state
 
 

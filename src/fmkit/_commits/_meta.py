@@ -37,7 +37,8 @@ class Meta:
     Attributes:
         epoch: Epochs completed.
         step: Steps done of the epoch after them.
-        data: Epoch and step of the `Batches`; `None` for other data.
+        data: Epoch and step of the `Batches`, or the place in what Keras iterates
+            itself; `None` if there is no way back to it.
         moment: Whether it was made before a step, or at the end of an epoch, where
             metrics start again.
         finished: Whether the run had ended.
@@ -58,7 +59,7 @@ class Meta:
 
     epoch: int = 0
     step: int = 0
-    data: Sequence[int] | None = None
+    data: Sequence[int] | dict[str, Any] | None = None
     moment: Literal["step", "epoch"] = "epoch"
     finished: bool = False
     stopped: bool = False

@@ -13,6 +13,16 @@ from fmkit._keras_private._adapter import (
     executions,
     with_requests,
 )
+from fmkit._keras_private._batches import (
+    add_to_steps_seen,
+    epoch_counter,
+    forget_read_ahead,
+    is_used_up,
+    kind_of_data,
+    peeked,
+    replicas,
+    watch,
+)
 from fmkit._keras_private._callback_list import (
     around_epoch_end,
     around_steps,
@@ -55,7 +65,12 @@ from fmkit._keras_private._optimizer import (
     trainable_variables,
 )
 from fmkit._keras_private._pieces import CHECKED_ON, PIECES, MissingPieceError
-from fmkit._keras_private._tensorflow import tensorflow_unloaded
+from fmkit._keras_private._tensorflow import (
+    is_seeded,
+    stateful_operations,
+    tensorflow_unloaded,
+    ways_through,
+)
 from fmkit._keras_private._tuner import restore_grid
 
 __all__ = [
@@ -68,6 +83,7 @@ __all__ = [
     "FitCall",
     "MissingPieceError",
     "Request",
+    "add_to_steps_seen",
     "all_layers",
     "around_epoch_end",
     "around_steps",
@@ -77,26 +93,36 @@ __all__ = [
     "build_variables",
     "compile_arguments",
     "divides_activity_losses",
+    "epoch_counter",
     "executions",
     "forget_global_seed",
+    "forget_read_ahead",
     "global_seed_variable",
     "in_stateless_scope",
     "is_in_fit",
     "is_running",
+    "is_seeded",
+    "is_used_up",
+    "kind_of_data",
     "metric_directions",
     "model_of",
+    "peeked",
     "print_msg",
     "put_back",
     "put_first",
     "put_last",
     "rate_of_last_step",
     "remove_later",
+    "replicas",
     "restore_grid",
     "running_fit",
     "set_initial_epoch",
+    "stateful_operations",
     "synchronize",
     "take_out",
     "tensorflow_unloaded",
     "trainable_variables",
+    "watch",
+    "ways_through",
     "with_requests",
 ]

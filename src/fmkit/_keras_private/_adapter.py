@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 DataAdapter: Any = piece("keras.src.trainers.data_adapters.data_adapter:DataAdapter")
-_PartialBatchList = piece(
+partial_batch_list = piece(
     "keras.src.trainers.data_adapters.data_adapter_utils:PartialBatchList"
 )
 
@@ -182,7 +182,7 @@ def executions(blocks: Iterator[tuple[Any, Any]]) -> Iterator[Any]:
             keras.tree.map_structure(lambda leaf, i=step: leaf[i], whole)
             for step in steps
         ]
-        return _PartialBatchList([*batches, tail])
+        return partial_batch_list([*batches, tail])
 
     return map(execution, blocks)
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 __all__ = [
     "CHECKED_ON",
+    "OTHER_DATA",
     "PIECES",
     "MissingPieceError",
     "Piece",
@@ -39,6 +40,11 @@ class Piece(NamedTuple):
 _BATCHES = Piece(
     "`Batches` as the data of `fit`, `evaluate` and `predict`",
     "give them arrays or a `tf.data.Dataset`",
+)
+# `ExactResume` takes a missing one for a reason to resume at the start of an epoch.
+OTHER_DATA = Piece(
+    "`ExactResume` inside an epoch of data other than `Batches`",
+    "give `fit` an `fmkit.data.Batches`",
 )
 _CALLBACKS = Piece(
     "`ExactResume`, `EvaluateWithAverages` and `LearningRateLogger`",

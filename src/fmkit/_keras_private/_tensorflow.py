@@ -1,4 +1,4 @@
-"""Where Keras imports TensorFlow on JAX and PyTorch only to ask whether it is there."""
+"""What TensorFlow keeps private: whether it is there, its seed, a dataset's steps."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["tensorflow_unloaded"]
+__all__ = [
+    "is_seeded",
+    "stateful_operations",
+    "tensorflow_unloaded",
+    "ways_through",
+]
 
 
 @contextlib.contextmanager
@@ -31,3 +36,50 @@ def tensorflow_unloaded() -> Iterator[None]:
         yield
     finally:
         lazy._available = None
+
+
+def ways_through(dataset: Any) -> list[list[str]]:
+    """Return the steps of a `tf.data.Dataset`, from each of its sources to its end.
+
+    TensorFlow has no public way to ask; where the private one has moved, a step is
+    "unknown".
+    """
+    name = type(dataset).__name__.strip("_").removesuffix("Dataset")
+    name = name.rstrip("V1234")
+    inputs = getattr(dataset, "_inputs", None)
+    if inputs is None:
+        return [["unknown"]]
+    ways = [way for each in inputs() for way in ways_through(each)]
+    return [[*way, name] for way in ways or [[]]]
+
+
+def stateful_operations(dataset: Any) -> set[str]:
+    """Return the operations with a state in the functions of a `tf.data.Dataset`."""
+    found = set()
+    for function in getattr(dataset, "_functions", list)():
+        graph = getattr(getattr(function, "function", None), "graph", None)
+        definition = graph.as_graph_def() if graph is not None else None
+        bodies = [] if definition is None else [definition.node]
+        if definition is not None:
+            bodies += [each.node_def for each in definition.library.function]
+        found |= {node.op for body in bodies for node in body if _has_state(node.op)}
+    for each in getattr(dataset, "_inputs", list)():
+        found |= stateful_operations(each)
+    return found
+
+
+def _has_state(operation: str) -> bool:
+    from tensorflow.python.framework import op_def_registry
+
+    definition = op_def_registry.get(operation)
+    return definition is not None and bool(definition.is_stateful)
+
+
+def is_seeded() -> bool:
+    """Whether TensorFlow's random operations were seeded, as far as can be told."""
+    try:
+        from tensorflow.python.eager import context
+    except ImportError:
+        return True
+    seed = getattr(context, "global_seed", None)
+    return seed is None or seed() is not None

@@ -12,7 +12,8 @@ import keras
 
 from fmkit import _keras_private as private
 from fmkit._checks import check_int, check_number, check_one_of, check_path
-from fmkit.callbacks._resume._keeper import Keeper
+from fmkit.callbacks._resume._held import state_of
+from fmkit.callbacks._resume._keeper import Keeper, Outcome
 
 __all__ = ["ExactResume"]
 
@@ -35,12 +36,13 @@ class ExactResume(keras.callbacks.Callback):
     run that is finished returns its history, and goes on if more epochs are asked
     for.
 
-    What takes part: `fmkit.data.Batches`; all that the model holds in attributes,
-    lists and dicts (further optimizers, states of layers, generators, counters);
-    callbacks that are fmkit's or Keras's own (the file of `CSVLogger` ends as if
-    never killed), or that have `get_state() -> dict` and `set_state(state)`. What
-    can't be restored is named before training. Other data can't be started in
-    the middle: with them a run resumes at the start of an epoch. On a GPU, switch
+    What takes part: the data, `fmkit.data.Batches` and most others: arrays,
+    `PyDataset`, PyTorch's `DataLoader`, Grain, `tf.data`; all that the model holds in
+    attributes, lists and dicts (further optimizers, states of layers, generators,
+    counters); callbacks that are fmkit's or Keras's own (the file of `CSVLogger` ends
+    as if never killed), or that have `get_state() -> dict` and `set_state(state)`. What
+    can't be restored is named before training; with data that can't be started in
+    the middle a run resumes at the start of an epoch. On a GPU, switch
     determinism on (`tf.config.experimental.enable_op_determinism()`,
     `torch.use_deterministic_algorithms(True)`).
 
@@ -66,6 +68,9 @@ class ExactResume(keras.callbacks.Callback):
         allow_changes: Names of settings of the program that may be others than in
             the commit, as the error message lists them: `["metrics"]` stands for all
             that begins so, `["optimizer.learning_rate"]` makes the new rate count.
+        data: What knows its place in data that `fit` can't ask: an object with
+            `get_state` and `set_state`, or `state_dict` and `load_state_dict`, that
+            a Python generator reads from.
         strict: Refuse a commit that was written with other versions of Python, Keras,
             its backend, NumPy or fmkit, or on another processor; else warn of it.
         verbose: 0 is silent, 1 says where the training starts.
@@ -118,6 +123,7 @@ class ExactResume(keras.callbacks.Callback):
         stop_on_signal: bool = True,
         background: bool = True,
         allow_changes: Iterable[str] = (),
+        data: Any = None,
         strict: bool = False,
         verbose: int = 1,
     ) -> None:
@@ -131,11 +137,20 @@ class ExactResume(keras.callbacks.Callback):
         self.stop_on_signal = bool(stop_on_signal)
         self.background = bool(background)
         self.allow_changes = _names("allow_changes", allow_changes)
+        self.data = _check_data(data)
         self.strict = bool(strict)
         self.verbose = verbose
-        self.resumed_from: tuple[int, int] | None = None
-        self.finished = False
-        self._has_trained = self._trained_before = False
+        self._outcome = Outcome()
+
+    @property
+    def resumed_from(self) -> tuple[int, int] | None:
+        """`(epoch, step)` that the last `fit` went on from, or `None`."""
+        return self._outcome.resumed_from
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last `fit` found a finished run, or ended as one."""
+        return self._outcome.finished
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Hold the directory, and put the keeper behind all other callbacks."""
@@ -147,9 +162,9 @@ class ExactResume(keras.callbacks.Callback):
             )
         self._end_broken_fit(fit.callback_list)
         _refuse_rivals(fit.callback_list.callbacks)
-        self._trained_before = self.finished and self._has_trained
-        self.resumed_from, self.finished = None, False
-        private.put_last(fit.callback_list, Keeper(self, fit))
+        before = self._outcome
+        self._outcome = Outcome(follows_a_run=before.finished and before.has_trained)
+        private.put_last(fit.callback_list, Keeper(self, fit, self._outcome))
 
     def _end_broken_fit(self, callback_list: Any) -> None:
         """Close what a `fit` that broke off has left in a list of the user's own."""
@@ -176,6 +191,16 @@ def _parse_every(every: int | str | datetime.timedelta) -> tuple[str, float]:
     unit = match[2]  # type: ignore[index]
     kind = unit if unit in ("step", "epoch") else "second"
     return kind, amount * _UNITS[unit]
+
+
+def _check_data(data: Any) -> Any:
+    if data is None or state_of(data) is not None:
+        return data
+    raise TypeError(
+        "`data` must know its place: get_state() and set_state(state), or "
+        f"state_dict() and load_state_dict(state). {type(data).__name__} has neither. "
+        "Leave it out where `fit` is given the data themselves."
+    )
 
 
 def _names(argument: str, names: Iterable[str]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import functools
 import random
 import sys
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from fmkit import _keras_private as private
 from fmkit._commits import is_storable
 from fmkit._describe import layer_names, library_of
 
-__all__ = ["Held", "State", "find"]
+__all__ = ["Held", "State", "find", "find_in_data", "large_arrays", "state_of"]
 
 # They can't change, or what they hold is the program and no state.
 _CONSTANT = (
@@ -55,6 +55,8 @@ _CONSTANT = (
 _VALUES = (types.NoneType, bool, int, float, str, np.generic, np.ndarray)
 # Larger ones are named instead: to compare them at each commit would cost.
 _LARGEST_VALUE = 4096
+# Of data: their order may be a list or an array of indices.
+_LARGEST_ORDER = 2**24
 # Objects in objects in objects; what lies deeper is not looked for.
 _DEPTH = 4
 _LIBRARIES = ("tensorflow", "jax", "jaxlib", "torch", "numpy", "pandas")
@@ -92,8 +94,14 @@ class Held:
     unreadable: dict[str, str] = field(default_factory=dict)
 
 
-def find(model: Any, listed: Iterable[Any]) -> Held:
-    """Find what `model` and its layers hold beside the variables in `listed`."""
+def find(model: Any, listed: Iterable[Any], data: Any = None) -> Held:
+    """Find what `model` and its layers hold beside the variables in `listed`.
+
+    Args:
+        model: The model.
+        listed: Its variables that Keras lists.
+        data: What Keras makes iterators of, which may hold generators and counters.
+    """
     search = _Search(listed)
     layers = private.all_layers(model)
     search.seen |= {id(layer) for layer in layers}
@@ -101,19 +109,64 @@ def find(model: Any, listed: Iterable[Any]) -> Held:
     for name, layer in zip(layer_names(layers), layers, strict=True):
         search.look_into(layer, "model" if layer is model else f"layer {name}", 0)
     search.look_at(getattr(model, "loss", None), "model.loss", 0)
+    of_data = find_in_data(data)
+    # Its generators are read with each batch.
+    search.held.values |= of_data.values
+    search.held.owners |= of_data.owners
     return search.held
+
+
+def _parts_of(data: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the parts of data that may have a state, with their names."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(data, torch.utils.data.DataLoader):
+        for name in ("generator", "sampler", "batch_sampler", "dataset"):
+            if library_of(getattr(data, name)) != "datasets":  # Hugging Face's
+                yield f"data.{name}", getattr(data, name)
+        for name in ("sampler", "batch_sampler"):
+            # Of PyTorch's own classes, in which nothing is looked for.
+            part = getattr(data, name)
+            for each in (part, getattr(part, "sampler", None)):
+                yield f"data.{name}.generator", getattr(each, "generator", None)
+    elif isinstance(data, keras.utils.PyDataset):
+        yield "data", data
+
+
+def find_in_data(data: Any, without: Any = None) -> Held:
+    """Find what data hold that may change: generators, counters, an order.
+
+    Args:
+        data: What Keras makes iterators of.
+        without: A part that is left out.
+    """
+    search = _Search(() if without is None else (without,), largest=_LARGEST_ORDER)
+    for place, part in _parts_of(data):
+        search.look_at(part, place, 0)
+    return search.held
+
+
+def large_arrays(data: Any) -> dict[str, Any]:
+    """Return the arrays of a `PyDataset` that are too large to be kept in a commit."""
+    if not isinstance(data, keras.utils.PyDataset):
+        return {}
+    return {
+        f"data.{name}": value
+        for name, value in vars(data).items()
+        if isinstance(value, np.ndarray) and not _is_value(value, _LARGEST_ORDER)
+    }
 
 
 class _Search:
     """One walk over the attributes of a model and its layers."""
 
-    def __init__(self, listed: Iterable[Any]) -> None:
+    def __init__(self, listed: Iterable[Any], *, largest: int = _LARGEST_VALUE) -> None:
         self.held = Held()
+        self.largest = largest
         listed = list(listed)
         self.seen = {id(variable) for variable in listed}
         if keras.backend.backend() == "torch":
             # Their tensors are attributes too.
-            self.seen |= {id(variable.value) for variable in listed}
+            self.seen |= {id(getattr(each, "value", None)) for each in listed}
 
     def look_into(self, owner: Any, where: str, depth: int) -> None:
         """Look at each attribute of a layer or of another object."""
@@ -128,7 +181,7 @@ class _Search:
             if not ours:
                 # The user's things in it are looked at, Keras's own are no state.
                 self.look_at(value, f"{where}.{name}", depth, named=False)
-            elif _is_value(value) or _is_constant_tensor(value):
+            elif _is_value(value, self.largest) or _is_constant_tensor(value):
                 self.held.values[f"{where}.{name}"] = value
             else:
                 if isinstance(value, (types.FunctionType, keras.losses.Loss)):
@@ -155,7 +208,7 @@ class _Search:
             unreadable = isinstance(value, set) and bool(items)
         elif self._look_at_keras(value, place):
             unreadable = False
-        elif named and (state := _state_of(value)) is not None:
+        elif named and (state := state_of(value)) is not None:
             self.held.states[place] = state
             unreadable = False
         else:
@@ -209,9 +262,12 @@ def _items(value: Any) -> list[tuple[Any, Any]] | None:
     return None
 
 
-def _is_value(value: Any) -> bool:
-    """Whether `value` is plain and small: numbers, strings, arrays, nested."""
-    left, waiting = _LARGEST_VALUE, [value]
+def _is_value(value: Any, largest: int) -> bool:
+    """Whether `value` is plain and small: numbers, strings, arrays, nested.
+
+    Above 4,096 elements, an array must have one dimension.
+    """
+    left, waiting = largest, [value]
     while waiting and left > 0:
         each = waiting.pop()
         if isinstance(each, Mapping):
@@ -220,7 +276,10 @@ def _is_value(value: Any) -> bool:
             waiting.extend(each)
         elif not isinstance(each, _VALUES) or not _can_be_stored(each):
             return False
-        left -= getattr(each, "size", 1)
+        size = getattr(each, "size", 1)
+        if size > _LARGEST_VALUE and getattr(each, "ndim", 1) > 1:
+            return False
+        left -= size
     return left > 0
 
 
@@ -244,7 +303,7 @@ def _is_constant_tensor(value: Any) -> bool:
     return keras.ops.is_tensor(value) and not _is_tensorflow(value, "Variable")
 
 
-def _state_of(value: Any) -> State | None:
+def state_of(value: Any) -> State | None:
     """Return how to read and set the state of a generator, or of one by convention."""
     if isinstance(value, random.Random):
         return State(value.getstate, value.setstate)
@@ -258,7 +317,10 @@ def _state_of(value: Any) -> State | None:
         )
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Generator):
-        return State(value.get_state, lambda s: value.set_state(torch.from_numpy(s)))
+        return State(
+            lambda: value.get_state().numpy(),
+            lambda state: value.set_state(torch.from_numpy(state)),
+        )
     if torch is not None and isinstance(value, torch.nn.Module):
         return _state_of_module(value)
     if torch is not None and isinstance(value, torch.Tensor):

@@ -9,6 +9,7 @@ import threading
 import time
 import warnings
 import weakref
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -29,10 +30,10 @@ from fmkit.callbacks._resume._differences import (
 )
 from fmkit.callbacks._resume._held import Held
 from fmkit.callbacks._resume._parts import check_agreement, gather_parts
+from fmkit.callbacks._resume._places import batches_of, place_in
 from fmkit.callbacks._stopping._stopper import Stopper
-from fmkit.data import Batches
 
-__all__ = ["Keeper"]
+__all__ = ["Keeper", "Outcome"]
 
 _logger = logging.getLogger("fmkit.callbacks")
 
@@ -40,23 +41,43 @@ _logger = logging.getLogger("fmkit.callbacks")
 _IN_METRICS = ("metrics", "weighted_metrics", "loss", "loss_weights")
 
 
+@dataclass
+class Outcome:
+    """What became of one `fit`, for the `ExactResume` that began it.
+
+    Attributes:
+        resumed_from: `(epoch, step)` that it continued from, or `None`.
+        finished: Whether it found a finished run, or ended as one.
+        has_trained: Whether it ended the run itself.
+        follows_a_run: Whether the same program has ended a run in the directory before.
+    """
+
+    resumed_from: tuple[int, int] | None = None
+    finished: bool = False
+    has_trained: bool = False
+    follows_a_run: bool = False
+
+
 class Keeper(keras.callbacks.Callback):
     """The part of `ExactResume` that lives for one `fit`, last of all callbacks.
 
     Args:
-        settings: The `ExactResume`, whose attributes are read, and told the outcome.
+        settings: The `ExactResume`, whose attributes are read.
         fit: The call of `fit`.
+        outcome: Is told what becomes of it.
     """
 
-    def __init__(self, settings: Any, fit: private.FitCall) -> None:
+    def __init__(self, settings: Any, fit: private.FitCall, outcome: Outcome) -> None:
         super().__init__()
+        self.outcome = outcome
         # Without a synchronisation, which `self.model` makes on JAX.
         self.network: Any = private.model_of(settings)
         self.set_model(self.network)
         self.settings = settings
         self.epochs = fit.epochs
         self.arguments = fit.arguments
-        self.batches = _batches_of(fit)
+        self.batches = batches_of(fit)
+        self.epoch_iterator = fit.epoch_iterator
         self.steps = fit.epoch_iterator.num_batches
         self.callback_list = weakref.ref(fit.callback_list)
         self.directory = CommitDirectory(
@@ -65,6 +86,7 @@ class Keeper(keras.callbacks.Callback):
         self.writer = Writer(settings.background)
         self.signals = Signals(self.callback_list)
         self.job = current_job()
+        self.place = place_in(fit, self.job, settings.data)
         self.signal: int | None = None
         # Runs when `fit` ends by an exception too: then Keras calls nothing, but
         # lets go of its list of callbacks.
@@ -76,7 +98,6 @@ class Keeper(keras.callbacks.Callback):
         self.changes: list[Difference] = []
         self.saved: tuple[int, int] | None = None
         self.epoch = fit.initial_epoch
-        self.data_epoch = 0
         self.steps_before = 0
         self.committed_steps = 0
         self.committed_epoch = 0
@@ -123,7 +144,7 @@ class Keeper(keras.callbacks.Callback):
         self._build()
         _callback_state.note_files(self._others())
         _callback_state.check_states(self._others())
-        held = _training_state.held_by(self.network)
+        held = _training_state.held_by(self.network, self.place.data)
         self.unreadable = held.unreadable
         self.values_at_start = _training_state.values_of(held)
         self.program, self.machine = self._describe(held), _program.machine()
@@ -165,16 +186,15 @@ class Keeper(keras.callbacks.Callback):
         if any(self.job.exchange(continued)):
             # Rows of a run that was killed before its first commit look like those
             # that were in the file before it.
-            position = None if self.batches is None else self.batches.position
-            where = {"epoch": self.epoch, "step": 0, "data": position}
+            place = self.place.at_epoch_end()
+            where = {"epoch": self.epoch, "step": 0, "data": place}
             self._commit(where, at_epoch_end=True)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Note where in the data the epoch starts."""
         private.set_initial_epoch(self.network, None)
         self.epoch = epoch
-        if self.batches is not None:
-            self.data_epoch = self.batches.position[0]
+        self.place.begin_epoch()
 
     def on_train_batch_begin(
         self, batch: int, logs: dict[str, Any] | None = None
@@ -189,10 +209,16 @@ class Keeper(keras.callbacks.Callback):
                     "`seek` on the Batches; only ExactResume may."
                 )
             self._restore(commit)
-        elif self.batches is not None and (self._is_signalled() or self._is_due(batch)):
-            position = (self.data_epoch, batch)
-            self._commit({"epoch": self.epoch, "step": batch, "data": position})
+        elif not self.place.lost and (self._is_signalled() or self._is_due(batch)):
+            self._commit_inside(batch)
         self._stop_on_signal(batch)
+
+    def _commit_inside(self, step: int) -> None:
+        place = self.place.before_step(step)
+        if place is not None:
+            self._commit({"epoch": self.epoch, "step": step, "data": place})
+        elif self.place.lost:
+            self._say(self.place.lost)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Commit the end of the epoch, after all callbacks have had theirs."""
@@ -206,7 +232,7 @@ class Keeper(keras.callbacks.Callback):
                 {
                     "epoch": epoch + 1,
                     "step": 0,
-                    "data": None if self.batches is None else self.batches.position,
+                    "data": self.place.at_epoch_end(),
                     "finished": last,
                     "stopped": stopped,
                     "score": self._score(logs or {}),
@@ -214,7 +240,7 @@ class Keeper(keras.callbacks.Callback):
                 },
                 at_epoch_end=True,
             )
-        self.settings.finished = self.settings._has_trained = last
+        self.outcome.finished = self.outcome.has_trained = last
         if not last:
             self._stop_on_signal(0)
 
@@ -274,12 +300,11 @@ class Keeper(keras.callbacks.Callback):
     def _go_to(self, commit: Commit) -> None:
         meta = commit.meta
         epoch, step = meta.epoch, meta.step
-        self.settings.resumed_from = self.saved = (epoch, step)
+        self.outcome.resumed_from = self.saved = (epoch, step)
         self.steps_before = meta.steps_before
         self.committed_steps = self.steps_before + step
         self.committed_epoch = epoch
-        if self.batches is not None and meta.data is not None:
-            self.batches.seek(*meta.data)
+        self.place.seek(meta.data, step, commit.arrays)
         self._restore(commit)
         where = f"(from {commit.path.name})"
         stopped = meta.stopped and not self._is_stop_withdrawn(commit)
@@ -312,13 +337,13 @@ class Keeper(keras.callbacks.Callback):
     def _end_at_once(self, epoch: int, where: str, *, stopped: bool) -> None:
         """Let `fit` end before its first step: all of the run is done."""
         settings = self.settings
-        settings.finished = True
+        self.outcome.finished = True
         how = "was stopped" if stopped else "is finished"
         self._say(f"this run {how} after {epoch} epochs {where}: nothing is trained")
         private.set_initial_epoch(self.network, self.epochs)
         if stopped:
             self.network.stop_training = True  # as it was at the end of the run
-        if settings._trained_before:
+        if self.outcome.follows_a_run:
             warnings.warn(
                 f"This `fit` trains nothing: the run in {settings.directory} {how} "
                 f"after {epoch} epochs, by an earlier `fit` of this program. In a "
@@ -330,7 +355,8 @@ class Keeper(keras.callbacks.Callback):
 
     def _restore(self, commit: Commit) -> None:
         meta, arrays = commit.meta, commit.arrays
-        held = _training_state.restore_held(self.model, meta.held, arrays)
+        data = self.place.data
+        held = _training_state.restore_held(self.model, meta.held, arrays, data)
         _training_state.restore_variables(
             self.model,
             meta.variables,
@@ -359,7 +385,7 @@ class Keeper(keras.callbacks.Callback):
         return [rate] if isinstance(rate, keras.Variable) else []
 
     def _say_what_is_not_exact(self) -> None:
-        if self.changes and self.settings.resumed_from is not None:
+        if self.changes and self.outcome.resumed_from is not None:
             self._say(f"with changes: {'; '.join(map(str, self.changes))}")
         if self.unreadable:
             held = [f"{place} ({kind})" for place, kind in self.unreadable.items()]
@@ -373,11 +399,8 @@ class Keeper(keras.callbacks.Callback):
                 f"not restored: the attributes of {', '.join(lost)} (give it "
                 "get_state and set_state)"
             )
-        if self.batches is None:
-            self._say(
-                "the data are not fmkit.data.Batches: resuming at the start of an "
-                "epoch, in whatever order the data then come"
-            )
+        if self.place.lost:
+            self._say(self.place.lost)
 
     def _others(self) -> list[Any]:
         callback_list = self.callback_list()
@@ -395,12 +418,13 @@ class Keeper(keras.callbacks.Callback):
     # Commits
 
     def _length(self) -> int:
-        return int(self.steps or 0)
+        # Keras learns the length of some data at the end of an epoch.
+        return int(self.steps or self.epoch_iterator.num_batches or 0)
 
     def _is_due(self, step: int) -> bool:
         every = self.settings.every
         if self.settings.unit == "step":
-            if self.steps is None:  # not known: every end of an epoch
+            if self.place.lost and self.steps is None:  # every end of an epoch
                 return step == 0
             return self.steps_before + step - self.committed_steps >= every
         if self.settings.unit == "epoch":
@@ -411,13 +435,14 @@ class Keeper(keras.callbacks.Callback):
         """Copy the state now; write it beside the training if that is allowed."""
         self.writer.wait()
         model = self.model  # on JAX this synchronises
-        held = _training_state.held_by(model)
+        held = _training_state.held_by(model, self.place.data)
         # At the end of an epoch metrics are about to be reset.
         with raw_weights(model):  # whatever another callback shows at present
             listed, arrays = _training_state.snapshot(
                 model, metrics=not at_epoch_end, held=held
             )
         states = _callback_state.get_states(self._others())
+        where = {**where, "data": encode(where["data"], arrays, "the data")}
         meta = Meta(
             **where,
             moment="epoch" if at_epoch_end else "step",
@@ -500,12 +525,6 @@ def _close(signals: Signals, writer: Writer, directory: CommitDirectory) -> None
     # The directory is free when nothing is being written there any more.
     writer.finish()
     directory.release()
-
-
-def _batches_of(fit: private.FitCall) -> Batches | None:
-    adapter = fit.epoch_iterator.data_adapter
-    found = getattr(adapter, "source", None)
-    return found if isinstance(found, Batches) else None
 
 
 def _numbers(logs: dict[str, Any]) -> dict[str, float]:

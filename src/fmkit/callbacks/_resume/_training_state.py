@@ -32,9 +32,9 @@ Array = np.ndarray[Any, Any]
 # Variables
 
 
-def held_by(model: Any) -> Held:
-    """Return what `model` holds beside the variables that Keras lists of it."""
-    return find(model, list_variables(model, metrics=True))
+def held_by(model: Any, data: Any = None) -> Held:
+    """Return what model and data hold beside the variables that Keras lists."""
+    return find(model, list_variables(model, metrics=True), data)
 
 
 def snapshot(
@@ -223,7 +223,9 @@ def _by_identity(model: Any, held: Held) -> dict[int, int | str]:
     return known
 
 
-def restore_held(model: Any, saved: dict[str, Any], arrays: dict[str, Array]) -> Held:
+def restore_held(
+    model: Any, saved: dict[str, Any], arrays: dict[str, Array], data: Any = None
+) -> Held:
     """Put back what `held_state` returned; return what the model holds then.
 
     Optimizers that are built in the first step are built here, for their variables.
@@ -231,7 +233,7 @@ def restore_held(model: Any, saved: dict[str, Any], arrays: dict[str, Array]) ->
     Raises:
         ValueError: If the model does not hold what the commit does.
     """
-    held = held_by(model)
+    held = held_by(model, data)
     for place, names in saved["optimizers"].items():
         optimizer = _find(held.optimizers, place)
         if not optimizer.built:
@@ -251,7 +253,7 @@ def restore_held(model: Any, saved: dict[str, Any], arrays: dict[str, Array]) ->
         setattr(_find(held.owners, owner), name, value)
     for place, value in saved["states"].items():
         _find(held.states, place).set(decode(value, arrays))
-    return held_by(model)
+    return held_by(model, data)
 
 
 def _find(found: dict[str, Any], place: str) -> Any:
