@@ -114,7 +114,7 @@ def test_foreign_archives_are_refused(tmp_path):
 
 WRONG = {
     "epoch": [None, "1", 1.0, True],
-    "data": [3, [3, "4"], {}],
+    "data": [3, [3, "4"], "3"],
     "moment": ["never", None],
     "finished": [0, None],
     "score": ["low", False],

@@ -28,7 +28,7 @@ def lab(tmp_path_factory):
 
 
 TRIALS = {
-    # kills, options of the program: 34, 9 and 19 kills, with those below
+    # kills, options of the program: 44, 12 and 37 kills, with those below
     "tensorflow": [
         (7, {"every": 5}),
         (7, {"every": 1, "background": False}),
@@ -66,6 +66,33 @@ for backend, names in {
 }.items():
     kills = 1 if backend == "jax" else 2
     TRIALS[backend] += [(kills, {"every": 3, "network": name}) for name in names]
+
+
+# With each kind of data; the others are broken off in tests/test_exact_resume_data.py.
+for backend, names in {
+    "tensorflow": [
+        "arrays",
+        "pieces_threads",
+        "dataset",
+        "dataset_parallel",
+        "grain_map",
+    ],
+    "jax": ["arrays_by_steps", "pieces", "grain_iter"],
+    "torch": [
+        "arrays",
+        "pieces",
+        "pieces_processes",
+        "loader",
+        "loader_workers",
+        "loader_stateful",
+        "hugging_face_stream",
+        "grain_loader",
+        "own_generator",
+    ],
+}.items():
+    TRIALS[backend] += [
+        (1 if backend == "jax" else 2, {"every": 3, "data": name}) for name in names
+    ]
 
 
 if "torch" in MANY_STEPS:  # as far as this Keras can

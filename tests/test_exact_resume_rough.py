@@ -513,6 +513,11 @@ def test_a_loop_over_epochs_goes_on_where_it_was(tmp_path):
 # Signals
 
 
+def endless():
+    while True:
+        yield X[:8], Y[:8]
+
+
 def test_a_signal_says_what_is_saved(tmp_path, capsys):
     def terminated(directory, x, *callbacks, epochs=3, **options):
         class Terminate(keras.callbacks.Callback):
@@ -524,7 +529,9 @@ def test_a_signal_says_what_is_saved(tmp_path, capsys):
                     os.kill(os.getpid(), signal.SIGTERM)
 
         resume = ExactResume(directory, **options)
-        arguments = {} if isinstance(x, Batches) else {"y": Y, "batch_size": 8}
+        arguments = (
+            {} if isinstance(x, Batches) else {"steps_per_epoch": 5, "shuffle": False}
+        )
         with pytest.raises(SystemExit):
             build().fit(
                 x,
@@ -538,9 +545,9 @@ def test_a_signal_says_what_is_saved(tmp_path, capsys):
         )
 
     assert "state saved, stopping" in terminated(tmp_path / "a", data(), every=1000)
-    said = terminated(tmp_path / "b", X, every="epoch")
+    said = terminated(tmp_path / "b", endless(), every="epoch")
     assert "the next start goes on from epoch 2, step 0, and trains again" in said
-    said = terminated(tmp_path / "c", X, every="2 epochs")
+    said = terminated(tmp_path / "c", endless(), every="2 epochs")
     assert "nothing is saved yet, the next start begins anew" in said
 
 

@@ -454,3 +454,102 @@ def test_a_hook_of_a_batch_is_called_and_only_then_makes_keras_wait():
     assert seen == [3], "Keras calls a hook of one callback no more."
     if keras.backend.backend() == "jax":  # elsewhere Keras always waits
         assert waits == [True, False], "Keras looks for batch hooks in another way."
+
+
+class Watch(keras.callbacks.Callback):
+    """Passes the batches of `fit` through a list, from step 1 on."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.steps = [], []
+
+    def on_train_begin(self, logs=None):
+        iterator = private.running_fit(self).epoch_iterator
+        self.kind = private.kind_of_data(iterator)
+        self.by_python = private.watch(iterator, self.read, self.make, self.number)
+
+    def read(self, make):
+        for batch in make():
+            self.seen.append(keras.ops.convert_to_numpy(batch[0]).shape)
+            yield batch
+
+    def make(self, make):
+        self.seen.append("TensorFlow")
+        return make()
+
+    def number(self, enumerate_steps):
+        for step in enumerate_steps():
+            if step[0]:
+                self.steps.append(step[:2])
+                yield step
+
+
+def in_pieces():
+    class Pieces(keras.utils.PyDataset):
+        def __len__(self):
+            return 5
+
+        def __getitem__(self, index):
+            return X[2 * index : 2 * index + 2], Y[2 * index : 2 * index + 2]
+
+    return {"x": Pieces()}
+
+
+def in_a_generator():
+    batches = ((X[i : i + 2], Y[i : i + 2]) for i in range(0, 10, 2))
+    return {"x": batches, "steps_per_epoch": 5, "shuffle": False}
+
+
+def in_a_loader():
+    import torch
+
+    rows = torch.utils.data.TensorDataset(torch.tensor(X), torch.tensor(Y))
+    loader = torch.utils.data.DataLoader(rows, batch_size=2)
+    return {"x": loader, "shuffle": False}
+
+
+def in_arrays():
+    return {"x": X, "y": Y, "batch_size": 2}
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        ("arrays", in_arrays),
+        ("PyDataset", in_pieces),
+        ("generator", in_a_generator),
+        pytest.param("DataLoader", in_a_loader, marks=pytest.mark.needs("torch")),
+    ],
+)
+def test_the_batches_of_any_data_pass_through(kind, given):
+    watch = Watch()
+    build().fit(**given(), verbose=0, callbacks=[watch])
+    assert watch.kind == kind
+    assert watch.steps == [(1, 1), (2, 2), (3, 3), (4, 4)]
+    if watch.by_python:
+        assert set(watch.seen) == {(2, 2)}
+        assert len(watch.seen) in (4, 5)  # TensorFlow may read ahead
+    else:
+        # And the iterator that Keras makes at an epoch's end, and throws away.
+        assert watch.seen == ["TensorFlow"] * 2
+        assert (keras.backend.backend(), kind) == ("tensorflow", "arrays")
+
+
+@pytest.mark.needs("tensorflow")
+def test_the_steps_of_a_dataset_are_told():
+    import tensorflow as tf
+
+    rows = tf.data.Dataset.range(4)
+    assert private.ways_through(rows.shuffle(2).batch(2).prefetch(1)) == [
+        ["Range", "Shuffle", "Batch", "Prefetch"]
+    ]
+    both = tf.data.Dataset.zip((rows, rows.repeat(2).cache()))
+    assert private.ways_through(both) == [
+        ["Range", "Zip"],
+        ["Range", "Repeat", "Cache", "Zip"],
+    ]
+    noisy = rows.map(lambda row: tf.random.uniform(()) + float(row)).batch(2)
+    assert private.stateful_operations(noisy) == {"RandomUniform"}
+    assert private.stateful_operations(rows.map(lambda row: row + 1)) == set()
+    tf.random.set_seed(1)
+    assert private.is_seeded()

@@ -20,11 +20,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 from networks import NETWORKS
+from sources import SOURCES
 
 COMMITTING = ("every", "background")
 ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), "1"
 )
+# Their model is another one (`tests/test_exact_resume_data.py` has it).
+NOT_KILLED = {"dicts"}
 SERVER = Path(__file__).parent / "server.py"
 
 
@@ -156,6 +159,7 @@ def main():
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--networks", nargs="*", help="names in networks.py, or plain")
+    parser.add_argument("--data", nargs="*", help="names in sources.py; none for all")
     arguments = parser.parse_args()
     seed = random.randrange(10**6) if arguments.seed is None else arguments.seed
     rng, done, table = random.Random(seed), 0, {}
@@ -163,6 +167,8 @@ def main():
         lab = Lab(Path(folder))
         print(f"backend {lab.backend}, --seed {seed}")  # noqa: T201
         names = ["plain", *(each.__name__ for each in NETWORKS[lab.backend])]
+        if arguments.data is not None:
+            names = arguments.data or sorted(set(SOURCES) - NOT_KILLED)
         for name in itertools.cycle(arguments.networks or names):
             if done >= arguments.kills:
                 break
@@ -170,11 +176,15 @@ def main():
                 "every": rng.choice([1, 2, 3, 5, 7]),
                 "background": rng.random() < 0.5,
             }
-            if name != "plain":
+            if arguments.data is not None:
+                options["data"] = name
+            elif name != "plain":
                 options["network"] = name
             elif lab.backend != "torch":
                 options["steps_per_execution"] = rng.choice([1, 1, 5])
             kills = min(8, arguments.kills - done)
+            if arguments.data is not None:  # each kind as often
+                kills = min(kills, -(-arguments.kills // len(names)))
             different = kill_and_compare(lab, kills, rng, **options)
             done += kills
             before = table.get(name, (0, 0, 0))

@@ -13,6 +13,7 @@ from pathlib import Path
 import keras
 import networks
 import numpy as np
+import sources
 
 import fmkit
 from fmkit import _files
@@ -204,6 +205,12 @@ def plain(options, optimizer):
     return networks.Network(model, batches, held_out)
 
 
+def held_out_of(given):
+    """Samples to validate on, for data that do not split off their own."""
+    x, y = sources.samples()
+    return None if "validation_split" in given else (x[:20], y[:20])
+
+
 def train(options):
     """Run the program once; `options` are plain values."""
     rank, processes = options.get("rank", 0), options.get("processes", 1)
@@ -213,7 +220,12 @@ def train(options):
         if mixin:
             optimizer = type("MeanAdam", (mixin, optimizer), {})
     fmkit.set_random_seed(options.get("seed", 3))
-    if options.get("network"):
+    given = {}
+    if options.get("data"):
+        given = sources.arguments(options["data"])
+        model = build(options, optimizer)
+        made = networks.Network(model, given.pop("x"), held_out_of(given))
+    elif options.get("network"):
         made = networks.network(options)
     else:
         made = plain(options, optimizer)
@@ -222,7 +234,8 @@ def train(options):
     # Files that callbacks write are each process's own.
     folder = os.path.join(options["folder"], f"process {rank}")
     os.makedirs(folder, exist_ok=True)
-    monitor = "loss" if held_out is None else "val_loss"
+    validates = held_out is not None or "validation_split" in given
+    monitor = "val_loss" if validates else "loss"
     tally = Tally()
     if not options.get("callback_state", True):
         tally.set_state = lambda state: None  # the negative control
@@ -232,6 +245,7 @@ def train(options):
             every=options.get("every", 5),
             keep=options.get("keep", 2),
             background=options.get("background", True),
+            data=given.pop("data", None),
             verbose=0,
         ),
         keras.callbacks.EarlyStopping(
@@ -256,13 +270,15 @@ def train(options):
     if options.get("averages") or options.get("network") == "fused":
         # `val_loss`, and so the other callbacks, then judge the averages.
         callbacks.append(EvaluateWithAverages(batch_norm="average"))
+    if not options.get("data"):
+        given["class_weight"] = None if options.get("network") else {0: 2.0}
     history = model.fit(
         batches,
         epochs=options.get("epochs", 4),
         verbose=0,
         callbacks=[*first, *callbacks],
         validation_data=held_out,
-        class_weight=None if options.get("network") else {0: 2.0},
+        **given,
     )
     return outcome(model, made.others(), history, tally, callbacks, folder)
 
