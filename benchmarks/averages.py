@@ -36,6 +36,7 @@ from fmkit import losses, models
 from fmkit.optimizers import ExponentialMovingAverage, averaged
 
 DECAY = 0.99
+AVERAGE = "ExponentialMovingAverage"
 BATCH, LARGE_BATCH = 128, 8
 LARGE = (3072, 2432)  # 784-3072-2432-10: 9,908,618 weights
 
@@ -122,35 +123,36 @@ def small_rows(quick: bool) -> list[dict[str, Any]]:
     contestants = {
         name: training(network(kind, hidden, steps), BATCH, steps)
         for name, kind in {
-            "fmkit": "fmkit",
-            "none": "none",
-            "Keras": "Keras",
-            "none again": "none",
+            AVERAGE: "fmkit",
+            "no averages": "none",
+            "use_ema": "Keras",
+            "no averages again": "none",
         }.items()
     }
     times = interleave(contestants, rounds, warm_up=3)
     detail = ", ".join(
-        f"{name} {1e6 * statistics.median(values) / steps:.0f} µs a step"
+        f"{name} {1e6 * statistics.median(values) / steps:.0f} µs per step"
         for name, values in times.items()
     )
+    step = "step of the tutorials' network"
     return [
+        row(f"{step} with {AVERAGE}", times, AVERAGE, "no averages", detail=detail),
+        row(f"{step} with use_ema", times, "use_ema", "no averages", detail=detail),
         row(
-            "step of the tutorials' network with ExponentialMovingAverage",
+            f"{step} with {AVERAGE} against use_ema",
             times,
-            "fmkit",
-            "none",
-            detail=detail,
-        ),
-        row("the same with Keras's use_ema", times, "Keras", "none", detail=detail),
-        row(
-            "ExponentialMovingAverage against use_ema",
-            times,
-            "fmkit",
-            "Keras",
+            AVERAGE,
+            "use_ema",
             target="at most 1",
             detail=detail,
         ),
-        row("the same without, twice: the noise", times, "none again", "none"),
+        row(
+            f"{step} without averages, measured twice: the noise",
+            times,
+            "no averages again",
+            "no averages",
+            detail=detail,
+        ),
     ]
 
 
@@ -159,33 +161,39 @@ def large_rows(quick: bool) -> list[dict[str, Any]]:
     rounds, steps = (4, 1) if quick else (60, 2)
     model = network("fmkit", LARGE, steps)
     shapes = [v.shape for v in model.trainable_variables]
+    both = "a pass over weights and averages"
     contestants = {
-        "with": training(model, LARGE_BATCH, steps),
-        "without": training(network("none", LARGE, steps), LARGE_BATCH, steps),
-        "Keras": training(network("Keras", LARGE, steps), LARGE_BATCH, steps),
-        "floor": floor(shapes, True),
-        "read and write": floor(shapes, False),
+        "with averages": training(model, LARGE_BATCH, steps),
+        "without averages": training(network("none", LARGE, steps), LARGE_BATCH, steps),
+        "with use_ema": training(network("Keras", LARGE, steps), LARGE_BATCH, steps),
+        both: floor(shapes, True),
+        "a pass over the averages only": floor(shapes, False),
     }
     times = interleave(contestants, rounds, warm_up=3)
 
     def added(kind: str, over: str, name: str, target: str = "") -> dict[str, Any]:
         added = [
-            (a - b) / steps for a, b in zip(times[kind], times["without"], strict=True)
+            (a - b) / steps
+            for a, b in zip(times[kind], times["without averages"], strict=True)
         ]
         result = row(name, {kind: added, over: times[over]}, kind, over, target=target)
-        unit = f"(step {kind} - step without) / time of {over}"
-        return {**result, "unit": unit.replace("step Keras", "step with use_ema")}
+        unit = f"(step {kind} - step without averages) / time of {over}"
+        return {**result, "unit": unit}
 
     weights = f"{model.count_params():,} weights"
     return [
-        added("with", "floor", f"{weights}: added by the average", "at most 1.25"),
-        added("with", "read and write", f"{weights}: over the stricter floor"),
-        added("Keras", "floor", f"{weights}: added by use_ema"),
+        added("with averages", both, f"{weights}: added by {AVERAGE}", "at most 1.25"),
+        added(
+            "with averages",
+            "a pass over the averages only",
+            f"{weights}: added by {AVERAGE}, against the smaller pass",
+        ),
+        added("with use_ema", both, f"{weights}: added by use_ema"),
         row(
-            f"{weights}: the whole step",
+            f"{weights}: whole step with {AVERAGE}",
             times,
-            "with",
-            "without",
+            "with averages",
+            "without averages",
             detail=", ".join(
                 f"{name} {number(1e3 * statistics.median(values))} ms"
                 for name, values in times.items()
@@ -203,7 +211,7 @@ def memory_row() -> dict[str, Any]:
     added = size(with_.optimizer.variables) - size(without.optimizer.variables)
     weights = size(with_.trainable_variables)
     return {
-        "name": "memory of the average",
+        "name": f"memory that {AVERAGE} adds",
         "ratio": added / weights,
         "spread": None,
         "unit": "bytes added / bytes of the weights",
@@ -237,9 +245,13 @@ def swap_row(quick: bool) -> dict[str, Any]:
             # Not `ops.copy`, which on TensorFlow is an alias.
             settle([ops.negative(v) for v in model.trainable_variables])
 
-    times = interleave({"swap": swap, "copies": copies}, 10 if quick else 60, warm_up=2)
-    name = f"{model.count_params():,} weights: a swap in and out"
-    return row(name, times, "swap", "copies")
+    times = interleave(
+        {"swapping": swap, "copying every weight twice": copies},
+        10 if quick else 60,
+        warm_up=2,
+    )
+    name = f"{model.count_params():,} weights: averages swapped in and out"
+    return row(name, times, "swapping", "copying every weight twice")
 
 
 def settle(arrays: list[Any]) -> None:

@@ -54,8 +54,8 @@ def rows(quick: bool = False) -> list[dict[str, Any]]:
         "ten that check every batch": lambda: epoch(list(by_batch)),
         "ten callbacks": lambda: epoch(list(by_epoch)),
         # Beside "ten callbacks" in either direction; the second shows the noise.
-        "none": lambda: epoch([]),
-        "none again": lambda: epoch([]),
+        "no callbacks": lambda: epoch([]),
+        "no callbacks again": lambda: epoch([]),
     }
     times = interleave(contestants, rounds, warm_up=2)
     detail = (
@@ -63,25 +63,25 @@ def rows(quick: bool = False) -> list[dict[str, Any]]:
     )
     return [
         row(
-            "fit with ten ThresholdStopping, checks by epoch",
+            "fit with ten ThresholdStopping that check every epoch",
             times,
             "ten callbacks",
-            "none",
+            "no callbacks",
             target=TARGET,
             detail=detail,
         ),
         row(
-            "fit with ten ThresholdStopping, checks by batch",
+            "fit with ten ThresholdStopping that check every batch",
             times,
             "ten that check every batch",
-            "none",
+            "no callbacks",
             detail=detail,
         ),
         row(
-            "fit without callbacks, twice: the noise of the two rows above",
+            "fit without callbacks, measured twice: the noise",
             times,
-            "none again",
-            "none",
+            "no callbacks again",
+            "no callbacks",
             detail=detail,
         ),
     ]

@@ -60,13 +60,13 @@ def result_row(quick: bool) -> dict[str, Any]:
                 verbose=0,
             ).run()
 
-        contestants = {"commit to result": sidecar, "evaluate": evaluate}
+        contestants = {"commit to results": sidecar, "evaluate alone": evaluate}
         times = interleave(contestants, 3 if quick else 15, warm_up=1 if quick else 2)
     return row(
-        "evaluator: from a commit to its line of results",
+        "evaluator: from a commit to its results",
         times,
-        "commit to result",
-        "evaluate",
+        "commit to results",
+        "evaluate alone",
     )
 
 
@@ -90,15 +90,15 @@ def polling_row(quick: bool) -> dict[str, Any]:
             evaluator.send_signal(signal.SIGSTOP)
 
         evaluator.send_signal(signal.SIGSTOP)
-        contestants = {"beside an evaluator that polls": beside, "alone": fit}
+        contestants = {"fit beside an evaluator": beside, "fit alone": fit}
         times = interleave(contestants, 3 if quick else 15)
         evaluator.kill()
         evaluator.wait()
     return row(
         "fit while an evaluator polls ten times a second",
         times,
-        "beside an evaluator that polls",
-        "alone",
+        "fit beside an evaluator",
+        "fit alone",
         target="at most 1.05",
     )
 

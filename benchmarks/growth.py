@@ -49,29 +49,30 @@ def rows(quick: bool = False) -> list[dict[str, Any]]:
     """Return a row for each neighbouring pair of sizes."""
     base = 8_192 if quick else 16_384
     cases: dict[str, list[tuple[int, dict[str, int], str]]] = {
-        "data": [(n, {"samples": n}, "4 in proportion") for n in (base, 4 * base)],
-        "batch size": [
+        "{:,} samples": [
+            (n, {"samples": n}, "4 in proportion") for n in (base, 4 * base)
+        ],
+        "batch size {:,}": [
             (b, {"samples": base, "batch": b}, "at most 1: fewer steps")
             for b in (32, 128, 512)
         ],
-        "width": [
+        "width {:,}": [
             (w, {"samples": base, "width": w}, "4 to 16 in proportion")
             for w in (64, 256, 1024)[: 2 if quick else 3]
         ],
-        "hidden layers": [
+        "depth {:,}": [
             (n, {"samples": base, "layers": n}, "at most 4") for n in (1, 4)
         ],
     }
     found = []
     for what, sizes in cases.items():
-        ways = {f"{what} {size:,}": run(**given) for size, given, _ in sizes}
+        ways = {what.format(size): run(**given) for size, given, _ in sizes}
         times = interleave(ways, 3 if quick else 5)
         for (smaller, larger), (_, _, target) in zip(
             itertools.pairwise(ways), sizes[1:], strict=True
         ):
-            found.append(
-                row(f"growth: {larger}", times, larger, smaller, target=target)
-            )
+            name = f"epoch with {larger} instead of {smaller}"
+            found.append(row(name, times, larger, smaller, target=target))
     return found
 
 

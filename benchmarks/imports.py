@@ -47,10 +47,10 @@ def import_row(backend: str, rounds: int) -> dict[str, Any]:
             check=False,
         )
         if done.returncode:
-            return not_run(f"import on {backend}", done.stderr.splitlines()[-1])
+            return not_run(f"import fmkit on {backend}", done.stderr.splitlines()[-1])
         for name, found in zip(times, done.stdout.split()[-2:], strict=True):
             times[name].append(float(found))
-    entry = row(f"import on {backend}", times, "import fmkit", "import keras")
+    entry = row(f"import fmkit on {backend}", times, "import fmkit", "import keras")
     pairs = zip(times["import fmkit"], times["import keras"], strict=True)
     more = statistics.median(ours - theirs for ours, theirs in pairs)
     entry["target"] = "at most 50 ms more"

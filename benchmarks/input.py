@@ -56,7 +56,7 @@ def tensorflow_rows(x: np.ndarray, y: np.ndarray, rounds: int) -> list[dict[str,
         "the tutorial's map.shuffle.batch": arrays.map(preprocess)
         .shuffle(1000)
         .batch(BATCH),
-        "ready-made float32 batches": tf.data.Dataset.from_tensor_slices(tuple(cut)),
+        "batches made beforehand": tf.data.Dataset.from_tensor_slices(tuple(cut)),
     }
 
     @tf.function
@@ -67,7 +67,7 @@ def tensorflow_rows(x: np.ndarray, y: np.ndarray, rounds: int) -> list[dict[str,
         return count
 
     ways: list[tuple[str, Callable[[Any], Any], str]] = [
-        ("in one tf.function", lambda data: inside(iter(data)), "at most 0.025"),
+        ("inside one tf.function", lambda data: inside(iter(data)), "at most 0.025"),
         ("from Python", lambda data: [None for _ in data], "at most 0.05"),
     ]
     found = []
@@ -78,8 +78,17 @@ def tensorflow_rows(x: np.ndarray, y: np.ndarray, rounds: int) -> list[dict[str,
         }
         times = interleave(contestants, rounds)
         tutorial, ready_made = list(datasets)[1:]
-        found.append(row(f"input {where}", times, "Batches", tutorial, target=target))
-        found.append(row(f"input {where}, the limit", times, "Batches", ready_made))
+        found.append(
+            row(f"input read {where}", times, "Batches", tutorial, target=target)
+        )
+        found.append(
+            row(
+                f"input read {where}, against ready batches",
+                times,
+                "Batches",
+                ready_made,
+            )
+        )
     return found
 
 
@@ -102,8 +111,14 @@ def numpy_row(x: np.ndarray, y: np.ndarray, rounds: int) -> dict[str, Any]:
         for _ in batches:
             pass
 
-    times = interleave({"Batches": ours, "reused buffers": reused}, rounds)
-    return row("input in NumPy", times, "Batches", "reused buffers", target="at most 2")
+    times = interleave({"Batches": ours, "NumPy into reused buffers": reused}, rounds)
+    return row(
+        "input read as NumPy arrays",
+        times,
+        "Batches",
+        "NumPy into reused buffers",
+        target="at most 2",
+    )
 
 
 def order_rows() -> list[dict[str, Any]]:
@@ -114,16 +129,16 @@ def order_rows() -> list[dict[str, Any]]:
     common = {"spread": None, "target": ""}
     return [
         {
-            "name": "order of 60,000 samples",
+            "name": "shuffled order of 60,000 samples",
             "ratio": 1e3 * sort,
             "unit": "ms",
-            "detail": "once an epoch",
+            "detail": "once per epoch",
             **common,
         },
         {
-            "name": "order of 100 million samples",
+            "name": "shuffled order of 100 million samples",
             "ratio": 1e9 * block / len(places),
-            "unit": "ns a sample",
+            "unit": "ns per sample",
             "detail": "2,048 places at a time, nothing kept",
             **common,
         },

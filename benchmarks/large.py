@@ -53,12 +53,13 @@ def rows_of(weights: int) -> list[dict[str, Any]]:
 
     ways = {
         "with averages": lambda: model.train_on_batch(x, y),
-        "without": lambda: others[0].train_on_batch(x, y),
+        "without averages": lambda: others[0].train_on_batch(x, y),
     }
     times = interleave(ways, rounds)
-    step = row(f"step of {weights:,} weights", times, "with averages", "without")
+    name = f"training step with averages, {weights:,} weights"
+    step = row(name, times, "with averages", "without averages")
     others.clear()  # its memory is needed
-    per_weight = {"spread": None, "target": "", "unit": "ns a weight"}
+    per_weight = {"spread": None, "target": "", "unit": "ns per weight"}
     swapped = statistics.median(seconds(swap) for _ in range(rounds))
     copied = statistics.median(
         seconds(lambda: snapshot(model, metrics=True)) for _ in range(rounds)
@@ -67,7 +68,10 @@ def rows_of(weights: int) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "commit-00000001.npz")
         written = seconds(lambda: write_commit(path, Meta(), arrays))
-    costs = {"averages in and out": swapped, "copy for a commit": copied}
+    costs = {
+        "averages swapped in and out": swapped,
+        "state copied for a commit": copied,
+    }
     costs["commit written and flushed"] = written
     return [step] + [
         {

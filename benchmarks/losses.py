@@ -27,19 +27,20 @@ from fmkit import losses
 CLASSES, FEATURES, BATCH = 10, 784, 128
 MANY, ROWS = 100_000, 128
 TARGET = "at most 1.05"
+OURS, THEIRS = "fmkit", "Keras's nearest loss"
 K = keras.losses
 
 
 def contestants() -> dict[str, tuple[Any, Any, str, bool]]:
     """Return for each row: our loss, Keras's, the kind of target, softmax at theirs."""
     return {
-        "CrossentropyFromLogits, labels": (
+        "CrossentropyFromLogits, integer labels": (
             losses.CrossentropyFromLogits(),
             K.SparseCategoricalCrossentropy(from_logits=True),
             "labels",
             False,
         ),
-        "CrossentropyFromLogits, dense": (
+        "CrossentropyFromLogits, one-hot targets": (
             losses.CrossentropyFromLogits(),
             K.CategoricalCrossentropy(from_logits=True),
             "one_hot",
@@ -138,8 +139,8 @@ def value_and_gradient(loss: Callable[[Any, Any], Any]) -> Callable[[], Any]:
 
 def over_many_classes() -> dict[str, Any]:
     return {
-        "fmkit": losses.CrossentropyFromLogits(),
-        "keras": K.SparseCategoricalCrossentropy(from_logits=True),
+        OURS: losses.CrossentropyFromLogits(),
+        THEIRS: K.SparseCategoricalCrossentropy(from_logits=True),
     }
 
 
@@ -173,14 +174,14 @@ def memory_row() -> dict[str, Any]:
         output = subprocess.run(command, capture_output=True, text=True, check=True)
         peaks[which] = float(output.stdout.split()[-1])
     return {
-        "name": f"CrossentropyFromLogits, {MANY} classes: peak memory",
-        "ratio": peaks["fmkit"] / peaks["keras"],
+        "name": f"CrossentropyFromLogits, {MANY:,} classes: peak memory",
+        "ratio": peaks[OURS] / peaks[THEIRS],
         "spread": None,
-        "unit": "peak of fmkit / peak of keras",
+        "unit": f"peak of {OURS} / peak of {THEIRS}",
         "detail": ", ".join(
             f"{k} {v:.2f} arrays of the logits' size" for k, v in peaks.items()
         ),
-        "target": "no array more than Keras",
+        "target": "no more arrays than Keras",
     }
 
 
@@ -192,15 +193,15 @@ def rows(quick: bool) -> list[dict[str, Any]]:
     chosen = list(contestants().items())[:: 2 if quick else 1]
     for name, (ours, theirs, target, softmax) in chosen:
         pair = {
-            "fmkit": epoch(ours, target, False, steps),
-            "keras": epoch(theirs, target, softmax, steps),
+            OURS: epoch(ours, target, False, steps),
+            THEIRS: epoch(theirs, target, softmax, steps),
         }
         times = interleave(pair, rounds, warm_up=1 if quick else 2)
-        table.append(row(name, times, "fmkit", "keras", target=TARGET))
+        table.append(row(name, times, OURS, THEIRS, target=TARGET))
     pair = {k: value_and_gradient(v) for k, v in over_many_classes().items()}
     times = interleave(pair, rounds, warm_up=1 if quick else 2)
-    name = f"CrossentropyFromLogits, {MANY} classes: the loss alone"
-    table.append(row(name, times, "fmkit", "keras"))
+    name = f"CrossentropyFromLogits, {MANY:,} classes: the loss alone"
+    table.append(row(name, times, OURS, THEIRS))
     if os.path.exists("/proc/self/status"):
         table.append(memory_row())
     return table
@@ -209,7 +210,7 @@ def rows(quick: bool) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer, shorter rounds")
-    parser.add_argument("--peak", choices=["fmkit", "keras"], help=argparse.SUPPRESS)
+    parser.add_argument("--peak", choices=[OURS, THEIRS], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peak:
         print(peak_in_arrays(arguments.peak))

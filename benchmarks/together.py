@@ -25,7 +25,7 @@ from fmkit.data import Batches
 from fmkit.performance import fit_settings
 
 EPOCHS = 3
-KERAS = "Keras's own"
+KERAS, ALL, PLAIN = "Keras's own parts", "everything", "fit with nothing added"
 
 
 def extras(folder: Path) -> list[keras.callbacks.Callback]:
@@ -54,8 +54,8 @@ def contestants(count: int, folder: Path) -> dict[str, Any]:
     rate = schedules.ExponentialDecay(1e-3, decay_steps=1000, decay_rate=0.96)
     averaged = optimizers.ExponentialMovingAverage(keras.optimizers.Adam(rate), 0.999)
     recipes: dict[str, tuple[Any, Any, Any]] = {
-        "everything": (averaged, losses.CrossentropyFromLogits(), extras),
-        "nothing": (keras.optimizers.Adam(1e-3), loss(), lambda folder: []),
+        ALL: (averaged, losses.CrossentropyFromLogits(), extras),
+        PLAIN: (keras.optimizers.Adam(1e-3), loss(), lambda folder: []),
     }
     if keras.backend.backend() != "jax":  # there a second `fit` with use_ema fails
         theirs = keras.optimizers.Adam(
@@ -95,14 +95,17 @@ def backend_rows(quick: bool) -> list[dict[str, Any]]:
             for way in list(ways)[:: 1 if round_ % 2 == 0 else -1]:
                 costs[way].append(cost(ways[way]))
     found = []
-    for unit in ("wall", "cpu"):
-        what = f"everything together on {keras.backend.backend()}, {unit}"
+    for unit in ("wall", "CPU"):
+        where = f"on {keras.backend.backend()}, {unit}"
         times = {
-            way: [getattr(one, unit) for one in of_way] for way, of_way in costs.items()
+            way: [getattr(one, unit.lower()) for one in of_way]
+            for way, of_way in costs.items()
         }
-        found.append(row(what, times, "everything", "nothing", target="at most 1.10"))
+        name = f"everything together {where}"
+        found.append(row(name, times, ALL, PLAIN, target="at most 1.10"))
         if KERAS in times:
-            found.append(row(f"{what}, of Keras's own", times, KERAS, "nothing"))
+            name = f"Keras's own parts together {where}"
+            found.append(row(name, times, KERAS, PLAIN))
     return found
 
 

@@ -309,7 +309,7 @@ BY_HAND = {
 }
 # What no input and no setting of `fit` can be faster than, by what it runs.
 BY_STEPS = {
-    "tensorflow": ("one XLA program a step", by_steps_tensorflow),
+    "tensorflow": ("one XLA program per step", by_steps_tensorflow),
     "torch": ("Keras's train_step", by_steps_torch),
 }
 FUSED = "FusedModel"
@@ -347,7 +347,7 @@ def backend_rows(quick: bool) -> list[dict[str, Any]]:
     for round_ in range(rounds):
         for name in list(epochs)[:: 1 if round_ % 2 == 0 else -1]:
             later[name].append(cost(lambda name=name, n=round_: epochs[name](n + 1)))
-    found = _rows(f"epoch of {len(x):,} on {backend}", first, later, hand, steps)
+    found = _rows(f"epoch of {len(x):,} images on {backend}", first, later, hand, steps)
     if backend == "tensorflow":
         found[:0] = tutorial_rows(epochs["fmkit"], epochs[FUSED], x, y, quick)
     return found
@@ -368,19 +368,25 @@ def _rows(
     found = [
         row(f"{what}, wall", walls, "fmkit", "fit(x, y)", target=target),
         row(f"{what}, CPU", cpus, "fmkit", "fit(x, y)", target=target),
-        row(f"{what}, wall, the limit", walls, "fmkit", hand, target="at most 1.18"),
-        row(f"{what}, CPU, the limit", cpus, "fmkit", hand),
+        row(
+            f"{what}, wall, against the limit",
+            walls,
+            "fmkit",
+            hand,
+            target="at most 1.18",
+        ),
+        row(f"{what}, CPU, against the limit", cpus, "fmkit", hand),
     ]
     if FUSED in walls:
         for unit, costs in (("wall", walls), ("CPU", cpus)):
             name = f"{what}, {unit}, {FUSED}"
             found.append(row(name, costs, FUSED, "fit(x, y)", target=target))
-        name = f"{what}, wall, {FUSED}, the limit"
+        name = f"{what}, wall, {FUSED} against the limit"
         found.append(row(name, walls, FUSED, hand, target="at most 1.18"))
         name = f"first {what}, wall, {FUSED}"
         found.append(row(name, firsts, FUSED, "fit(x, y)"))
     if steps:
-        name = f"{what}, wall, {steps}, nothing else"
+        name = f"{what}, wall, {steps} without fit"
         found.append(row(name, walls, steps, hand))
     found.append(row(f"first {what}, wall", firsts, "fmkit", "fit(x, y)"))
     return found
@@ -398,21 +404,21 @@ def tutorial_rows(
     for number in range(1 if quick else 3):
         for name, epoch in zip(names, (ours, fused, theirs), strict=True):
             costs[name].append(cost(lambda e=epoch, n=number: e(n)))
-    what = f"epoch of {len(x):,} on tensorflow"
+    what = f"epoch of {len(x):,} images on tensorflow"
     walls = {name: [one.wall for one in of_one] for name, of_one in costs.items()}
     cpus = {name: [one.cpu for one in of_one] for name, of_one in costs.items()}
     found = []
     for name in (FUSED, "fmkit"):
-        about = f", {FUSED}" if name == FUSED else ""
+        way = f"{FUSED} against" if name == FUSED else "against"
         found += [
             row(
-                f"{what}, wall, the tutorial{about}",
+                f"{what}, wall, {way} the tutorial",
                 walls,
                 name,
                 tutorial,
                 target="at most 0.05",
             ),
-            row(f"{what}, CPU, the tutorial{about}", cpus, name, tutorial),
+            row(f"{what}, CPU, {way} the tutorial", cpus, name, tutorial),
         ]
     return found
 

@@ -174,7 +174,7 @@ def test_the_published_page_has_the_numbers_of_the_published_json():
 def test_the_readme_says_how_fast_as_the_published_json_does():
     results = json.loads(_page.PAGE.with_suffix(".json").read_text(encoding="utf-8"))
     ratio = {row["name"]: row["ratio"] for row in results["rows"]}
-    epoch = "epoch of 60,000 on tensorflow, wall"
+    epoch = "epoch of 60,000 images on tensorflow, wall"
     plain, fused = 1 / ratio[epoch], 1 / ratio[f"{epoch}, FusedModel"]
     readme = " ".join((_page.PAGE.parents[1] / "README.md").read_text("utf-8").split())
     assert f"{plain:.1f} times as fast" in readme
