@@ -1,4 +1,4 @@
-"""What may be found where a regular file is expected."""
+"""What may be found where a regular file is expected, or in one."""
 
 import os
 import socket
@@ -26,6 +26,16 @@ def make_dangling_link(path):
 def make_socket(path):
     with socket.socket(socket.AF_UNIX) as made:
         made.bind(str(path))
+
+
+def damaged(whole, rng, *, cuts, flips):
+    """Copies of a file's bytes, some cut off anywhere, some with one bit flipped."""
+    found = [whole[:end] for end in rng.randint(0, len(whole), cuts)]
+    for place in rng.randint(0, len(whole), flips):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << rng.randint(8)
+        found.append(bytes(flipped))
+    return found
 
 
 # By the words with which errors name them.

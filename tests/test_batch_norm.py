@@ -3,17 +3,13 @@
 import keras
 import numpy as np
 import pytest
-from keras import ops
+from bits import array
 
 from fmkit.evaluation import update_batch_norm
 
 X = (np.random.default_rng(0).normal(size=(50, 3)) * [1, 10, 0.1] + [0, 5, -1]).astype(
     "float32"
 )
-
-
-def array(value):
-    return np.asarray(ops.convert_to_numpy(value))
 
 
 def moments_match(layer, x, axes=(0,)):

@@ -13,6 +13,7 @@ import keras
 import ml_dtypes
 import numpy as np
 import pytest
+from odd_files import damaged
 
 from fmkit import _files
 from fmkit._commits import (
@@ -29,6 +30,7 @@ from fmkit._commits import (
 from fmkit._commits._encoding import decode, encode
 
 pytestmark = pytest.mark.backend("tensorflow", "torch")
+once = pytest.mark.backend("torch")  # processes of files, which import it the quickest
 
 ARRAYS = {
     "variable/0/0": np.arange(12, dtype=np.float32).reshape(3, 4),
@@ -73,15 +75,10 @@ def test_no_flipped_bit_and_no_cut_gives_a_wrong_state(tmp_path):
     write_commit(path, META, small)
     whole = path.read_bytes()
     rng = np.random.RandomState(0)
-    cuts = [whole[:end] for end in rng.randint(0, len(whole), 80)]
-    flips = []
-    for place in rng.randint(0, len(whole), 1500):
-        damaged = bytearray(whole)
-        damaged[place] ^= 1 << rng.randint(8)
-        flips.append(bytes(damaged))
-    noise = [rng.bytes(size) for size in (0, 1, 22, 500)]
+    contents = damaged(whole, rng, cuts=80, flips=1500)
+    contents += [rng.bytes(size) for size in (0, 1, 22, 500)]
     refused = 0
-    for content in cuts + flips + noise:
+    for content in contents:
         path.write_bytes(content)
         try:
             commit = read_commit(path)
@@ -91,7 +88,7 @@ def test_no_flipped_bit_and_no_cut_gives_a_wrong_state(tmp_path):
         # A bit that carries nothing (a time stamp): the state must be right.
         assert commit.meta == META
         assert all(same(commit.arrays[name], small[name]) for name in small)
-    assert refused > 0.8 * (len(cuts) + len(flips) + len(noise))
+    assert refused > 0.8 * len(contents)
 
 
 def test_foreign_archives_are_refused(tmp_path):
@@ -237,6 +234,7 @@ def test_a_full_disk_is_one_clear_error_and_loses_nothing(tmp_path, monkeypatch,
 
 
 @pytest.mark.long
+@once
 def test_a_file_size_limit_of_the_system_loses_nothing(tmp_path):
     # A real failing write(2), half-way through the file.
     code = f"""
@@ -266,6 +264,7 @@ def test_a_path_that_is_no_directory_is_refused(tmp_path):
 
 
 @pytest.mark.long
+@once
 def test_a_directory_is_held_by_one_live_run(tmp_path):
     holder = subprocess.Popen(
         [

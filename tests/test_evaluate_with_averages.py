@@ -6,7 +6,8 @@ import copy
 import keras
 import numpy as np
 import pytest
-from keras import ops
+from bits import array, bits, state
+from resuming import Stateless, StopError
 
 from fmkit import callbacks
 from fmkit.callbacks import EvaluateWithAverages, ExactResume
@@ -17,18 +18,6 @@ from fmkit.optimizers import ExponentialMovingAverage, averaged, averaged_model
 BACKEND = keras.backend.backend()
 X = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")
 Y = X.sum(axis=1, keepdims=True)
-
-
-def array(value):
-    return np.asarray(ops.convert_to_numpy(value))
-
-
-def bits(values):
-    return [array(value).tobytes() for value in values]
-
-
-def state(model):
-    return bits(model.variables) + bits(model.optimizer.variables)
 
 
 def make(norm=False, compiled=False, wrap=lambda optimizer: optimizer, **arguments):
@@ -402,7 +391,7 @@ def check_policy(model, policy):
 # With others.
 
 
-class Tracker(keras.callbacks.Callback):
+class Tracker(Stateless):
     """Raises at one training batch, counted over all epochs; `None` for never."""
 
     def __init__(self, stop):
@@ -414,16 +403,6 @@ class Tracker(keras.callbacks.Callback):
         self.batches += 1
         if self.batches == self.stop:
             raise StopError
-
-    def get_state(self):
-        return {}
-
-    def set_state(self, state):
-        pass
-
-
-class StopError(Exception):
-    """As a kill, between two batches."""
 
 
 def resumable(directory, order, stop=None):

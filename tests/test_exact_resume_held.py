@@ -5,8 +5,9 @@ import random
 import keras
 import numpy as np
 import pytest
+from bits import same_bits
 from networks import Gan
-from resuming import X, broken_and_resumed, fit, same_bits
+from resuming import X, broken_and_resumed, fit
 
 from fmkit.callbacks import ExactResume
 from fmkit.callbacks._resume import _held

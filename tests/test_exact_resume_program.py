@@ -8,7 +8,8 @@ import sys
 import keras
 import numpy as np
 import pytest
-from resuming import StopAt, StopError, X, Y, same_bits
+from bits import same_bits
+from resuming import StopAt, StopError, X, Y
 
 from fmkit import _describe
 from fmkit._commits import list_commits, read_commit, read_meta, write_commit

@@ -8,6 +8,7 @@ says from which version on a trap was seen: all were run on 3.12, 3.13, 3.14 and
 import keras
 import numpy as np
 import pytest
+from bits import array, bits
 from keras import ops
 
 from fmkit import schedules
@@ -31,14 +32,6 @@ def mended(trap):
         "so where "
         "docs/guides/averages.md and the docstrings of fmkit name the trap."
     )
-
-
-def array(value):
-    return np.asarray(ops.convert_to_numpy(value))
-
-
-def bits(values):
-    return [array(value).tobytes() for value in values]
 
 
 def keras_average(**arguments):

@@ -5,6 +5,7 @@ import re
 import keras
 import numpy as np
 import pytest
+from bits import array, bits, state
 from fresh_process import run_python
 from keras import ops
 
@@ -22,14 +23,6 @@ class Follow(keras.optimizers.Optimizer):
 
     def update_step(self, gradient, variable, learning_rate):
         self.assign(variable, ops.cast(gradient, variable.dtype))
-
-
-def array(value):
-    return np.asarray(ops.convert_to_numpy(value))
-
-
-def bits(values):
-    return [array(value).tobytes() for value in values]
 
 
 def weight(value, dtype="float32", name="w"):
@@ -776,10 +769,6 @@ def trained():
     model = tiny_model(ExponentialMovingAverage("sgd"), norm=True)
     fit(model)
     return model
-
-
-def state(model):
-    return bits(model.variables) + bits(model.optimizer.variables)
 
 
 def test_a_thousand_swaps_change_no_bit():

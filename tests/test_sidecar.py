@@ -13,6 +13,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
+from odd_files import damaged
 
 from fmkit import optimizers
 from fmkit._commits import list_commits, list_variables, read_commit, write_commit
@@ -434,15 +435,11 @@ def test_no_damage_to_the_results_file_crashes_its_reader(tmp_path):
     assert np.isnan(back[0]["results"]["raw"]["test"]["loss"])
     assert back[0]["results"]["raw"]["test"]["f1"] == [0.5, float("inf")]
     rng = np.random.RandomState(1)
-    damaged = [whole[:end] for end in rng.randint(0, len(whole), 60)]
-    for place in rng.randint(0, len(whole), 300):
-        flipped = bytearray(whole)
-        flipped[place] ^= 1 << rng.randint(8)
-        damaged.append(bytes(flipped))
-    damaged += [b"[" * 10**5, b"\xff\n" * 5, b"1" * 9999 + b"\n", b"null\n{}\n"]
+    contents = damaged(whole, rng, cuts=60, flips=300)
+    contents += [b"[" * 10**5, b"\xff\n" * 5, b"1" * 9999 + b"\n", b"null\n{}\n"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for content in damaged:
+        for content in contents:
             path.write_bytes(content)
             assert all(map(is_record, ResultsFile(path).records))
             after = path.read_bytes()
@@ -523,11 +520,7 @@ def test_flipped_bytes_in_a_keras_file_give_no_wrong_weights(trained, model, tmp
     target = Target.of(model)
     digest = read_checkpoint(list_checkpoints(tmp_path)[0], target).digest
     rng = np.random.RandomState(2)
-    contents = [whole[:end] for end in rng.randint(0, len(whole), 10)]
-    for place in rng.randint(0, len(whole), 60):
-        flipped = bytearray(whole)
-        flipped[place] ^= 1 << rng.randint(8)
-        contents.append(bytes(flipped))
+    contents = damaged(whole, rng, cuts=10, flips=60)
     refused = 0
     for content in contents:
         path.write_bytes(content)
