@@ -43,11 +43,15 @@ test: $(VENV)/dev.stamp ## set up, then pass the tests on every backend (BACKEND
 	  KERAS_BACKEND=$$backend $(PY) -m pytest -q -n $(JOBS) --dist worksteal -m "not long and not slow" $(COV) || exit 1; \
 	done
 
-test-long: $(VENV)/dev.stamp ## set up, then pass the long tests: killed processes, devices, examples
-	@for backend in $(BACKENDS); do \
-	  echo "== Keras on $$backend, long"; \
-	  KERAS_BACKEND=$$backend $(PY) -m pytest -q -n $(JOBS) --dist worksteal -m "long or slow" || exit 1; \
-	done
+# One target for each backend, so that `make -j2 -O test-long` passes two side by side.
+LONG := $(BACKENDS:%=test-long-%)
+
+test-long: $(LONG) ## set up, then pass the long tests: killed processes, devices, examples
+
+.PHONY: $(LONG)
+$(LONG): test-long-%: $(VENV)/dev.stamp
+	@echo "== Keras on $*, long"
+	@KERAS_BACKEND=$* $(PY) -m pytest -q -n $(JOBS) --dist worksteal -m "long or slow"
 
 coverage: COV := --cov=fmkit --cov-append --cov-report=
 coverage: forget-coverage test ## pass the tests, and name public code that none of them ran

@@ -15,6 +15,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import importlib.util
+import tempfile
 from pathlib import Path
 
 import keras
@@ -46,10 +47,27 @@ def pytest_configure(config):
         "open_on(first, last): a trap that Keras has from version `first` on, and to "
         "version `last` if a newer one mended it; elsewhere the test is not collected",
     )
+    if BACKEND == "jax":
+        reuse_compiled_programs(config)
     # What can't be imported can't be skipped test by test.
     folder = Path(fmkit.__file__).parent / "hypermodels"
     if needs.missing("keras_tuner"):
         config.option.ignore = [*(config.option.ignore or ()), str(folder)]
+
+
+def reuse_compiled_programs(config):
+    """Keep what JAX compiles until this process ends: tests train the same networks.
+
+    Each process has a folder of its own, since JAX writes there without a lock. The
+    processes that tests start compile anew, as those of users do.
+    """
+    import jax
+
+    folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    config.add_cleanup(folder.cleanup)
+    jax.config.update("jax_compilation_cache_dir", folder.name)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def pytest_report_header() -> str:

@@ -25,36 +25,35 @@ ONLY = {
 }
 
 
-@pytest.fixture(scope="module")
-def found():
-    """What fmkit says without each piece, all from one fresh process."""
+@pytest.mark.long
+def test_without_a_piece_only_what_needs_it_fails_and_says_so():
     names = [name for name in private.PIECES if name != "jax_state_sync"]
     if BACKEND == "jax":
         names.append("jax_state_sync")
+    else:
+        assert not hasattr(keras.Model, "jax_state_sync")  # nothing to be missed
+    # One fresh process for all: it takes each away in turn, and puts it back.
     code = Path(missing_pieces.__file__).read_text("utf-8")
-    return json.loads(run_python(code, *names).splitlines()[-1])
+    found = json.loads(run_python(code, *names).splitlines()[-1])
+    assert [*found] == names
+    for name, happened in found.items():
+        assert_only_what_needs_it_fails(name, happened)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("name", private.PIECES)
-def test_without_a_piece_only_what_needs_it_fails_and_says_so(name, found):
-    if name == "jax_state_sync" and BACKEND != "jax":
-        assert not hasattr(keras.Model, name)  # so nothing is there to be missed
-        return
-    happened = found[name]
-    assert happened["the rest"] is None
+def assert_only_what_needs_it_fails(name, happened):
+    assert happened["the rest"] is None, name
     module, _, attribute = name.partition(":")
     if name == missing_pieces.PARTIAL and not hasattr(
         importlib.import_module(module), attribute
     ):
         assert happened["put back"] == happened["needs it"]
     else:
-        assert happened["put back"] is None
+        assert happened["put back"] is None, name
     if ONLY.get(name, BACKEND) != BACKEND:
-        assert happened["needs it"] is None
+        assert happened["needs it"] is None, name
         return
     error, message = happened["needs it"]
-    assert error == "MissingPieceError"
+    assert error == "MissingPieceError", name
     what = private.PIECES[name]
     library = "Keras Tuner " if what.library == "keras_tuner" else "Keras "
     version = __import__(what.library).__version__
