@@ -37,10 +37,13 @@ setup: $(VENV)/dev.stamp ## make the virtual environment with all that developme
 quickstart: $(VENV)/run.stamp ## set up, then train and judge the network of examples/quickstart.py
 	$(PY) examples/quickstart.py
 
+# REUSE_COMPILED is for JAX: see tests/conftest.py.
+PYTEST = REUSE_COMPILED=yes $(PY) -m pytest -q -n $(JOBS) --dist worksteal
+
 test: $(VENV)/dev.stamp ## set up, then pass the tests on every backend (BACKENDS="jax" for one)
 	@for backend in $(BACKENDS); do \
 	  echo "== Keras on $$backend"; \
-	  KERAS_BACKEND=$$backend $(PY) -m pytest -q -n $(JOBS) --dist worksteal -m "not long and not slow" $(COV) || exit 1; \
+	  KERAS_BACKEND=$$backend $(PYTEST) -m "not long and not slow" $(COV) || exit 1; \
 	done
 
 # One target for each backend, so that `make -j2 -O test-long` passes two side by side.
@@ -51,7 +54,7 @@ test-long: $(LONG) ## set up, then pass the long tests: killed processes, device
 .PHONY: $(LONG)
 $(LONG): test-long-%: $(VENV)/dev.stamp
 	@echo "== Keras on $*, long"
-	@KERAS_BACKEND=$* $(PY) -m pytest -q -n $(JOBS) --dist worksteal -m "long or slow"
+	@KERAS_BACKEND=$* $(PYTEST) -m "long or slow"
 
 coverage: COV := --cov=fmkit --cov-append --cov-report=
 coverage: forget-coverage test ## pass the tests, and name public code that none of them ran
