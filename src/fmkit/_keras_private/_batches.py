@@ -23,7 +23,9 @@ __all__ = [
     "is_used_up",
     "kind_of_data",
     "peeked",
+    "reads_on_device",
     "replicas",
+    "symbolic_batch",
     "watch",
 ]
 
@@ -93,6 +95,33 @@ def replicas(epoch_iterator: Any) -> int:
     """Return to how many replicas TensorFlow hands each batch; 1 elsewhere."""
     strategy = getattr(epoch_iterator, "_distribute_strategy", None)
     return 1 if strategy is None else int(strategy.num_replicas_in_sync)
+
+
+def reads_on_device(epoch_iterator: Any) -> bool:
+    """Whether it gives a `tf.data.Dataset` to one replica of TensorFlow's."""
+    on_tensorflow = keras.backend.backend() == "tensorflow"
+    return on_tensorflow and replicas(epoch_iterator) == 1
+
+
+def symbolic_batch(epoch_iterator: Any) -> Any:
+    """Return what a batch looks like to TensorFlow: symbolic tensors.
+
+    Raises:
+        ValueError: If the data don't say how many dimensions they have.
+    """
+    dataset = attribute(epoch_iterator, "_distributed_dataset", OTHER_DATA)
+
+    def symbolic(spec: Any) -> Any:
+        if spec.shape.rank is None:
+            raise ValueError(
+                "ExactResume makes the variables of metrics before the first step, "
+                "and the data don't say how many dimensions a batch has. Give "
+                "`from_generator` an `output_signature` with shapes; unknown sizes "
+                "may be None."
+            )
+        return keras.KerasTensor(tuple(spec.shape), spec.dtype.name)
+
+    return keras.tree.map_structure(symbolic, dataset.element_spec)
 
 
 def watch(epoch_iterator: Any, read: Read, make: Read, steps: Steps) -> bool:

@@ -258,17 +258,15 @@ class Keeper(keras.callbacks.Callback):
     def _build(self) -> None:
         """Make all variables, which TensorFlow leaves to the first step."""
         model = self.network
-        if self.batches is not None:
-            if keras.backend.backend() == "tensorflow":
-                private.build_variables(model, self.batches.peek)
-        elif not model.built:
-            raise ValueError(
-                "ExactResume needs a built model when the data are not "
-                "fmkit.data.Batches: start the model with keras.Input(shape), or "
-                "call it on one batch before `fit`."
-            )
+        if self.batches is not None and keras.backend.backend() == "tensorflow":
+            private.build_variables(model, self.batches.peek)
+        elif private.reads_on_device(self.epoch_iterator):
+            private.build_variables(model, self._symbolic_batch)
         if model.optimizer is not None and not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
+
+    def _symbolic_batch(self) -> Any:
+        return private.symbolic_batch(self.epoch_iterator)
 
     @private.tensorflow_unloaded()
     def _describe(self, held: Held) -> dict[str, Any]:
