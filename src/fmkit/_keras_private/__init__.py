@@ -12,6 +12,7 @@ from fmkit._keras_private._adapter import (
     Request,
     executions,
     with_requests,
+    wrap_batches,
 )
 from fmkit._keras_private._callback_list import (
     around_epoch_end,
@@ -99,4 +100,5 @@ __all__ = [
     "tensorflow_unloaded",
     "trainable_variables",
     "with_requests",
+    "wrap_batches",
 ]

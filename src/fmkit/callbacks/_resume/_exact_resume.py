@@ -41,8 +41,7 @@ class ExactResume(keras.callbacks.Callback):
     never killed), or that have `get_state() -> dict` and `set_state(state)`. What
     can't be restored is named before training. Other data can't be started in
     the middle: with them a run resumes at the start of an epoch. On a GPU, switch
-    determinism on (`tf.config.experimental.enable_op_determinism()`,
-    `torch.use_deterministic_algorithms(True)`).
+    determinism on (`fmkit.enable_op_determinism()`).
 
     Where several processes train together (`jax.distributed` under a
     `keras.distribution`, `torch.distributed`), each gives the same arguments: the
