@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, BinaryIO
 
 import keras
 import numpy as np
@@ -86,7 +87,11 @@ class Fingerprint(keras.callbacks.Callback):
     def _reset(self) -> None:
         self._counter = BatchCounter(self.every)
         self._seen = BatchesSeen()
-        self._position = 0  # in the file: what is behind is of a run that was killed
+        self._lines = 0
+        # Where they end in the file; what is behind is of a run that was killed. `None`
+        # if that must be found. (It is no part of the state: names of variables are
+        # longer in a process that has made many.)
+        self._end: int | None = 0
         self._names = ""
         self._epoch = self._first = 0
 
@@ -109,7 +114,7 @@ class Fingerprint(keras.callbacks.Callback):
     ) -> None:
         """Write the line of the state before the first step."""
         self._first = batch
-        if not self._position:
+        if not self._lines:
             self._write(batch, None)
 
     def on_train_batch_end(
@@ -150,29 +155,29 @@ class Fingerprint(keras.callbacks.Callback):
         # Keras numbers names within a process, so the raw ones are no sign.
         plain = [without_numbers(path) for group in paths.values() for path in group]
         names = _of_all(plain) or ""
-        if names == self._names and self._position:
+        if names == self._names and self._lines:
             return []
         self._names = names
-        return [*([] if self._position else [HEADER]), {"names": paths}]
+        return [*([] if self._lines else [HEADER]), {"names": paths}]
 
-    def _append(self, lines: Iterable[dict[str, Any]]) -> None:
+    def _append(self, lines: list[dict[str, Any]]) -> None:
         text = "".join(f"{json.dumps(each, separators=(',', ':'))}\n" for each in lines)
         with open(open_regular(self.file, os.O_RDWR | os.O_CREAT), "r+b") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size < self._position:
+            end = _end_of(file, self._lines) if self._end is None else self._end
+            if end is None or os.fstat(file.fileno()).st_size < end:
                 raise OSError(
-                    f"{self.file} has {size} bytes, but this run had written "
-                    f"{self._position}: it was removed or cut short. Put it back, or "
-                    "begin a new run: with `ExactResume`, in another directory."
+                    f"{self.file} lacks lines that this run has written: it was "
+                    "removed or cut short. Put it back, or begin a new run: with "
+                    "`ExactResume`, in another directory."
                 )
-            file.truncate(self._position)
-            file.seek(self._position)
+            file.truncate(end)
+            file.seek(end)
             file.write(text.encode())
-        self._position += len(text.encode())
+        self._end, self._lines = end + len(text.encode()), self._lines + len(lines)
 
     def get_state(self) -> dict[str, Any]:
         """Return what an exact resume must carry; all lines are on the disk by then."""
-        if self._position and current_job().index == 0:
+        if self._lines and current_job().index == 0:
             with contextlib.suppress(FileNotFoundError):
                 descriptor = open_regular(self.file, os.O_RDWR)
                 os.fsync(descriptor)
@@ -180,7 +185,7 @@ class Fingerprint(keras.callbacks.Callback):
                 sync_directory(self.file.parent)
         return {
             "settings": {"every": self.every},
-            "position": self._position,
+            "lines": self._lines,
             "names": self._names,
             **self._counter.get_state(),
         }
@@ -193,9 +198,15 @@ class Fingerprint(keras.callbacks.Callback):
         """
         check_settings(type(self).__name__, state, {"every": self.every})
         self._restored = True
-        self._position = int(state["position"])
+        self._lines, self._end = int(state["lines"]), None
         self._names = str(state["names"])
         self._counter.set_state(state)
+
+
+def _end_of(file: BinaryIO, lines: int) -> int | None:
+    """Return where the first `lines` lines end; `None` if there are fewer."""
+    lengths = [len(line) for line in itertools.islice(file, lines)]
+    return sum(lengths) if len(lengths) == lines else None
 
 
 def _digests(variables: Iterable[Any]) -> list[str]:
