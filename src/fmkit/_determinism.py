@@ -31,9 +31,9 @@ def enable_op_determinism() -> None:
       tries out algorithms nor adds in the order in which threads arrive. On a CPU it
       changes nothing.
 
-    What it costs depends on the operations. On the CPU nothing could be measured for
-    dense and convolutional networks; on a GPU, where it was not tested, convolutions
-    and scattered additions (the gradient of an embedding) may take much longer.
+    What it costs depends on the operations: one that was fast because its order was
+    free becomes slower, such as scattered additions (the gradient of indexing) and
+    `tf.data` with functions in Python. It was not tested or measured on a GPU.
 
     Raises:
         RuntimeError: If a GPU is in use already, on JAX or PyTorch: too late.
