@@ -42,7 +42,7 @@ class Fingerprint(keras.callbacks.Callback):
     The first line is of the state before the first step. With `ExactResume`, a run that
     was killed and resumed leaves the same file as one that was not. The training itself
     is the same as without this callback, bit for bit; it waits at each step for Keras's
-    logs and, every `every` steps, until the variables are read and digested, which takes
+    logs and, every `every` steps, until the variables are read and digested: that takes
     a millisecond or more for each of their megabytes.
 
     The batch is `null` where no callback can see it: in the one program of a
