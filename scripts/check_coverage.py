@@ -49,7 +49,8 @@ def report() -> dict[str, Any]:
 
 def public_names() -> Iterator[tuple[str, Any]]:
     """Yield the path and the object of each public function and class."""
-    yield "set_random_seed", fmkit.set_random_seed  # in no public module
+    for name in ("enable_op_determinism", "set_random_seed"):  # in no public module
+        yield name, getattr(fmkit, name)
     for module_name in MODULES:
         module = importlib.import_module(f"fmkit.{module_name}")
         for name in module.__all__:

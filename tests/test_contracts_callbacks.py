@@ -56,6 +56,9 @@ ROWS = {
     "ExactResume": Row(
         lambda folder: callbacks.ExactResume(folder / "run", every=2, verbose=0), BEGIN
     ),
+    "Fingerprint": Row(
+        lambda folder: callbacks.Fingerprint(folder / "steps.jsonl"), BEGIN | END
+    ),
     "LearningRateLogger": Row(
         lambda folder: callbacks.LearningRateLogger(), counts=False
     ),

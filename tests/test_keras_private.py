@@ -103,6 +103,21 @@ def test_steps_are_numbered_by_the_adapter():
     assert steps == [2, 3, 4, 2, 3, 4]
 
 
+def test_batches_go_by_a_callback():
+    # On TensorFlow a dataset goes by, whose batches nobody sees in Python.
+    wrapped = []
+
+    class Wrap(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            iterator = private.running_fit(self).epoch_iterator
+            private.wrap_batches(iterator, lambda data: wrapped.append(data) or data)
+
+    for data in ((X, Y), (Arrays(),)):
+        wrapped.clear()
+        build().fit(*data, epochs=2, verbose=0, callbacks=[Wrap()])
+        assert len(wrapped) >= 2
+
+
 def test_a_callback_finds_its_fit_and_can_set_the_first_epoch():
     found, epochs = [], []
 

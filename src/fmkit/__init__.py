@@ -11,6 +11,7 @@ refuse_other_versions()  # before anything could fail in a stranger way
 
 from fmkit import (  # noqa: E402
     callbacks,
+    compare,
     data,
     datasets,
     evaluation,
@@ -24,6 +25,7 @@ from fmkit import (  # noqa: E402
     schedules,
     visualization,
 )
+from fmkit._determinism import enable_op_determinism  # noqa: E402
 from fmkit._generators import set_random_seed  # noqa: E402
 from fmkit.preprocessing import preprocess  # noqa: E402
 
@@ -31,8 +33,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "callbacks",
+    "compare",
     "data",
     "datasets",
+    "enable_op_determinism",
     "evaluation",
     "information",
     "losses",

@@ -14,15 +14,30 @@ import math
 import re
 import types
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 
-__all__ = ["describe", "digest_of_arrays", "layer_names", "library_of", "uncounted"]
+__all__ = [
+    "ABSENT",
+    "ANYTHING",
+    "describe",
+    "differences",
+    "digest_of_arrays",
+    "layer_names",
+    "library_of",
+    "uncounted",
+    "without_numbers",
+]
 
 Array = np.ndarray[Any, Any]
+
+# A setting that two programs need not have in common.
+ANYTHING = "anything"
+# A setting that a program does not have at all, unlike one that is `None`.
+ABSENT = "(absent)"
 
 # Larger data are described by rows.
 WHOLE_BYTES = 2**28
@@ -41,6 +56,11 @@ def library_of(value: Any) -> str:
 def uncounted(name: str) -> str:
     """Remove the number that Keras counts within a process: dense_1, dense_2."""
     return re.sub(r"_[0-9]+(?=/|$)", "", name)
+
+
+def without_numbers(path: str) -> str:
+    """Remove also those in the name of an optimizer's slot: adam/dense_1_kernel."""
+    return re.sub(r"_[0-9]+(?=[/_]|$)", "", path)
 
 
 def layer_names(layers: Iterable[Any]) -> list[str]:
@@ -130,6 +150,23 @@ def _config_of(value: Any) -> Any:
     return {} if library_of(value) in _LIBRARIES else getattr(value, "__dict__", {})
 
 
+def differences(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield the name, the old and the new value of what two descriptions differ in."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            inner = f"{where}.{key}" if where else str(key)
+            yield from differences(old.get(key, ABSENT), new.get(key, ABSENT), inner)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for place, (a, b) in enumerate(zip(old, new, strict=True)):
+            yield from differences(a, b, f"{where}[{place}]")
+    elif old != new and ANYTHING not in (old, new) and not _are_nothing(old, new):
+        yield where, old, new
+
+
+def _are_nothing(*values: Any) -> bool:
+    return all(value is None or value == ABSENT for value in values)
+
+
 # Functions
 
 
@@ -210,14 +247,14 @@ def _describe_code(code: types.CodeType, doc: str | None = None) -> list[Any]:
 # Arrays
 
 
-def digest_of_arrays(arrays: Iterable[Array]) -> str:
+def digest_of_arrays(arrays: Iterable[Array], *, whole: bool = False) -> str:
     """Return a digest of dtypes, shapes and bytes, the same on every platform.
 
-    Up to 256 MiB all bytes count; above, 4,096 rows of each array, evenly spaced from
-    the first to the last.
+    Up to 256 MiB, or if `whole`, all bytes count; above, 4,096 rows of each array,
+    evenly spaced from the first to the last.
     """
     arrays = list(arrays)
-    whole = sum(array.nbytes for array in arrays) <= WHOLE_BYTES
+    whole = whole or sum(array.nbytes for array in arrays) <= WHOLE_BYTES
     digest = hashlib.blake2b(digest_size=16)
     for array in arrays:
         digest.update(f"{array.dtype.str}{list(array.shape)};".encode())

@@ -12,6 +12,7 @@ from fmkit._keras_private._adapter import (
     Request,
     executions,
     with_requests,
+    wrap_batches,
 )
 from fmkit._keras_private._batches import (
     add_to_steps_seen,
@@ -129,4 +130,5 @@ __all__ = [
     "watch",
     "ways_through",
     "with_requests",
+    "wrap_batches",
 ]

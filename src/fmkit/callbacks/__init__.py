@@ -2,6 +2,7 @@
 
 from fmkit.callbacks._batch_validation import BatchValidation
 from fmkit.callbacks._evaluate_with_averages import EvaluateWithAverages
+from fmkit.callbacks._fingerprint import Fingerprint
 from fmkit.callbacks._learning_rate_logger import LearningRateLogger
 from fmkit.callbacks._resume import ExactResume
 from fmkit.callbacks._stopping import (
@@ -22,6 +23,7 @@ __all__ = [
     "Condition",
     "EvaluateWithAverages",
     "ExactResume",
+    "Fingerprint",
     "LearningRateLogger",
     "Reached",
     "Stop",

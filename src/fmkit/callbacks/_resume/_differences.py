@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
+
+from fmkit._describe import ABSENT, ANYTHING, differences
 
 __all__ = ["ANYTHING", "Difference", "check_machine", "check_program"]
 
-# A setting that two programs need not have in common.
-ANYTHING = "anything"
-# A setting that a program does not have at all, unlike one that is `None`.
-ABSENT = "(absent)"
 _SHOWN = 8
 
 
@@ -75,18 +73,18 @@ def check_program(
     Raises:
         ValueError: If there are others.
     """
-    differences = list(_compare("", saved, program))
-    if differences and kerases[0] != kerases[1]:
+    found = [Difference(*each) for each in differences(saved, program)]
+    if found and kerases[0] != kerases[1]:
         unset = defaults()
-        differences = [
+        found = [
             each
-            for each in differences
+            for each in found
             if each.old != ABSENT or unset.get(each.name, ABSENT) != each.new
         ]
-    refused = [each for each in differences if not each.is_named_in(allowed)]
+    refused = [each for each in found if not each.is_named_in(allowed)]
     if refused:
         raise ValueError(_refusal(refused, directory, kerases))
-    return differences
+    return found
 
 
 def _refusal(
@@ -118,32 +116,16 @@ def check_machine(saved: dict[str, str], here: dict[str, str], *, strict: bool) 
     Raises:
         ValueError: If `strict`, and anything differs.
     """
-    differences = "; ".join(map(str, _compare("", saved, here)))
-    if not differences:
+    told = "; ".join(str(Difference(*each)) for each in differences(saved, here))
+    if not told:
         return
     if strict:
         raise ValueError(
-            f"The commit was written elsewhere, and strict=True: {differences}. Use "
+            f"The commit was written elsewhere, and strict=True: {told}. Use "
             "the same, or leave out `strict`: the last bits may then differ."
         )
     warnings.warn(
-        f"The commit was written elsewhere: {differences}. The run continues, but its "
+        f"The commit was written elsewhere: {told}. The run continues, but its "
         "last bits may differ from those of a run on one machine.",
         stacklevel=2,
     )
-
-
-def _are_nothing(*values: Any) -> bool:
-    return all(value is None or value == ABSENT for value in values)
-
-
-def _compare(where: str, old: Any, new: Any) -> Iterator[Difference]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            inner = f"{where}.{key}" if where else str(key)
-            yield from _compare(inner, old.get(key, ABSENT), new.get(key, ABSENT))
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        for place, (a, b) in enumerate(zip(old, new, strict=True)):
-            yield from _compare(f"{where}[{place}]", a, b)
-    elif old != new and ANYTHING not in (old, new) and not _are_nothing(old, new):
-        yield Difference(where, old, new)

@@ -42,9 +42,8 @@ class ExactResume(keras.callbacks.Callback):
     counters); callbacks that are fmkit's or Keras's own (the file of `CSVLogger` ends
     as if never killed), or that have `get_state() -> dict` and `set_state(state)`. What
     can't be restored is named before training; with data that can't be started in
-    the middle a run resumes at the start of an epoch. On a GPU, switch
-    determinism on (`tf.config.experimental.enable_op_determinism()`,
-    `torch.use_deterministic_algorithms(True)`).
+    the middle a run resumes at the start of an epoch. On a GPU, switch determinism on
+    (`fmkit.enable_op_determinism()`).
 
     Where several processes train together (`jax.distributed` under a
     `keras.distribution`, `torch.distributed`), each gives the same arguments: the

@@ -17,6 +17,7 @@ from fmkit._swap import replicas_of, walk
 from fmkit.callbacks._resume._held import Held, find
 
 __all__ = [
+    "arrays_of",
     "held_by",
     "held_state",
     "model_as_json",
@@ -46,12 +47,10 @@ def snapshot(
     of_metrics = {id(variable) for variable in model.metrics_variables}
     placed = _placed(model, held or held_by(model), metrics)
     for number, (place, variable) in enumerate(placed):
-        parts = replicas_of(variable)
+        parts = arrays_of(variable)
         names = [f"variable/{number}/{i}" for i in range(len(parts))]
         for name, part in zip(names, parts, strict=True):
-            # A copy: on every backend this may be a view of what training
-            # overwrites later.
-            arrays[name] = np.array(_read(part), copy=True)
+            arrays[name] = np.array(part, copy=True)
         listed.append(
             {
                 "path": variable.path if place is None else place,
@@ -67,6 +66,14 @@ def _placed(model: Any, held: Held, metrics: bool) -> list[tuple[str | None, Any
     """Return all variables, those that the model merely holds with their places."""
     listed = [(None, variable) for variable in list_variables(model, metrics=metrics)]
     return [*listed, *sorted(held.variables.items(), key=lambda pair: pair[0])]
+
+
+def arrays_of(variable: Any) -> list[Array]:
+    """Return the value of each replica of a variable.
+
+    On every backend these may be views of what the next step overwrites.
+    """
+    return [np.asarray(_read(part)) for part in replicas_of(variable)]
 
 
 def _read(part: Any) -> Any:
