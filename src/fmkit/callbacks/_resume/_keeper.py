@@ -57,6 +57,7 @@ class Keeper(keras.callbacks.Callback):
         self.epochs = fit.epochs
         self.arguments = fit.arguments
         self.batches = _batches_of(fit)
+        self.feed = fit.epoch_iterator.data_adapter
         self.steps = fit.epoch_iterator.num_batches
         self.callback_list = weakref.ref(fit.callback_list)
         self.directory = CommitDirectory(
@@ -76,7 +77,6 @@ class Keeper(keras.callbacks.Callback):
         self.changes: list[Difference] = []
         self.saved: tuple[int, int] | None = None
         self.epoch = fit.initial_epoch
-        self.data_epoch = 0
         self.steps_before = 0
         self.committed_steps = 0
         self.committed_epoch = 0
@@ -170,11 +170,9 @@ class Keeper(keras.callbacks.Callback):
             self._commit(where, at_epoch_end=True)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Note where in the data the epoch starts."""
+        """Note which epoch starts."""
         private.set_initial_epoch(self.network, None)
         self.epoch = epoch
-        if self.batches is not None:
-            self.data_epoch = self.batches.position[0]
 
     def on_train_batch_begin(
         self, batch: int, logs: dict[str, Any] | None = None
@@ -190,7 +188,7 @@ class Keeper(keras.callbacks.Callback):
                 )
             self._restore(commit)
         elif self.batches is not None and (self._is_signalled() or self._is_due(batch)):
-            position = (self.data_epoch, batch)
+            position = self.feed.place(batch)
             self._commit({"epoch": self.epoch, "step": batch, "data": position})
         self._stop_on_signal(batch)
 
@@ -280,6 +278,7 @@ class Keeper(keras.callbacks.Callback):
         self.committed_epoch = epoch
         if self.batches is not None and meta.data is not None:
             self.batches.seek(*meta.data)
+            self.feed.begin_at(step)
         self._restore(commit)
         where = f"(from {commit.path.name})"
         stopped = meta.stopped and not self._is_stop_withdrawn(commit)
