@@ -55,6 +55,7 @@ from fmkit._keras_private._optimizer import (
     trainable_variables,
 )
 from fmkit._keras_private._pieces import CHECKED_ON, PIECES, MissingPieceError
+from fmkit._keras_private._tensorboard import begin_event_files, event_files
 from fmkit._keras_private._tensorflow import tensorflow_unloaded
 from fmkit._keras_private._tuner import restore_grid
 
@@ -73,10 +74,12 @@ __all__ = [
     "around_steps",
     "attribute_of_callback",
     "attributes_of_every_layer",
+    "begin_event_files",
     "bind_hook",
     "build_variables",
     "compile_arguments",
     "divides_activity_losses",
+    "event_files",
     "executions",
     "forget_global_seed",
     "global_seed_variable",

@@ -37,8 +37,9 @@ class ExactResume(keras.callbacks.Callback):
 
     What takes part: `fmkit.data.Batches`; all that the model holds in attributes,
     lists and dicts (further optimizers, states of layers, generators, counters);
-    callbacks that are fmkit's or Keras's own (the file of `CSVLogger` ends as if
-    never killed), or that have `get_state() -> dict` and `set_state(state)`. What
+    callbacks that are fmkit's or Keras's own (what `CSVLogger` and `TensorBoard` have
+    written ends as if never killed), or that have `get_state() -> dict` and
+    `set_state(state)`, or `resumable_files() -> list` for files they append to. What
     can't be restored is named before training. Other data can't be started in
     the middle: with them a run resumes at the start of an epoch. On a GPU, switch
     determinism on (`tf.config.experimental.enable_op_determinism()`,
