@@ -62,6 +62,7 @@ ROWS = {
     "LearningRateLogger": Row(
         lambda folder: callbacks.LearningRateLogger(), counts=False
     ),
+    "StepStopping": Row(lambda folder: callbacks.StepStopping(99), BEGIN),
     "ThresholdStopping": Row(
         lambda folder: callbacks.ThresholdStopping("loss", 1e-9, within=9)
     ),
@@ -73,6 +74,7 @@ BUSY = {
     "EvaluateWithAverages": Row(
         lambda folder: callbacks.EvaluateWithAverages(batch_norm="average"), END
     ),
+    "StepStopping": Row(lambda folder: callbacks.StepStopping(4), BEGIN),
     "ThresholdStopping": Row(
         lambda folder: callbacks.ThresholdStopping(
             "loss", 100.0, every=1, count=2, patience=9, restore="best"

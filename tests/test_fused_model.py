@@ -148,6 +148,20 @@ def test_epochs_shorter_than_an_execution_or_a_batch(count):
     assert int(models[0].optimizer.iterations) == 2 * -(-count // 4)
 
 
+def test_an_epoch_of_steps_goes_on_past_a_smaller_batch():
+    # Twelve batches, the last one smaller; executions of five.
+    models = [compiled(), compiled(keras.Model, **ONE_STEP)]
+    for model in models:
+        model.fit(data(), epochs=3, steps_per_epoch=17, verbose=0)
+    assert_close(*map(ends, models))
+    assert int(models[0].optimizer.iterations) == 3 * 17
+    # Negative control: as many steps in another order.
+    model = compiled()
+    model.fit(data(shuffle=False), epochs=3, steps_per_epoch=17, verbose=0)
+    with pytest.raises(AssertionError):
+        assert_close(ends(model), ends(models[0]))
+
+
 @pytest.mark.long
 def test_the_same_bits_from_run_to_run_and_after_a_resume(tmp_path):
     def train(folder, epochs, **options):

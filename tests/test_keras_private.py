@@ -92,6 +92,43 @@ def test_fit_takes_a_data_adapter_and_an_adapter_can_see_who_asks():
     assert len(adapter.requests) == 1
 
 
+@pytest.mark.needs("tensorflow")
+@pytest.mark.parametrize("update_freq", [1, "epoch"])
+def test_the_writers_of_tensorboard_can_be_flushed_and_begin_new_files(
+    tmp_path, update_freq
+):
+    board = keras.callbacks.TensorBoard(str(tmp_path), update_freq=update_freq)
+    kept, begun = {}, []
+
+    class Begin(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 1:
+                kept.update(private.event_files(board))
+                kept.update({n: p.stat().st_size for n, p in kept.items()})
+                begun.append(private.event_files(board))
+                private.begin_event_files(board, keep=kept)
+
+    build().fit(
+        X,
+        Y,
+        batch_size=2,
+        validation_data=(X, Y),
+        verbose=0,
+        callbacks=[board, Begin()],
+    )
+    assert {name.partition("/")[0] for name in kept} == {"train", "validation"}
+    # The old files are as they were; what came later is in new ones.
+    assert {n: (tmp_path / n).stat().st_size for n in kept} == kept
+    later = private.event_files(board).keys() - kept.keys()
+    assert {name.partition("/")[0] for name in later} == {"train", "validation"}
+    # What is not to be kept is deleted, but nobody else's file.
+    other = "train/events.out.tfevents.9999999999.host.1.0.v2"
+    (tmp_path / other).touch()
+    private.begin_event_files(board, keep=kept)
+    left = [f"{p.parent.name}/{p.name}" for p in tmp_path.rglob("*tfevents*")]
+    assert sorted(left) == sorted([*kept, other])
+
+
 def test_steps_are_numbered_by_the_adapter():
     steps = []
 

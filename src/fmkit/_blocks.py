@@ -12,7 +12,7 @@ __all__ = ["Block", "Blocks", "cut"]
 
 
 class Block(NamedTuple):
-    """The batches of one execution.
+    """Batches that follow one another, the last of which may be smaller.
 
     Attributes:
         whole: The full batches, stacked: `(batches, batch_size, ...)` in each array.
@@ -37,24 +37,24 @@ def cut(rows: Any, count: int, size: int) -> Block:
 
 
 class Blocks:
-    """The blocks of one epoch, each made in a thread while the one before is in use.
+    """The executions of one epoch, each read in a thread while the last is in use.
 
     Args:
-        blocks: Makes them, one for each `next`.
+        blocks: Reads the blocks of one execution for each `next`.
     """
 
-    def __init__(self, blocks: Iterator[Block]) -> None:
+    def __init__(self, blocks: Iterator[list[Block]]) -> None:
         self._blocks = blocks
         # Its thread ends when nobody holds it any more: `fit` may stop in between.
         self._thread = ThreadPoolExecutor(1, "fmkit blocks")
         self._next = self._thread.submit(next, blocks, None)
 
-    def __iter__(self) -> Iterator[Block]:
+    def __iter__(self) -> Iterator[list[Block]]:
         return self
 
-    def __next__(self) -> Block:
-        block = self._next.result()
-        if block is None:
+    def __next__(self) -> list[Block]:
+        blocks = self._next.result()
+        if blocks is None:
             raise StopIteration
         self._next = self._thread.submit(next, self._blocks, None)
-        return block
+        return blocks

@@ -68,6 +68,7 @@ from fmkit._keras_private._optimizer import (
     trainable_variables,
 )
 from fmkit._keras_private._pieces import CHECKED_ON, PIECES, MissingPieceError
+from fmkit._keras_private._tensorboard import begin_event_files, event_files
 from fmkit._keras_private._tensorflow import (
     is_seeded,
     stateful_operations,
@@ -92,11 +93,13 @@ __all__ = [
     "around_steps",
     "attribute_of_callback",
     "attributes_of_every_layer",
+    "begin_event_files",
     "bind_hook",
     "build_variables",
     "compile_arguments",
     "divides_activity_losses",
     "epoch_counter",
+    "event_files",
     "executions",
     "forget_global_seed",
     "forget_read_ahead",

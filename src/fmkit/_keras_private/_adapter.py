@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -166,7 +166,7 @@ def without_request(data: Any) -> Any:
     return data.source if isinstance(data, _WithRequest) else data
 
 
-def executions(blocks: Iterator[tuple[Any, Any]]) -> Iterator[Any]:
+def executions(blocks: Iterator[Sequence[tuple[Any, Any]]]) -> Iterator[Any]:
     """Return blocks as Keras's JAX trainer takes the batches of one execution.
 
     It asks for them so, by `get_jax_iterator(super_batch=...)`, if it has a loop over
@@ -174,18 +174,23 @@ def executions(blocks: Iterator[tuple[Any, Any]]) -> Iterator[Any]:
     it must get a list.
     """
 
-    def execution(block: tuple[Any, Any]) -> Any:
-        whole, tail = block
-        if not len(keras.tree.flatten(tail)[0]):
-            return whole
-        steps = range(len(keras.tree.flatten(whole)[0]))
-        batches = [
-            keras.tree.map_structure(lambda leaf, i=step: leaf[i], whole)
-            for step in steps
-        ]
-        return partial_batch_list([*batches, tail])
+    def execution(blocks: Sequence[tuple[Any, Any]]) -> Any:
+        if len(blocks) == 1 and not _length(blocks[0][1]):
+            return blocks[0][0]
+        batches = []
+        for whole, tail in blocks:
+            batches += [
+                keras.tree.map_structure(lambda leaf, i=step: leaf[i], whole)
+                for step in range(_length(whole))
+            ]
+            batches += [tail] if _length(tail) else []
+        return partial_batch_list(batches)
 
     return map(execution, blocks)
+
+
+def _length(arrays: Any) -> int:
+    return len(keras.tree.flatten(arrays)[0])
 
 
 def wrap_batches(epoch_iterator: Any, wrap: Callable[[Any], Any]) -> None:

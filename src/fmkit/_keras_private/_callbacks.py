@@ -33,7 +33,10 @@ _ATTRIBUTES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "SwapEMAWeights": (("_ema_weights_in_model",), ()),
     "History": (("history", "epoch"), ()),
-    "TensorBoard": (("_global_train_batch", "_global_test_batch"), ()),
+    "TensorBoard": (
+        ("_global_train_batch", "_global_test_batch", "_should_write_train_graph"),
+        (),
+    ),
 }
 
 # By class, of those that there are: `OrbaxCheckpoint` came with Keras 3.14.

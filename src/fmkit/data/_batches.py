@@ -31,7 +31,9 @@ class Batches(private.DataSource):
 
     Pass it directly to `model.fit(batches, epochs=10)`. Every training epoch takes
     the next order; a second `fit` continues from there, and
-    `fit(..., initial_epoch=e)` starts at epoch $e$. As `validation_data`, in
+    `fit(..., initial_epoch=e)` starts at epoch $e$. With `steps_per_epoch=k`, of any
+    size, epoch $e$ of `fit` takes batches $e k$ to $(e + 1) k - 1$ of all epochs of
+    the data in a row, so that every sample has its turn. As `validation_data`, in
     `evaluate` and in `predict`, the samples come in their own order and the
     position does not move. A `for` loop goes through one epoch:
 
@@ -59,6 +61,9 @@ class Batches(private.DataSource):
             shards share each global batch of `count * batch_size` samples, so
             each sample is seen once per epoch and all shards take equally many
             steps.
+        restart: With `fit(steps_per_epoch=k)`, begin a new epoch of the data with
+            each epoch of `fit`: it takes the first `k` batches, and what comes after
+            them in the order is left out.
 
     Raises:
         ValueError: If lengths differ, there are no samples, or the sizes leave
@@ -93,6 +98,7 @@ class Batches(private.DataSource):
         sample_weight: Any = None,
         class_weight: Mapping[int, float] | None = None,
         shard: tuple[int, int] = (0, 1),
+        restart: bool = False,
     ) -> None:
         batch_size = check_int("batch_size", batch_size)
         self.seed = check_int("seed", seed, minimum=0)
@@ -106,6 +112,7 @@ class Batches(private.DataSource):
             source, order, batch_size, shard, bool(drop_remainder), weights
         )
         self._position = (0, 0)
+        self._restart = bool(restart)
         self._check_sizes()
 
     def _check_sizes(self) -> None:
@@ -143,6 +150,11 @@ class Batches(private.DataSource):
     def shard(self) -> tuple[int, int]:
         """`(index, count)`: number of this shard, and how many there are."""
         return self._reader.shard
+
+    @property
+    def restart(self) -> bool:
+        """Whether each epoch of `fit(steps_per_epoch=k)` begins one of the data."""
+        return self._restart
 
     @property
     def class_weight(self) -> dict[int, float] | None:
@@ -205,6 +217,7 @@ class Batches(private.DataSource):
             "shuffle": self.shuffle,
             "drop_remainder": self.drop_remainder,
             "shard": list(self.shard),
+            "restart": self.restart,
             "map": describe(source.transform),
             "class_weight": weights and {str(k): v for k, v in weights.items()},
         }
@@ -234,14 +247,15 @@ class Batches(private.DataSource):
 
     def __iter__(self) -> Iterator[Any]:
         """Go through one epoch in NumPy, and move the position to the next."""
-        epoch, step = self._begin_epoch()
+        epoch, step = self._begin_epoch(None)
         for batch in self._reader.batches(epoch, step, len(self)):
             yield batch[0] if len(batch) == 1 else batch
 
-    def _begin_epoch(self) -> tuple[int, int]:
-        """Return the position, and move it to the next epoch."""
+    def _begin_epoch(self, count: int | None) -> tuple[int, int]:
+        """Return the position, and move it by `count` batches or to the next epoch."""
         epoch, step = self._position
-        self._position = (epoch + 1, 0)
+        passed, rest = (1, 0) if count is None else divmod(step + count, len(self))
+        self._position = (epoch + passed, rest)
         return epoch, step
 
     def _step_back(self, position: tuple[int, int]) -> None:
@@ -253,7 +267,9 @@ class Batches(private.DataSource):
     def feed(self, request: private.Request) -> Feed:
         """Return the batches for one call of `fit`, `evaluate` or `predict`."""
         weights = self._weights_of_call(request)
-        steps = self._steps_of_call(request.arguments["steps_per_epoch"])
+        goes_on = request.training and not self.restart
+        goes_on = goes_on and request.arguments["steps_per_epoch"] is not None
+        steps = self._steps_of_call(request, goes_on)
         reader = replace(self._reader, weights=weights)
         if not request.training:
             order = Order(self.num_samples, self.seed, shuffle=False)
@@ -262,10 +278,22 @@ class Batches(private.DataSource):
         if in_one > 1:
             # Keras would look at a batch for that, and find a block.
             private.build_variables(request.model, self.peek)
-        start = request.initial_epoch
-        if start and self.position[0] != start:
-            self.seek(start)
-        return Feed(self, reader, steps, self._begin_epoch, self._step_back, in_one)
+        self._go_to_epoch(request.initial_epoch, steps if goes_on else len(self))
+        return Feed(
+            self,
+            reader,
+            steps,
+            self._begin_epoch,
+            self._step_back,
+            in_one,
+            goes_on,
+        )
+
+    def _go_to_epoch(self, number: int, steps: int) -> None:
+        """Seek an epoch of so many steps of `fit`, unless the position is in it."""
+        epoch, step = self._position
+        if number and (epoch * len(self) + step) // steps != number:
+            self.seek(*divmod(number * steps, len(self)))
 
     def _weights_of_call(self, request: private.Request) -> dict[int, float] | None:
         """Check what was passed beside the data; return the class weights."""
@@ -290,14 +318,22 @@ class Batches(private.DataSource):
         source = self._reader.source
         return _check_class_weight(weights, source.y, source.weight)
 
-    def _steps_of_call(self, steps: Any) -> int:
+    def _steps_of_call(self, request: private.Request, goes_on: bool) -> int:
+        steps = request.arguments["steps_per_epoch"]
         if steps is None:
             return len(self)
-        steps = check_int("steps_per_epoch", steps)
-        if steps > len(self):
+        name = "steps_per_epoch" if request.training else "steps"
+        steps = check_int(name, steps)
+        if steps > len(self) and not goes_on:
+            instead = (
+                "Train more epochs instead, or go on with the next one inside an "
+                "epoch of `fit`: Batches(restart=False)."
+                if request.training
+                else "Leave it out."
+            )
             raise ValueError(
-                f"`steps_per_epoch` must be at most {len(self)}, the number of "
-                f"batches of an epoch, got {steps}. Train more epochs instead."
+                f"`{name}` must be at most {len(self)}, the number of batches of an "
+                f"epoch, got {steps}. {instead}"
             )
         return steps
 
@@ -324,7 +360,7 @@ class Batches(private.DataSource):
         """Return an iterator over one epoch, `super_batch` batches in one piece."""
         if not super_batch:
             return iter(self)
-        epoch, step = self._begin_epoch()
+        epoch, step = self._begin_epoch(None)
         blocks = self._reader.blocks(epoch, step, len(self), super_batch)
         return private.executions(blocks)
 

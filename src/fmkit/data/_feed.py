@@ -14,6 +14,9 @@ from fmkit.data._reader import Reader, Span
 
 __all__ = ["Feed", "to_tensors"]
 
+# Epoch of the data, and step in it.
+Place = tuple[int, int]
+
 
 class Feed(private.Feed):
     """The batches of one call.
@@ -21,10 +24,13 @@ class Feed(private.Feed):
     Args:
         source: The `Batches`, for who looks for it (`ExactResume`).
         reader: Reads them in the order of this call.
-        steps: Number of batches per epoch.
-        begin_epoch: Returns the epoch that begins and its first step.
+        steps: Number of batches per epoch of this call.
+        begin_epoch: Returns the place in the data, and moves it on by so many batches;
+            by `None`, to the next epoch of the data.
         step_back: Takes what `begin_epoch` returned, and undoes it.
         steps_in_one_program: How many batches the model takes in one piece.
+        goes_on: Whether an epoch begins in the data where the one before ended, and not
+            with an epoch of the data.
     """
 
     def __init__(
@@ -32,24 +38,41 @@ class Feed(private.Feed):
         source: Any,
         reader: Reader,
         steps: int,
-        begin_epoch: Callable[[], tuple[int, int]] = lambda: (0, 0),
-        step_back: Callable[[tuple[int, int]], None] = lambda place: None,
+        begin_epoch: Callable[[int | None], Place] = lambda count: (0, 0),
+        step_back: Callable[[Place], None] = lambda place: None,
         steps_in_one_program: int = 1,
+        goes_on: bool = False,
     ) -> None:
         self.source = source
         self._reader = reader
         self._steps = steps
         self._begin_epoch = begin_epoch
         self._step_back = step_back
-        self._place: tuple[int, int] | None = None
+        self._place: Place | None = None
         self._steps_in_one_program = steps_in_one_program
+        self._goes_on = goes_on
+        self._first = 0
         self._span: Span = (0, 0, steps)
 
     def start_epoch(self) -> tuple[int, int]:
         """Take the next epoch; return its first step and the end of its steps."""
-        self._place = epoch, step = self._begin_epoch()
-        self._span = (epoch, step, self._steps)
-        return step, self._steps
+        count = self._steps - self._first if self._goes_on else None
+        self._place = epoch, start = self._begin_epoch(count)
+        if not self._goes_on:
+            self._first = start
+        first, self._first = self._first, 0
+        self._span = (epoch, start, start + self._steps - first)
+        return first, self._steps
+
+    def begin_at(self, step: int) -> None:
+        """Number the first step of the next epoch `step`: the ones before are done."""
+        self._first = step
+
+    def place(self, step: int) -> Place:
+        """Return where in the data step number `step` of the running epoch is."""
+        epoch, _, end = self._span
+        passed, place = divmod(end - self._steps + step, len(self._reader))
+        return epoch + passed, place
 
     def on_epoch_end(self) -> None:
         """Step back: Keras has looked at a batch to build the model, or stopped."""

@@ -15,12 +15,13 @@ __all__ = ["assert_cardinality", "dataset", "empty_dataset"]
 
 
 def dataset(reader: Reader, span: Span | Callable[[], Span]) -> Any:
-    """Build the dataset of batches `first..end-1` of an epoch.
+    """Build the dataset of batches `first..end-1`, from an epoch on.
 
     `span` is `(epoch, first, end)`. Given as a function it is asked each time an
-    iterator starts, so that one dataset, traced once, serves every epoch. NumPy
-    gathers the rows: that is as fast as `tf.gather`, leaves memory-mapped arrays on
-    disk, and needs no second copy of the data inside TensorFlow.
+    iterator starts, so that one dataset, traced once, serves every epoch; it may then
+    end in a later epoch. NumPy gathers the rows: that is as fast as `tf.gather`, leaves
+    memory-mapped arrays on disk, and needs no second copy of the data inside
+    TensorFlow.
     """
     tf = require("tensorflow", "`Batches.as_dataset`")
 
@@ -28,20 +29,44 @@ def dataset(reader: Reader, span: Span | Callable[[], Span]) -> Any:
     stride = 2 * reader.source.rows_per_block(reader.batch_size)
     stride //= reader.batch_size
 
+    # The parallel map works three blocks ahead; a prefetch behind it gained nothing
+    # in `fit` and cost a quarter when nothing else runs.
+    def batches(blocks: Any) -> Any:
+        full = reader.partial_batch_size is None
+        return blocks.map(_read_block(reader), num_parallel_calls=3).rebatch(
+            reader.batch_size, drop_remainder=full
+        )
+
     # The blocks come as one table: a `map` that made them one by one would cost
     # half a millisecond a block, more than gathering its rows.
     if callable(span):
 
         def ask(_: Any) -> Any:
-            table = tf.numpy_function(lambda: _blocks(*span(), stride), [], tf.int64)
-            return tf.ensure_shape(table, [None, 3])
+            parts = tf.numpy_function(
+                lambda: np.array([*reader.parts(*span())], np.int64).reshape(-1, 3),
+                [],
+                tf.int64,
+            )
+            return tf.ensure_shape(parts, [None, 3])
 
-        blocks = tf.data.Dataset.range(1).map(ask).unbatch()
+        def one_epoch(part: Any) -> Any:
+            table = tf.numpy_function(
+                lambda epoch, first, end: _blocks(
+                    int(epoch), int(first), int(end), stride
+                ),
+                tf.unstack(part),
+                tf.int64,
+            )
+            blocks = tf.ensure_shape(table, [None, 3])
+            return batches(tf.data.Dataset.from_tensor_slices(blocks))
+
+        # One after the other: `rebatch` would fill up a smaller batch between them.
+        parts = tf.data.Dataset.range(1).map(ask).unbatch()
+        dataset = parts.flat_map(one_epoch)
     else:
-        blocks = tf.data.Dataset.from_tensor_slices(_blocks(*span, stride))
+        table = _blocks(*span, stride)
+        dataset = batches(tf.data.Dataset.from_tensor_slices(table))
 
-    # The parallel map works three blocks ahead; a prefetch behind it gained nothing
-    # in `fit` and cost a quarter when nothing else runs.
     # Autotuning costs up to 2.5 s when an iterator of a vectorised pipeline is
     # deleted, and ends iterations on powers of two of 10 ms.
     options = tf.data.Options()
@@ -51,11 +76,7 @@ def dataset(reader: Reader, span: Span | Callable[[], Span]) -> Any:
         options.experimental_distribute.auto_shard_policy = (
             tf.data.experimental.AutoShardPolicy.OFF
         )
-    return (
-        blocks.map(_read_block(reader), num_parallel_calls=3)
-        .rebatch(reader.batch_size, drop_remainder=reader.partial_batch_size is None)
-        .with_options(options)
-    )
+    return dataset.with_options(options)
 
 
 def _blocks(epoch: int, first: int, end: int, stride: int) -> np.ndarray[Any, Any]:

@@ -15,7 +15,8 @@ from fmkit.data._source import Source
 
 __all__ = ["Reader", "Span"]
 
-# Epoch, first batch, and the one after the last.
+# Epoch, first batch, and the one after the last. Numbers past the end of an epoch go
+# on in the one after it.
 Span = tuple[int, int, int]
 
 
@@ -50,8 +51,17 @@ class Reader:
         last = len(self._places(len(self) - 1, len(self)))
         return last if last < self.batch_size else None
 
+    def parts(self, epoch: int, first: int, end: int) -> Iterator[Span]:
+        """Cut a span where an epoch of the data ends: one span for each."""
+        whole = len(self)
+        while first < end:
+            passed, start = divmod(first, whole)
+            stop = min(whole, start + end - first)
+            yield epoch + passed, start, stop
+            first += stop - start
+
     def indices(self, epoch: int, first: int, end: int) -> Indices:
-        """Return which samples are in batches `first` to `end - 1` of an epoch."""
+        """Return which samples are in batches `first` to `end - 1` of one epoch."""
         return self.order.take(epoch, self._places(first, end))
 
     def _places(self, first: int, end: int) -> Indices:
@@ -69,23 +79,30 @@ class Reader:
         return places
 
     def batches(self, epoch: int, first: int, end: int) -> Iterator[tuple[Any, ...]]:
-        """Yield batches `first` to `end - 1` of an epoch as tuples of arrays."""
+        """Yield batches `first` to `end - 1`, from `epoch` on, as tuples of arrays."""
         size = self.batch_size
         stride = self.source.rows_per_block(size) // size
-        for block, count in self._rows(epoch, first, end, stride):
-            for row in range(0, count, size):
-                rows = slice(row, row + size)
-                yield keras.tree.map_structure(lambda leaf, r=rows: leaf[r], block)
+        for part, start, stop in self.parts(epoch, first, end):
+            for place in range(start, stop, stride):
+                block, count = self._rows(part, place, min(place + stride, stop))
+                for row in range(0, count, size):
+                    rows = slice(row, row + size)
+                    yield keras.tree.map_structure(lambda leaf, r=rows: leaf[r], block)
 
-    def blocks(self, epoch: int, first: int, end: int, stride: int) -> Iterator[Block]:
-        """Yield the same batches, `stride` of them in one piece."""
-        for rows, count in self._rows(epoch, first, end, stride):
-            yield cut(rows, count, self.batch_size)
-
-    def _rows(
+    def blocks(
         self, epoch: int, first: int, end: int, stride: int
-    ) -> Iterator[tuple[tuple[Any, ...], int]]:
-        """Yield the rows of `stride` batches at a time, and how many they are."""
+    ) -> Iterator[list[Block]]:
+        """Yield the same batches, `stride` at a time: a block for each epoch in it.
+
+        A smaller batch is then always the last one of its block.
+        """
         for start in range(first, end, stride):
-            indices = self.indices(epoch, start, min(start + stride, end))
-            yield self.source.block(indices, self.weights), len(indices)
+            yield [
+                cut(*self._rows(*part), self.batch_size)
+                for part in self.parts(epoch, start, min(start + stride, end))
+            ]
+
+    def _rows(self, epoch: int, first: int, end: int) -> tuple[tuple[Any, ...], int]:
+        """Return the rows of batches `first` to `end - 1`, and how many they are."""
+        indices = self.indices(epoch, first, end)
+        return self.source.block(indices, self.weights), len(indices)

@@ -155,14 +155,15 @@ def _by_tensorflow(model: FusedModel, ordinary: Callable[..., Any]) -> Any:
     def train_function(iterator: Iterator[Any]) -> Any:
         if not isinstance(iterator, Blocks):
             return ordinary(iterator)
-        whole, tail = keras.tree.map_structure(tensor, next(iterator))
-        steps = len(keras.tree.flatten(whole)[0])
         logs = None
-        if steps:
-            missing = model.steps_in_one_program - steps
-            logs = many(_padded(whole, missing), tf.constant(steps))
-        if len(keras.tree.flatten(tail)[0]):
-            logs = single(tail)
+        for block in next(iterator):
+            whole, tail = keras.tree.map_structure(tensor, block)
+            steps = len(keras.tree.flatten(whole)[0])
+            if steps:
+                missing = model.steps_in_one_program - steps
+                logs = many(_padded(whole, missing), tf.constant(steps))
+            if len(keras.tree.flatten(tail)[0]):
+                logs = single(tail)
         return logs
 
     return train_function
@@ -188,14 +189,14 @@ def _by_jax(model: FusedModel, ordinary: Callable[..., Any]) -> Any:
     def train_function(state: Any, iterator: Iterator[Any]) -> Any:
         if not isinstance(iterator, Blocks):
             return ordinary(state, iterator)
-        whole, tail = next(iterator)
-        steps = len(keras.tree.flatten(whole)[0])
         logs = None
-        if steps:
-            missing = model.steps_in_one_program - steps
-            logs, state = many(state, _padded(whole, missing), steps)
-        if len(keras.tree.flatten(tail)[0]):
-            logs, state = single(state, tail)
+        for whole, tail in next(iterator):
+            steps = len(keras.tree.flatten(whole)[0])
+            if steps:
+                missing = model.steps_in_one_program - steps
+                logs, state = many(state, _padded(whole, missing), steps)
+            if len(keras.tree.flatten(tail)[0]):
+                logs, state = single(state, tail)
         return logs, state
 
     return train_function

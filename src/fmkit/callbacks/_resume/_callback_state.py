@@ -4,8 +4,9 @@ The convention: a callback that carries something from step to step has
 
     get_state() -> dict      JSON values and NumPy arrays
     set_state(state)         the inverse
+    resumable_files()        the files that it appends to; `_appended_files` cuts them
 
-Keras's own callbacks have neither; a table says what each of them carries.
+Keras's own callbacks have none of these; a table says what each of them carries.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import numpy as np
 from fmkit import _keras_private as private
 from fmkit._commits import encode
 from fmkit._files import whole_file
+from fmkit.callbacks._resume import _appended_files
 from fmkit.callbacks._saved_settings import check_settings
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "get_states",
     "named",
     "note_files",
+    "opens_files",
     "set_states",
     "without_state",
 ]
@@ -75,12 +78,22 @@ def note_files(callbacks: Iterable[Any]) -> None:
         if isinstance(callback, keras.callbacks.CSVLogger):
             # Of a link, the file that it leads to: the link stays.
             _paths[callback] = Path(os.path.realpath(callback.filename))
+        _appended_files.sizes(callback)
 
 
 def continued_files(callbacks: Iterable[Any]) -> bool:
     """Return whether a callback appends to what was in its file before the run."""
-    loggers = [c for c in callbacks if isinstance(c, keras.callbacks.CSVLogger)]
-    return any(logger.append for logger in loggers)
+    return any(
+        callback.append
+        if isinstance(callback, keras.callbacks.CSVLogger)
+        else _appended_files.appends(callback)
+        for callback in callbacks
+    )
+
+
+def opens_files(callbacks: Iterable[Any]) -> bool:
+    """Return whether a callback has opened files that no other process knows."""
+    return any(isinstance(each, keras.callbacks.TensorBoard) for each in callbacks)
 
 
 def _get_csv(logger: Any) -> State:
@@ -145,6 +158,8 @@ def get_states(callbacks: Iterable[Any]) -> dict[str, State]:
             state["keras"] = _TABLE[kind][0](callback)
         if _by_convention(callback):
             state["own"] = callback.get_state()
+        if _appended_files.appends(callback):
+            state["files"] = _appended_files.sizes(callback)
         if state:
             states[name] = state
     return states
@@ -161,6 +176,8 @@ def set_states(callbacks: Iterable[Any], states: dict[str, State]) -> list[str]:
             continue
         if kind is not None and "keras" in states[name]:
             _TABLE[kind][1](callback, states[name]["keras"])
+        if _appended_files.appends(callback) and "files" in states[name]:
+            _appended_files.cut_back(callback, states[name]["files"])
         if _by_convention(callback) and "own" in states[name]:
             callback.set_state(states[name]["own"])
     return without
@@ -171,7 +188,9 @@ def without_state(callbacks: Iterable[Any]) -> list[str]:
     return [
         name
         for name, callback in named(callbacks)
-        if not _by_convention(callback) and _own_attributes(callback)
+        if not _by_convention(callback)
+        and not hasattr(callback, "resumable_files")
+        and _own_attributes(callback)
     ]
 
 

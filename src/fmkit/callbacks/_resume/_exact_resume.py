@@ -39,11 +39,12 @@ class ExactResume(keras.callbacks.Callback):
     What takes part: the data, `fmkit.data.Batches` and most others: arrays,
     `PyDataset`, PyTorch's `DataLoader`, Grain, `tf.data`; all that the model holds in
     attributes, lists and dicts (further optimizers, states of layers, generators,
-    counters); callbacks that are fmkit's or Keras's own (the file of `CSVLogger` ends
-    as if never killed), or that have `get_state() -> dict` and `set_state(state)`. What
-    can't be restored is named before training; with data that can't be started in
-    the middle a run resumes at the start of an epoch. On a GPU, switch determinism on
-    (`fmkit.enable_op_determinism()`).
+    counters); callbacks that are fmkit's or Keras's own (what `CSVLogger` and
+    `TensorBoard` have written ends as if never killed), or that have
+    `get_state() -> dict` and `set_state(state)`, or `resumable_files() -> list` for
+    files they append to. What can't be restored is named before training; with data
+    that can't be started in the middle a run resumes at the start of an epoch. On a
+    GPU, switch determinism on (`fmkit.enable_op_determinism()`).
 
     Where several processes train together (`jax.distributed` under a
     `keras.distribution`, `torch.distributed`), each gives the same arguments: the

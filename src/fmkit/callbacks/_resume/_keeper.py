@@ -190,8 +190,17 @@ class Keeper(keras.callbacks.Callback):
             where = {"epoch": self.epoch, "step": 0, "data": place}
             self._commit(where, at_epoch_end=True)
 
+    def _commit_again(self, commit: Commit) -> None:
+        """Commit what was restored, now that callbacks go on in other files."""
+        opened = _callback_state.opens_files(self._others())
+        if any(self.job.exchange(opened)):
+            meta = commit.meta
+            place = decode(meta.data, commit.arrays)
+            where = {"epoch": meta.epoch, "step": meta.step, "data": place}
+            self._commit(where, at_epoch_end=meta.moment == "epoch")
+
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Note where in the data the epoch starts."""
+        """Note which epoch starts."""
         private.set_initial_epoch(self.network, None)
         self.epoch = epoch
         self.place.begin_epoch()
@@ -209,6 +218,7 @@ class Keeper(keras.callbacks.Callback):
                     "`seek` on the Batches; only ExactResume may."
                 )
             self._restore(commit)
+            self._commit_again(commit)
         elif not self.place.lost and (self._is_signalled() or self._is_due(batch)):
             self._commit_inside(batch)
         self._stop_on_signal(batch)
@@ -316,6 +326,8 @@ class Keeper(keras.callbacks.Callback):
             # What Keras and the callbacks do between here and that step, they
             # had done before the commit: restore once more, at the same point.
             self.restoring = commit
+        else:
+            self._commit_again(commit)
 
     def _is_stop_withdrawn(self, commit: Commit) -> bool:
         """Whether the callbacks that stopped the run would no longer do so.

@@ -60,16 +60,13 @@ class Place:
 class _InBatches(Place):
     """The place in `Batches`."""
 
-    def __init__(self, batches: Batches) -> None:
+    def __init__(self, batches: Batches, feed: Any) -> None:
         super().__init__()
         self._batches = batches
-        self._epoch = 0
-
-    def begin_epoch(self) -> None:
-        self._epoch = self._batches.position[0]
+        self._feed = feed
 
     def before_step(self, step: int) -> Any:
-        return [self._epoch, step]
+        return list(self._feed.place(step))
 
     def at_epoch_end(self) -> Any:
         return list(self._batches.position)
@@ -77,6 +74,7 @@ class _InBatches(Place):
     def seek(self, place: Any, step: int, arrays: Arrays) -> None:
         if isinstance(place, list):
             self._batches.seek(*place)
+            self._feed.begin_at(step)
 
 
 class _InOther(Place):
@@ -155,7 +153,7 @@ def place_in(fit: private.FitCall, job: Job, named: Any = None) -> Place:
     """
     batches = batches_of(fit)
     if batches is not None:
-        return _InBatches(batches)
+        return _InBatches(batches, fit.epoch_iterator.data_adapter)
     reason = _why_lost(fit, job, named)
     if reason is None:
         try:

@@ -18,8 +18,8 @@ class StopReason(enum.StrEnum):
     Examples:
         >>> StopReason.THRESHOLD == "threshold"
         True
-        >>> [str(reason) for reason in StopReason]
-        ['threshold', 'plateau', 'not-reached', 'divergence', 'non-finite', 'time']
+        >>> print(*StopReason)
+        threshold plateau not-reached divergence non-finite time steps
     """
 
     THRESHOLD = "threshold"
@@ -28,6 +28,7 @@ class StopReason(enum.StrEnum):
     DIVERGENCE = "divergence"
     NONFINITE = "non-finite"
     TIME = "time"
+    STEPS = "steps"
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class Stop:
     Attributes:
         callback: Name of the callback that stopped the run.
         reason: One of `StopReason`.
-        monitor: Name of the value that decided, `None` if it was the time.
-        value: That value, or the seconds used if it was the time.
+        monitor: Name of the value that decided, `None` if it was time or steps.
+        value: That value, or the seconds used, or the steps done.
         threshold: What `value` was compared with; `None` if it was not finite.
         epoch: Index of the epoch, from 0 as in `History.epoch`, or `None`.
         step: Optimizer steps done when the callback stopped, or `None`.
