@@ -26,7 +26,9 @@ PACKAGES = {
     "frame": "pandas",
     "loader_stateful": "torchdata",
     **dict.fromkeys(("hugging_face", "hugging_face_stream"), "datasets"),
-    **dict.fromkeys(("grain_map", "grain_iter", "grain_loader"), "grain"),
+    **dict.fromkeys(
+        ("grain_map", "grain_iter", "grain_weighted", "grain_loader"), "grain"
+    ),
 }
 # The others in `make test-long`.
 QUICK = ["arrays", "arrays_by_steps", "pieces", "own_generator"]

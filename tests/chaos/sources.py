@@ -244,6 +244,13 @@ def grain_iter():
     return {"x": stream, "shuffle": False, "steps_per_epoch": 11}
 
 
+def grain_weighted():
+    weights = np.array([2.0, 1.0, 0.5], np.float32)
+    weighted = _grain().batch(SIZE).map(lambda batch: (*batch, weights[batch[1]]))
+    given = {"x": weighted.repeat(), "steps_per_epoch": len(weighted)}
+    return {**given, "shuffle": False}
+
+
 def grain_loader():
     import grain
 
@@ -350,7 +357,7 @@ _LOADERS = (
     hugging_face,
     hugging_face_stream,
 )
-_GRAIN = (grain_map, grain_iter, grain_loader)
+_GRAIN = (grain_map, grain_iter, grain_weighted, grain_loader)
 _DATASETS = (
     dataset,
     dataset_seeded,
