@@ -22,7 +22,7 @@ TOPICS = {
     "Everything together": ("together", "callbacks"),
     "Losses": ("losses",),
     "Averages": ("averages",),
-    "Resume and the evaluator": ("resume", "evaluator"),
+    "Resume and the evaluator": ("resume", "places", "evaluator"),
     "Size": ("growth", "large", "imports"),
 }
 AT_MOST = re.compile(r"at most ([\d.]+)(?=$|:| \()")

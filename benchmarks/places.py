@@ -17,7 +17,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from benchmarks._measure import in_backend, machine, number, put_between
+from benchmarks._measure import BACKENDS, in_backend, machine, number, put_between
 from fmkit._commits import decode, encode
 from fmkit.callbacks._resume._source import Source
 from fmkit.callbacks._resume._track import Track
@@ -195,6 +195,31 @@ def backend_rows(quick: bool = False) -> list[dict[str, Any]]:
     ]
 
 
+def rows(quick: bool = False) -> list[dict[str, Any]]:
+    """Return a row of the suite for each kind: the way back to the last place."""
+    return [
+        {
+            "name": f"back after {costs[-1]['batches']:,} batches, {each['kind']}",
+            "ratio": 1e3 * costs[-1]["back"],
+            "spread": None,
+            "unit": "ms",
+            "detail": f"{each['backend']}, {costs[-1]['bytes']:,} bytes in a commit",
+            "target": "",
+        }
+        for each in measured(quick)
+        if (costs := each.get("costs"))
+    ]
+
+
+def measured(quick: bool) -> list[dict[str, Any]]:
+    """Measure on each backend, in processes of their own."""
+    return [
+        row
+        for backend in BACKENDS
+        for row in in_backend("benchmarks.places", backend, quick)
+    ]
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the rows in Markdown."""
     counts = [cost["batches"] for cost in rows[0]["costs"]]
@@ -223,11 +248,7 @@ def main() -> None:
     if options.here:
         print("\n".join(map(json.dumps, backend_rows(options.quick))))
         return
-    rows = [
-        row
-        for backend in ("tensorflow", "jax", "torch")
-        for row in in_backend("benchmarks.places", backend, options.quick)
-    ]
+    rows = measured(options.quick)
     print(table(rows))
     if options.publish:
         where = ", ".join(f"{key} {value}" for key, value in machine().items())

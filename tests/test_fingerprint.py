@@ -7,8 +7,9 @@ import keras
 import numpy as np
 import pytest
 from abilities import MANY_STEPS
+from bits import bits
 from fresh_process import run_python
-from resuming import X, Y, bits, broken_and_resumed, build, data, fit
+from resuming import X, Y, broken_and_resumed, build, data, fit
 
 import fmkit
 from fmkit.callbacks import Fingerprint
@@ -120,7 +121,7 @@ def test_the_training_is_the_same_as_without_it(shuffled, tmp_path):
         given = (X, Y, 7) if shuffled else (data(),)
         history = model.fit(*given, epochs=3, callbacks=callbacks, verbose=0)
         drawn = keras.ops.convert_to_numpy(keras.random.uniform((3,)))
-        return bits(model), history.history, drawn.tobytes(), np.random.rand()
+        return bits(model.weights), history.history, drawn.tobytes(), np.random.rand()
 
     assert trained(tmp_path / "a") == trained(None)
 

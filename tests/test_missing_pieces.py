@@ -69,7 +69,9 @@ def pieces_in(text):
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             place = {"piece": 0, "attribute": 1, "_of_compile": 1}.get(node.func.id)
-            argument = None if place is None else node.args[place]
+            # A third one says what the piece is for, in place of `PIECES`.
+            own = len(node.args) > 2
+            argument = None if place is None or own else node.args[place]
             if isinstance(argument, ast.Constant):
                 asked.add(argument.value)
         if isinstance(node, ast.ImportFrom) and str(node.module).startswith("keras."):

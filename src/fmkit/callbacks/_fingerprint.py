@@ -73,8 +73,8 @@ class Fingerprint(keras.callbacks.Callback):
         ...     train(f"{folder}/a", seed=1)
         ...     train(f"{folder}/b", seed=2)
         ...     found = compare_runs(f"{folder}/a", f"{folder}/b")
-        >>> found.epoch, found.step, found.variable
-        (0, 0, 'sequential/dense/kernel')
+        >>> found.epoch, found.step, found.parts
+        (0, 0, ('generators', 'weights'))
     """
 
     def __init__(self, file: str | os.PathLike[str], every: int = 1) -> None:

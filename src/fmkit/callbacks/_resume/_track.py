@@ -71,6 +71,7 @@ class Track:
         self._first = self._before = 0
         self._resumed: dict[str, Any] | None = None
         self._noted: dict[str, Any] | None = None
+        self._between_epochs: dict[str, Any] = {}
         by_python = private.watch(epoch_iterator, self._read, self._make, self._steps)
         # TensorFlow lets a thread read ahead.
         self.reads_ahead = by_python and keras.backend.backend() == "tensorflow"
@@ -126,6 +127,7 @@ class Track:
     def _steps(self, enumerate_steps: Callable[[], Iterator[Any]]) -> Iterator[Any]:
         """Yield the steps of an epoch, from the first one on."""
         first, resumed = self._first, self._resumed
+        self._between_epochs = self._source.states()
         if self._source.threaded:
             # Its threads may draw from here on.
             if resumed is not None and not resumed.get("between_epochs", True):
@@ -159,7 +161,7 @@ class Track:
         self._made = place["earlier"]
         if "taken" not in place:
             return reading.begin(make, noted)
-        return reading.go_to(make, place)
+        return reading.go_to(make, place, self._between_epochs)
 
     def _counted(self) -> None:
         self._made += 1
@@ -231,19 +233,26 @@ class _Reading:
                 return states
 
     def go_to(
-        self, make: Callable[[], Iterable[Any]], place: dict[str, Any]
+        self,
+        make: Callable[[], Iterable[Any]],
+        place: dict[str, Any],
+        between_epochs: dict[str, Any],
     ) -> Iterator[Any]:
         """Make an iterator again, and pass over what had been taken from it.
+
+        Args:
+            make: Makes it.
+            place: Where to go.
+            between_epochs: The states of the generators before Keras made it again.
 
         Raises:
             ValueError: If the data are others than before, or in another order.
         """
         source = self._source
-        between = source.states()
         self._states, self._start = place["states"], place["start"]
         batches = self._reach(make, place)
         if not source.threaded:
-            source.put(between if place["between_epochs"] else place["now"])
+            source.put(between_epochs if place["between_epochs"] else place["now"])
         return batches
 
     def _reach(
