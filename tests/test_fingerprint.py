@@ -211,6 +211,7 @@ def test_the_batches_of_a_fused_program_are_not_seen(tmp_path):
     assert len({line["weights"] for line in steps}) == 3
 
 
+@pytest.mark.long
 @pytest.mark.backend("tensorflow")
 def test_a_dataset_of_dicts_strings_and_single_tensors_is_seen(tmp_path):
     import tensorflow as tf

@@ -156,6 +156,7 @@ def test_validation_begins_at_the_beginning_each_time():
         model.evaluate(held_out, steps=7, verbose=0)
 
 
+@pytest.mark.long
 @pytest.mark.backend("tensorflow")
 def test_the_dataset_of_an_epoch_is_the_same_whatever_fit_takes():
     batches = numbered()
@@ -166,6 +167,7 @@ def test_the_dataset_of_an_epoch_is_the_same_whatever_fit_takes():
     assert int(dataset.cardinality()) == 2
 
 
+@pytest.mark.long
 @pytest.mark.backend("tensorflow")
 def test_replicas_take_the_same_batches():
     import tensorflow as tf

@@ -84,9 +84,8 @@ def forget_read_ahead(epoch_iterator: Any) -> None:
     by then it would train on first, ahead of the epoch's own batches: how much that is
     depends on the threads' timing.
     """
-    queue = attribute(
-        attribute(epoch_iterator.data_adapter, "enqueuer"), "ready_queue", OTHER_DATA
-    )
+    enqueuer = attribute(epoch_iterator.data_adapter, "enqueuer", OTHER_DATA)
+    queue = attribute(enqueuer, "ready_queue", OTHER_DATA)
     while not queue.empty():
         queue.get_nowait()
 
