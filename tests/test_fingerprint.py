@@ -199,6 +199,7 @@ def test_several_steps_per_execution_have_one_line(tmp_path):
     assert None not in [line["batch"] for line in steps[1:]]
 
 
+@pytest.mark.long
 @pytest.mark.backend("tensorflow", "jax")
 def test_the_batches_of_a_fused_program_are_not_seen(tmp_path):
     inputs = keras.Input((3,))
