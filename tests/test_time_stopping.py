@@ -211,3 +211,17 @@ def test_fit_ends_in_time_and_tells_it_in_its_history():
     assert stopping.stop.step == 3
     assert int(model.optimizer.iterations.numpy()) == 4
     assert [record["reason"] for record in history.params["stops"]] == ["time"]
+
+
+def test_a_stop_restored_in_its_own_step_stops_there_again():
+    clock = Clock()
+    stopping = TimeStopping(20.0, clock=clock)
+    assert run(stopping, clock) == (0, 2)
+    resumed = TimeStopping(20.0, clock=clock)
+    resumed.set_state(json.loads(json.dumps(stopping.get_state())))
+    assert run(resumed, clock) == (0, 0)
+    assert resumed.stop == stopping.stop
+    # With a larger budget it continues.
+    more = TimeStopping(200.0, clock=clock)
+    more.set_state(stopping.get_state())
+    assert run(more, clock, epochs=1) == (0, 3)

@@ -17,7 +17,7 @@ from fmkit._commits import decode
 from fmkit._describe import digest_of_arrays
 from fmkit._job import Job
 from fmkit.callbacks._resume._held import find_in_data, large_arrays
-from fmkit.callbacks._resume._source import Source
+from fmkit.callbacks._resume._source import Source, has_workers
 from fmkit.callbacks._resume._track import Track
 from fmkit.callbacks._resume._training_state import values_of
 from fmkit.data import Batches
@@ -182,7 +182,7 @@ def _why_lost(fit: private.FitCall, job: Job, named: Any) -> str | None:
         )
     if on_tensorflow and private.replicas(iterator) > 1:
         return "TensorFlow hands these data to several replicas"
-    if kind == "PyDataset" and data.workers > 1 and iterator.steps_per_epoch:
+    if kind == "PyDataset" and has_workers(data) and iterator.steps_per_epoch:
         return "a PyDataset with workers and steps_per_epoch reads across epochs"
     if kind == "DataLoader" and data.num_workers > 0 and data.persistent_workers:
         return "the generators of persistent workers can't be restored"
@@ -195,7 +195,9 @@ def _why_lost(fit: private.FitCall, job: Job, named: Any) -> str | None:
 
 
 def _is_unseeded(fit: private.FitCall) -> bool:
-    return bool(fit.arguments["shuffle"]) and not private.is_seeded()
+    epoch, _ = private.epoch_counter(fit.epoch_iterator)
+    by_seed = bool(fit.arguments["shuffle"]) and epoch() is None
+    return by_seed and not private.is_seeded()
 
 
 def _why_lost_in_dataset(dataset: Any) -> str | None:

@@ -20,7 +20,7 @@ from fmkit._commits import encode
 from fmkit._generators import random_state, restore_random_state
 from fmkit.callbacks._resume._held import State, find_in_data, state_of
 
-__all__ = ["Source"]
+__all__ = ["Source", "has_workers"]
 
 
 class Source:
@@ -41,7 +41,7 @@ class Source:
     def __init__(self, epoch_iterator: Any, data: Any, named: Any = None) -> None:
         self.data = data
         self.kind = private.kind_of_data(epoch_iterator)
-        self.threaded = self.kind == "PyDataset" and _has_workers(data)
+        self.threaded = self.kind == "PyDataset" and has_workers(data)
         if self.threaded:
             private.forget_read_ahead(epoch_iterator)
         self.peeked = private.peeked(epoch_iterator) if self.kind == "generator" else 0
@@ -88,7 +88,7 @@ class Source:
         if self._reads_by_index(iterator) and indices is not None:
             # PyTorch takes a batch by the next of these.
             yield indices
-        elif self.kind == "PyDataset" and not _has_workers(self.data):
+        elif self.kind == "PyDataset" and not has_workers(self.data):
             whole = self._adapter.py_dataset
             self._adapter.py_dataset = _OneBatch(whole)
             try:
@@ -125,7 +125,7 @@ class _OneBatch:
         return getattr(self._whole, name)
 
 
-def _has_workers(data: Any) -> bool:
+def has_workers(data: Any) -> bool:
     """Whether a PyDataset is read by several threads or processes."""
     return bool(data.workers > (0 if data.use_multiprocessing else 1))
 

@@ -128,6 +128,9 @@ class TimeStopping(Stopper):
 
     def _check_clock(self, batch: int | None, step: int | None = None) -> None:
         if self.stop is not None:
+            if batch is not None:
+                # A commit made in this very step has restored the stop.
+                self.model.stop_training = True
             return
         used = max(self._job.exchange(self.used))
         if used + self.margin < self.budget:
