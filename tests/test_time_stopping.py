@@ -124,9 +124,9 @@ def test_the_timedelta_that_an_error_says_to_write_is_taken(text):
 @pytest.mark.parametrize(
     ("budget", "margin", "last"),
     [
-        (50.0, 0.0, (0, 3)),  # as before: stopped, whatever is left
-        (40.0, 0.0, (0, 3)),
-        (90.0, 40.0, (0, 3)),
+        (50.0, 0.0, (0, 0)),  # stopped as before, in the first step that asks
+        (40.0, 0.0, (0, 0)),
+        (90.0, 40.0, (0, 0)),
         (90.0, 0.0, (0, 3)),
         (140.0, 0.0, (1, 3)),
     ],
