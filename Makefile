@@ -14,7 +14,7 @@ export MPLBACKEND ?= Agg
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart test test-long coverage forget-coverage matrix lint types \
   docs site-test wheel-check release-check audit newcomer translations gallery bench chaos \
-  chaos-tuner sample clean
+  chaos-data chaos-tuner sample clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -109,6 +109,11 @@ bench: $(VENV)/dev.stamp ## run the benchmarks and print the table of ratios
 chaos: $(VENV)/dev.stamp ## kill trainings for a long time and compare every bit
 	@for b in $(BACKENDS); do \
 	  KERAS_BACKEND=$$b $(PY) tests/chaos/lab.py --kills 200 || exit 1; \
+	done
+
+chaos-data: $(VENV)/dev.stamp ## kill trainings on each kind of data, and compare every bit
+	@for b in $(BACKENDS); do \
+	  KERAS_BACKEND=$$b $(PY) tests/chaos/lab.py --kills 170 --data || exit 1; \
 	done
 
 chaos-tuner: $(VENV)/dev.stamp ## kill a worker of Keras Tuner, then its chief, and compare every score

@@ -1,4 +1,4 @@
-"""What ten stopping callbacks add to the steps of `fit`.
+"""What ten stopping callbacks, and a `Fingerprint`, add to the steps of `fit`.
 
 Run it alone with `python -m benchmarks.callbacks [--quick]`.
 """
@@ -6,13 +6,15 @@ Run it alone with `python -m benchmarks.callbacks [--quick]`.
 from __future__ import annotations
 
 import argparse
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
 from benchmarks._measure import interleave, row
-from fmkit.callbacks import ThresholdStopping
+from fmkit.callbacks import Fingerprint, ThresholdStopping
 
 BATCH = 128
 TARGET = "at most 1.03"
@@ -50,14 +52,21 @@ def rows(quick: bool = False) -> list[dict[str, Any]]:
         model.fit(x, y, batch_size=BATCH, verbose=0, callbacks=callbacks)
 
     by_epoch, by_batch = _ten("epoch"), _ten(1)
+    folder = tempfile.TemporaryDirectory()
+    each, hundredth = (
+        Fingerprint(Path(folder.name, f"{every}.jsonl"), every) for every in (1, 100)
+    )
     contestants = {
+        "Fingerprint(every=1)": lambda: epoch([each]),
+        "Fingerprint(every=100)": lambda: epoch([hundredth]),
         "ten that check every batch": lambda: epoch(list(by_batch)),
         "ten callbacks": lambda: epoch(list(by_epoch)),
         # Beside "ten callbacks" in either direction; the second shows the noise.
         "no callbacks": lambda: epoch([]),
         "no callbacks again": lambda: epoch([]),
     }
-    times = interleave(contestants, rounds, warm_up=2)
+    with folder:
+        times = interleave(contestants, rounds, warm_up=2)
     detail = (
         f"{steps} steps of {BATCH} rows through 784-256-128-64-32-10, {rounds} pairs"
     )
@@ -76,6 +85,16 @@ def rows(quick: bool = False) -> list[dict[str, Any]]:
             "ten that check every batch",
             "no callbacks",
             detail=detail,
+        ),
+        *(
+            row(
+                f"fit with Fingerprint(every={every})",
+                times,
+                f"Fingerprint(every={every})",
+                "no callbacks",
+                detail=detail,
+            )
+            for every in (1, 100)
         ),
         row(
             "fit without callbacks, measured twice: the noise",
