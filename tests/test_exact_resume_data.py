@@ -222,7 +222,7 @@ def test_an_array_shuffled_in_place_is_refused_where_a_commit_can_t_hold_it(tmp_
         return {"x": InPlace(), "shuffle": False}
 
     break_off(tmp_path, given, (1, 5))
-    with pytest.raises(ValueError, match=r"changed data\.x, which is too large"):
+    with pytest.raises(ValueError, match=r"changed data\.x, which a commit can't"):
         train(tmp_path, given)
 
 
@@ -352,6 +352,21 @@ def test_what_tensorflow_can_t_draw_again_is_named(tmp_path, capsys):
 
     line = said(capsys, tmp_path, noisy)
     assert "RandomUniform: use tf.random.stateless_" in line
+
+    def in_python():
+        def noisy(x):
+            return x + np.random.rand(sources.FEATURES).astype(np.float32)
+
+        rows = sources._dataset().map(
+            lambda x, y: (
+                tf.ensure_shape(tf.numpy_function(noisy, [x], tf.float32), 6),
+                y,
+            )
+        )
+        return {"x": rows.batch(8).prefetch(2), "shuffle": False}
+
+    line = said(capsys, tmp_path, in_python)
+    assert "Python functions of the tf.data.Dataset draw random" in line
 
     def in_any_order():
         options = tf.data.Options()

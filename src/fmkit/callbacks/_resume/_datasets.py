@@ -104,7 +104,7 @@ class OnDevice:
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._states: list[dict[str, Any]] = []
+        self.states: list[dict[str, Any]] = []
         self._noting: tuple[Any, Any] = (None, None)
         self._table: Any = None
 
@@ -115,13 +115,13 @@ class OnDevice:
 
     def begin(self, make: Callable[[], Any]) -> Any:
         """Return the dataset that is read in a new epoch."""
-        self._states = [self._source.states()]
+        self.states = [self._source.states()]
         return self._noted(make())
 
     def so_far(self, taken: int) -> dict[str, Any]:
         """Return what the way back to here needs, and a digest to check it by."""
         return {
-            "states": list(map(storable_state, self._states)),
+            "states": list(map(storable_state, self.states)),
             "now": storable_state(self._source.states()),
             "digest": self._digest(taken - 1),
         }
@@ -135,7 +135,7 @@ class OnDevice:
         source, taken = self._source, place["taken"]
         between = source.states()
         source.put(place["states"][0])
-        self._states = place["states"]
+        self.states = place["states"]
         dataset = self._noted(make())
         iterator = iter(dataset.skip(taken - 1) if taken else dataset)
         if taken:

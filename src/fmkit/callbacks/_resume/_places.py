@@ -26,6 +26,8 @@ __all__ = ["Place", "batches_of", "place_in"]
 
 Arrays = dict[str, Any]
 
+_DRAWN = "the Python functions of the tf.data.Dataset"
+
 
 class Place:
     """The place in data that can't be started in the middle.
@@ -100,10 +102,20 @@ class _InOther(Place):
                 "read ahead of the training: resuming at the start of an epoch only"
             )
             return None
+        if self._track.has_drawn_ahead():
+            self.lost = (
+                f"{_DRAWN} draw random numbers ahead of the training: resuming at the "
+                "start of an epoch only"
+            )
+            return None
         return self._changed() or self._track.place(at_epoch_end=False)
 
     def at_epoch_end(self) -> Any:
-        return self._changed() or self._track.place(at_epoch_end=True)
+        place = self._changed() or self._track.place(at_epoch_end=True)
+        # Between two iterators nothing has been drawn for what is to come.
+        if place and "taken" in place and self._track.has_drawn_ahead():
+            return {"changed": [f"the generators that {_DRAWN} draw from"]}
+        return place
 
     def _changed(self) -> dict[str, Any] | None:
         """Return what has changed in the data that no commit can hold."""
@@ -114,9 +126,10 @@ class _InOther(Place):
     def seek(self, place: Any, step: int, arrays: Arrays) -> None:
         if isinstance(place, dict) and "changed" in place:
             raise ValueError(
-                f"The training had changed {', '.join(place['changed'])}, which is too "
-                "large for a commit, so the run can't continue. Shuffle an array of "
-                "indices instead, and start in another directory."
+                f"The training had changed {', '.join(place['changed'])}, which a "
+                "commit can't hold, so the run can't continue. Shuffle an array of "
+                "indices instead, or draw by a seed that comes with each row, and "
+                "start in another directory."
             )
         if place is None:  # of an fmkit that could not follow these data
             return

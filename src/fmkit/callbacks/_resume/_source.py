@@ -36,6 +36,7 @@ class Source:
         threaded: Whether threads draw what the data draw, at some later instant.
         named: Whether `ExactResume(data=...)` said where the place is.
         stateful: Whether the place can be told and set.
+        runs_python: Whether a `tf.data.Dataset` calls Python, ahead of the training.
     """
 
     def __init__(self, epoch_iterator: Any, data: Any, named: Any = None) -> None:
@@ -51,6 +52,9 @@ class Source:
         if found is not None:
             self._place = _checked(state_of(found), needed=named is not None)
         self.named = named is not None
+        self.runs_python = self.kind == "tf.data" and any(
+            "PyFunc" in name for name in private.stateful_operations(data)
+        )
         self.stateful = self._place is not None
         # What tells the place moves on by itself.
         moving = found if self.stateful else None
@@ -64,6 +68,11 @@ class Source:
         """Return the states of all generators that the order may come from."""
         own = {place: state.get() for place, state in self._generators.items()}
         return random_state(self._names, storable=False) | own
+
+    def has_drawn(self, states: dict[str, Any]) -> bool:
+        """Whether anybody has drawn from the generators since they had `states`."""
+        now = self.states()
+        return not all(_is_equal(now[name], states[name]) for name in now)
 
     def put(self, states: dict[str, Any]) -> None:
         """Put every generator back into one of the `states`."""
@@ -153,6 +162,14 @@ def _checked(state: State | None, *, needed: bool) -> State | None:
             raise
         return None
     return state
+
+
+def _is_equal(ours: Any, theirs: Any) -> bool:
+    if isinstance(ours, (list, tuple)):
+        return len(ours) == len(theirs) and all(map(_is_equal, ours, theirs))
+    if isinstance(ours, np.ndarray):
+        return np.array_equal(ours, theirs)
+    return bool(ours == theirs)
 
 
 _TENSOR = "torch.Tensor"

@@ -108,6 +108,12 @@ class Track:
             **newest.so_far(taken),
         }
 
+    def has_drawn_ahead(self) -> bool:
+        """Whether Python called by TensorFlow has drawn for batches still to come."""
+        if self._newest is None or not self._source.runs_python:
+            return False
+        return self._source.has_drawn(self._newest.states[0])
+
     def _between(self, earlier: int) -> dict[str, Any]:
         """Return the place before the first batch of an iterator still to be made."""
         now = storable_state(self._source.states())
@@ -194,7 +200,7 @@ class _Reading:
     def __init__(self, source: Source, started: Callable[[], None], kept: int) -> None:
         self._source = source
         self._started = started
-        self._states: list[dict[str, Any]] = []
+        self.states: list[dict[str, Any]] = []
         self._start: Any = None  # the place that the data told before the first batch
         self._being_read: tuple[int, dict[str, Any]] | None = None
         self._records: deque[_Record] = deque(maxlen=kept)
@@ -204,7 +210,7 @@ class _Reading:
         self, make: Callable[[], Iterable[Any]], noted: dict[str, Any] | None
     ) -> Iterator[Any]:
         """Make the iterator of a new epoch."""
-        self._states = [noted or self._source.states()]
+        self.states = [noted or self._source.states()]
         return self._batches(iter(make()))
 
     def so_far(self, taken: int) -> dict[str, Any]:
@@ -213,7 +219,7 @@ class _Reading:
         last = records.get(taken - 1)
         following = records[taken].before if taken in records else self._now(taken)
         found: dict[str, Any] = {
-            "states": list(map(storable_state, self._states)),
+            "states": list(map(storable_state, self.states)),
             "now": storable_state(following),
             "start": self._start,
         }
@@ -249,7 +255,7 @@ class _Reading:
             ValueError: If the data are others than before, or in another order.
         """
         source = self._source
-        self._states, self._start = place["states"], place["start"]
+        self.states, self._start = place["states"], place["start"]
         batches = self._reach(make, place)
         if not source.threaded:
             source.put(between_epochs if place["between_epochs"] else place["now"])
@@ -288,9 +294,9 @@ class _Reading:
         """Make an iterator in the states in which it was made, and first read."""
         if self._source.threaded:  # its threads have drawn their order by now
             return iter(make())
-        self._source.put(self._states[0])
+        self._source.put(self.states[0])
         iterator = iter(make())
-        self._source.put(self._states[-1])
+        self._source.put(self.states[-1])
         return iterator
 
     def _at_place(
@@ -316,7 +322,7 @@ class _Reading:
         """Yield batches from `number` on, the generators put into `states` before."""
         source, own = self._source, getattr(iterator, "get_state", None)
         if states is None:
-            self._states = [*self._states[:1], source.states()]
+            self.states = [*self.states[:1], source.states()]
         elif not source.threaded:
             source.put(states)
         self._started()
