@@ -226,6 +226,26 @@ def test_an_array_shuffled_in_place_is_refused_where_a_commit_can_t_hold_it(tmp_
         train(tmp_path, given)
 
 
+class StopAfter(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        raise StopError
+
+
+@pytest.mark.needs("torch")
+@pytest.mark.filterwarnings("ignore:.*ran out of data:UserWarning")
+def test_no_commit_is_of_a_step_for_which_there_is_no_batch(tmp_path):
+    """Keras learns the length of a stream when it asks for one batch too many."""
+
+    def given():
+        return sources.arguments("loader_iterable")
+
+    straight = train(tmp_path / "straight", given, epochs=2)
+    directory = tmp_path / "broken"
+    with pytest.raises(StopError):
+        train(directory, given, StopAfter(), epochs=2, every=12)
+    assert train(directory, given, epochs=2) == straight
+
+
 # The cheapest way back
 
 

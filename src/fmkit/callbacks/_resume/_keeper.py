@@ -224,6 +224,8 @@ class Keeper(keras.callbacks.Callback):
         self._stop_on_signal(batch)
 
     def _commit_inside(self, step: int) -> None:
+        if self._is_signalled() and not self.place.is_certain:
+            return  # `fit` ends here, and so what would be written never is
         place = self.place.before_step(step)
         if place is not None:
             self._commit({"epoch": self.epoch, "step": step, "data": place})
@@ -476,10 +478,17 @@ class Keeper(keras.callbacks.Callback):
             self.signal = gather_parts(self.job, meta, arrays, received)
         self.committed_steps = self.steps_before + where["step"]
         self.committed_epoch = where["epoch"]
-        self.saved = (where["epoch"], where["step"])
         self.committed_time = time.monotonic()
-        if self.job.index == 0:
-            self.writer.start(lambda: self.directory.write(meta, arrays))
+
+        def write() -> None:
+            self.saved = (where["epoch"], where["step"])
+            if self.job.index == 0:
+                self.writer.start(lambda: self.directory.write(meta, arrays))
+
+        if at_epoch_end:
+            write()
+        else:
+            self.place.once_certain(write)
 
     def _score(self, logs: dict[str, Any]) -> float | None:
         """Return the monitored value, lower for better; `None` without one."""

@@ -8,6 +8,7 @@ said before training.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -43,6 +44,19 @@ class Place:
 
     def __init__(self, lost: str | None = None) -> None:
         self.lost = lost
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether there is a batch for each step that Keras begins."""
+        return True
+
+    def once_certain(self, write: Callable[[], None]) -> None:
+        """Call `write` as soon as there is a batch for the step that begins.
+
+        On JAX Keras begins a step before it looks whether there is one. A run resumed
+        there would have an epoch without a batch, which JAX's trainer can't do.
+        """
+        write()
 
     def begin_epoch(self) -> None:
         """Note where an epoch begins."""
@@ -88,6 +102,23 @@ class _InOther(Place):
         self._track = Track(fit.epoch_iterator, source)
         self._samples = _samples_of(self.data)
         self._values: Any = None
+        iterator = fit.epoch_iterator
+        unknown = iterator.data_adapter.num_batches is None
+        self._is_of_unknown_length = (
+            unknown
+            and iterator.steps_per_epoch is None
+            and keras.backend.backend() == "jax"
+        )
+
+    @property
+    def is_certain(self) -> bool:
+        return not self._is_of_unknown_length or self._track.has_next
+
+    def once_certain(self, write: Callable[[], None]) -> None:
+        if self.is_certain:
+            write()
+        else:
+            self._track.after_next_batch(write)
 
     def begin_epoch(self) -> None:
         self._values = self._values_now()

@@ -108,6 +108,15 @@ class Track:
             **newest.so_far(taken),
         }
 
+    @property
+    def has_next(self) -> bool:
+        """Whether the batch of the step that begins has been read already."""
+        return self._newest is not None and self._newest.has_read(self._at)
+
+    def after_next_batch(self, call: Callable[[], None]) -> None:
+        """Call `call` when the next batch is there; never, if there is none."""
+        self._newest.after_next = call
+
     def has_drawn_ahead(self) -> bool:
         """Whether Python called by TensorFlow has drawn for batches still to come."""
         if self._newest is None or not self._source.runs_python:
@@ -205,6 +214,11 @@ class _Reading:
         self._being_read: tuple[int, dict[str, Any]] | None = None
         self._records: deque[_Record] = deque(maxlen=kept)
         self.is_unread = True
+        self.after_next: Callable[[], None] | None = None
+
+    def has_read(self, number: int) -> bool:
+        """Whether a batch is among those that were read last."""
+        return any(record.number == number for record in list(self._records))
 
     def begin(
         self, make: Callable[[], Iterable[Any]], noted: dict[str, Any] | None
@@ -334,8 +348,11 @@ class _Reading:
                 self._start = place
             self._being_read = (number, before)
             batch = next(iterator, _END)
+            call, self.after_next = self.after_next, None
             if batch is _END:
                 return
+            if call is not None:
+                call()
             self._records.append(_Record(number, before, place, self._digest(batch)))
             number += 1
             yield batch
