@@ -1,7 +1,7 @@
 """What it costs to find the place in data again, for each kind that `fit` takes.
 
 `python -m benchmarks.places [--quick] [--publish]` takes 10, 1,000 and 100,000 batches
-of 32 rows of 10 numbers from each kind, asks for the place as a commit does, and goes
+of 4 rows of 10 numbers from each kind, asks for the place as a commit does, and goes
 back to it as a new process does: seconds until the next batch is there.
 """
 
@@ -24,7 +24,7 @@ from fmkit.callbacks._resume._track import Track
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "guides" / "any-data.md"
 BEGIN, END = "<!-- costs: begin -->", "<!-- costs: end -->"
-SIZE, FEATURES = 32, 10
+SIZE, FEATURES = 4, 10
 KINDS = {
     "arrays, `fit(x, y)`": ("arrays", ("tensorflow", "jax", "torch")),
     "`PyDataset`": ("pieces", ("tensorflow", "jax", "torch")),
