@@ -78,13 +78,17 @@ def undisturbed(*generators: str) -> Iterator[None]:
 
 
 def random_state(
-    names: Collection[str] = GENERATORS, *, storable: bool = True
+    names: Collection[str] = GENERATORS,
+    *,
+    storable: bool = True,
+    others: bool = False,
 ) -> dict[str, Any]:
     """Return the state of every global generator, or of those with these `names`.
 
     Args:
         names: Among `GENERATORS`.
         storable: Whether as a commit holds it; else `storable_state` makes it so.
+        others: Whether PyTorch's is read where it is not the backend too.
     """
     state: dict[str, Any] = {}
     if "python" in names:
@@ -94,14 +98,13 @@ def random_state(
     seed = private.global_seed_variable() if "keras" in names else None
     if seed is not None:
         state["keras"] = np.array(keras.ops.convert_to_numpy(seed))
-    # PyTorch is asked for by name where others than Keras draw from it.
-    if keras.backend.backend() == "torch" or names is not GENERATORS:
-        torch = sys.modules.get("torch")
-        if torch is not None and "torch" in names:
-            state["torch"] = torch.get_rng_state().numpy().copy()
-        if torch is not None and "torch.cuda" in names and torch.cuda.is_available():
-            devices = torch.cuda.get_rng_state_all()
-            state["torch.cuda"] = [device.numpy().copy() for device in devices]
+    torch: Any = sys.modules.get("torch")
+    is_backend = keras.backend.backend() == "torch"
+    if torch is not None and "torch" in names and (is_backend or others):
+        state["torch"] = torch.get_rng_state().numpy().copy()
+    if is_backend and "torch.cuda" in names and torch.cuda.is_available():
+        devices = torch.cuda.get_rng_state_all()
+        state["torch.cuda"] = [device.numpy().copy() for device in devices]
     return storable_state(state) if storable else state
 
 

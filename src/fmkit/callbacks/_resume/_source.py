@@ -67,7 +67,7 @@ class Source:
     def states(self) -> dict[str, Any]:
         """Return the states of all generators that the order may come from."""
         own = {place: state.get() for place, state in self._generators.items()}
-        return random_state(self._names, storable=False) | own
+        return random_state(self._names, storable=False, others=True) | own
 
     def has_drawn(self, states: dict[str, Any]) -> bool:
         """Whether anybody has drawn from the generators since they had `states`."""
