@@ -290,3 +290,12 @@ def test_a_file_without_a_step_is_refused(content, runs, tmp_path):
     (tmp_path / "a").write_bytes(content)
     with pytest.raises(ValueError, match="There is no step in"):
         compare_runs(tmp_path / "a", runs / "b.jsonl")
+
+
+def test_a_difference_in_no_variable_is_told_by_its_parts(runs, tmp_path):
+    lines = (runs / "a.jsonl").read_bytes().splitlines()
+    lines[3] = changed(lines[3], generators="00000000")
+    (tmp_path / "a").write_bytes(b"\n".join(lines) + b"\n")
+    found = compare_runs(tmp_path / "a", runs / "b.jsonl")
+    assert (found.variable, found.parts) == (None, ("generators",))
+    assert str(found).endswith(f"of epoch {found.epoch + 1}: generators.")

@@ -1,7 +1,25 @@
 """`fmkit.enable_op_determinism` switches on what the backend has for it."""
 
+import os
+
 import pytest
 from fresh_process import run_python
+
+import fmkit
+
+
+@pytest.mark.backend("torch")
+def test_it_asks_pytorch_for_deterministic_algorithms(monkeypatch):
+    import torch
+
+    asked = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", asked.append)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    fmkit.enable_op_determinism()
+    assert asked == [True]
+    assert not torch.backends.cudnn.benchmark
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"  # as it was set
 
 
 @pytest.mark.backend("torch")
