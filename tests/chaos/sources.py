@@ -258,9 +258,8 @@ def grain_loader():
     sampler = grain.samplers.IndexSampler(ROWS, shuffle=True, seed=3, num_epochs=1)
     batch = grain.transforms.Batch(SIZE, drop_remainder=True)
     rows = list(zip(x, y, strict=True))
-    return {
-        "x": grain.DataLoader(data_source=rows, sampler=sampler, operations=[batch])
-    }
+    loader = grain.DataLoader(data_source=rows, sampler=sampler, operations=[batch])
+    return {"x": loader, "shuffle": False}
 
 
 # tf.data
