@@ -12,7 +12,6 @@ from fmkit._keras_private._adapter import (
     Request,
     executions,
     with_requests,
-    wrap_batches,
 )
 from fmkit._keras_private._batches import (
     add_to_steps_seen,
@@ -25,6 +24,7 @@ from fmkit._keras_private._batches import (
     replicas,
     symbolic_batch,
     watch,
+    wrap_batches,
 )
 from fmkit._keras_private._callback_list import (
     around_epoch_end,

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 
 from fmkit._keras_private import _frames
-from fmkit._keras_private._pieces import Piece, attribute, piece
+from fmkit._keras_private._pieces import attribute, piece
 
 __all__ = [
     "DataSource",
@@ -19,7 +19,6 @@ __all__ = [
     "executions",
     "with_requests",
     "without_request",
-    "wrap_batches",
 ]
 
 DataAdapter: Any = piece("keras.src.trainers.data_adapters.data_adapter:DataAdapter")
@@ -191,21 +190,6 @@ def executions(blocks: Iterator[Sequence[tuple[Any, Any]]]) -> Iterator[Any]:
 
 def _length(arrays: Any) -> int:
     return len(keras.tree.flatten(arrays)[0])
-
-
-def wrap_batches(epoch_iterator: Any, wrap: Callable[[Any], Any]) -> None:
-    """Let `wrap` see what Keras reads the batches of each epoch from.
-
-    To be called before the first epoch. Blocks for a fused program don't come by.
-
-    Args:
-        epoch_iterator: Keras's `EpochIterator`.
-        wrap: Returns what Keras reads in place of its argument, which is a
-            `tf.data.Dataset` on TensorFlow, and elsewhere an iterable of batches.
-    """
-    what = Piece("digests of batches in `Fingerprint`", "train without it")
-    make = attribute(epoch_iterator, "_get_iterator", what)
-    epoch_iterator._get_iterator = lambda: wrap(make())
 
 
 def _connect(epoch_iterator: Any, feed: Feed) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import keras
 
 from fmkit._keras_private._adapter import partial_batch_list
-from fmkit._keras_private._pieces import OTHER_DATA, attribute
+from fmkit._keras_private._pieces import OTHER_DATA, Piece, attribute
 
 __all__ = [
     "add_to_steps_seen",
@@ -27,6 +27,7 @@ __all__ = [
     "replicas",
     "symbolic_batch",
     "watch",
+    "wrap_batches",
 ]
 
 Read = Callable[[Callable[[], Iterable[Any]]], Iterator[Any]]
@@ -143,6 +144,21 @@ def watch(epoch_iterator: Any, read: Read, make: Read, steps: Steps) -> bool:
     by_python = _let_read(epoch_iterator, read, make)
     epoch_iterator._enumerate_iterator = lambda: steps(enumerate_steps)
     return by_python
+
+
+def wrap_batches(epoch_iterator: Any, wrap: Callable[[Any], Any]) -> None:
+    """Let `wrap` see what Keras reads the batches of each epoch from.
+
+    To be called before the first epoch. Blocks for a fused program don't come by.
+
+    Args:
+        epoch_iterator: Keras's `EpochIterator`.
+        wrap: Returns what Keras reads in place of its argument, which is a
+            `tf.data.Dataset` on TensorFlow, and elsewhere an iterable of batches.
+    """
+    what = Piece("digests of batches in `Fingerprint`", "train without it")
+    make = attribute(epoch_iterator, "_get_iterator", what)
+    epoch_iterator._get_iterator = lambda: wrap(make())
 
 
 def _let_read(epoch_iterator: Any, read: Read, make: Read) -> bool:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import keras
 import numpy as np
+
+from fmkit._describe import digest_of_arrays
 
 __all__ = ["another_batch", "digest_of_batch", "fingerprint", "too_few"]
 
@@ -16,17 +17,13 @@ _WHOLE = 2**18
 
 def digest_of_batch(batch: Any) -> str:
     """Return a digest of a batch; of its large arrays, of a part of them."""
-    digest = hashlib.blake2b(digest_size=8)
+    arrays = []
     for leaf in keras.tree.flatten(batch):
-        if leaf is None:
-            continue
-        array = np.asarray(keras.ops.convert_to_numpy(leaf))
-        digest.update(f"{array.dtype}{array.shape}".encode())
-        part = array.reshape(-1)[:: max(1, array.size // _WHOLE)]
-        digest.update(
-            repr(part.tolist()).encode() if part.dtype.hasobject else part.tobytes()
-        )
-    return digest.hexdigest()
+        if leaf is not None:
+            array = np.asarray(keras.ops.convert_to_numpy(leaf))
+            part = array.reshape(-1)[:: max(1, array.size // _WHOLE)]
+            arrays += [np.array(array.shape, np.int64), part]
+    return digest_of_arrays(arrays, whole=True)
 
 
 def another_batch(number: int) -> str:
