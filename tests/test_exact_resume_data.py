@@ -4,14 +4,17 @@
 processes on them.
 """
 
+import os
 import secrets
+import signal
+import time
 
 import keras
 import numpy as np
 import pytest
 import sources
 from bits import bits, state
-from resuming import StopAt, StopError
+from resuming import Stateless, StopAt, StopError
 
 import fmkit
 from fmkit import _keras_private as private
@@ -81,6 +84,12 @@ def train(directory, given, *callbacks, epochs=3, resume=True, **options):
         callbacks = [ExactResume(directory, **options), *callbacks]
     model.fit(**arguments, epochs=epochs, verbose=0, callbacks=list(callbacks))
     return state(model)
+
+
+def torch_state():
+    import torch
+
+    return torch.random.get_rng_state().numpy().tobytes()
 
 
 def break_off(directory, given, *places, **options):
@@ -235,19 +244,84 @@ class StopAfter(keras.callbacks.Callback):
         raise StopError
 
 
-@pytest.mark.needs("torch")
+class Losses(Stateless):
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.found.append(logs["loss"])
+
+
+STREAMS = [
+    pytest.param("loader_iterable", marks=pytest.mark.needs("torch")),
+    pytest.param("dataset_parallel", marks=pytest.mark.needs("tensorflow")),
+]
+
+
+@pytest.mark.parametrize("name", STREAMS)
 @pytest.mark.filterwarnings("ignore:.*ran out of data:UserWarning")
-def test_no_commit_is_of_a_step_for_which_there_is_no_batch(tmp_path):
+def test_no_commit_is_of_a_step_for_which_there_is_no_batch(tmp_path, name):
     """Keras learns the length of a stream when it asks for one batch too many."""
 
     def given():
-        return sources.arguments("loader_iterable")
+        return sources.arguments(name)
 
-    straight = train(tmp_path / "straight", given, epochs=2)
+    straight, losses = Losses(), Losses()
+    expected = train(tmp_path / "straight", given, straight, epochs=2)
     directory = tmp_path / "broken"
     with pytest.raises(StopError):
-        train(directory, given, StopAfter(), epochs=2, every=12)
-    assert train(directory, given, epochs=2) == straight
+        train(directory, given, StopAfter(), Losses(), epochs=2, every=12)
+    assert train(directory, given, losses, epochs=2) == expected
+    assert losses.found == straight.found
+
+
+class Terminate(Stateless):
+    """Sends SIGTERM at the end of a step."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.step = step
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("name", STREAMS)
+@pytest.mark.filterwarnings("ignore:.*ran out of data:UserWarning")
+def test_a_signal_in_a_stream_loses_no_step(tmp_path, capsys, name):
+    def given():
+        return sources.arguments(name)
+
+    expected = train(tmp_path / "straight", given, epochs=2)
+    for step in (4, 7):
+        with pytest.raises(SystemExit):
+            train(tmp_path / "b", given, Terminate(step), every=1000, verbose=1)
+        said = capsys.readouterr().out
+        assert "state saved" in said or f"from epoch 1, step {step + 1}, and" in said
+    assert train(tmp_path / "b", given, epochs=2, every=1000) == expected
+
+
+@pytest.mark.needs("torch")
+def test_a_thread_of_a_broken_fit_draws_for_no_other(tmp_path):
+    """TensorFlow's threads read ahead, and would go on drawing when `fit` is over."""
+
+    import torch
+
+    class Slow(torch.utils.data.Dataset):
+        def __len__(self):
+            return sources.ROWS
+
+        def __getitem__(self, index):
+            time.sleep(0.005)
+            x, y = sources.samples()
+            return torch.tensor(x[index]) + torch.rand(sources.FEATURES), int(y[index])
+
+    break_off(tmp_path, lambda: sources._loader(Slow()), (0, 2))
+    drawn = torch_state()
+    time.sleep(0.3)
+    assert torch_state() == drawn
 
 
 # The cheapest way back

@@ -94,7 +94,7 @@ def _is_drawn_once(path: list[str]) -> bool:
 
 
 class OnDevice:
-    """Follows the iterators that TensorFlow reads; `is_unread` is never so.
+    """Follows the iterators that TensorFlow reads.
 
     Args:
         source: What they are read from.
@@ -107,6 +107,13 @@ class OnDevice:
         self.states: list[dict[str, Any]] = []
         self._noting: tuple[Any, Any] = (None, None)
         self._table: Any = None
+
+    def has_read(self, number: int) -> bool:
+        """Whether a batch is known to be there: TensorFlow does not tell."""
+        return False
+
+    def close(self) -> None:
+        """Do nothing: TensorFlow ends its iterators itself."""
 
     def pass_over(self, make: Callable[[], Any], earlier: int) -> None:
         """Make as many iterators as before; Keras throws every second one away."""

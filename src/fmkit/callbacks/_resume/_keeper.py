@@ -30,7 +30,7 @@ from fmkit.callbacks._resume._differences import (
 )
 from fmkit.callbacks._resume._held import Held
 from fmkit.callbacks._resume._parts import check_agreement, gather_parts
-from fmkit.callbacks._resume._places import batches_of, place_in
+from fmkit.callbacks._resume._places import Place, batches_of, place_in
 from fmkit.callbacks._stopping._stopper import Stopper
 
 __all__ = ["Keeper", "Outcome"]
@@ -91,12 +91,18 @@ class Keeper(keras.callbacks.Callback):
         # Runs when `fit` ends by an exception too: then Keras calls nothing, but
         # lets go of its list of callbacks.
         self.close = weakref.finalize(
-            fit.callback_list, _close, self.signals, self.writer, self.directory
+            fit.callback_list,
+            _close,
+            self.signals,
+            self.writer,
+            self.directory,
+            self.place,
         )
         self.restoring: Commit | None = None
         self.restored: Commit | None = None
         self.changes: list[Difference] = []
         self.saved: tuple[int, int] | None = None
+        self.at_signal: tuple[int, int] | None = None
         self.epoch = fit.initial_epoch
         self.steps_before = 0
         self.committed_steps = 0
@@ -219,13 +225,23 @@ class Keeper(keras.callbacks.Callback):
                 )
             self._restore(commit)
             self._commit_again(commit)
-        elif not self.place.lost and (self._is_signalled() or self._is_due(batch)):
+        elif not self._has_saved_at_signal() and (
+            self._is_signalled() or self._is_due(batch)
+        ):
             self._commit_inside(batch)
+            here = (self.epoch, batch)
+            if self._is_signalled() and self.saved != here and not self.place.lost:
+                # It is written once this step has had its batch.
+                self.at_signal = here
+                return
         self._stop_on_signal(batch)
 
+    def _has_saved_at_signal(self) -> bool:
+        return self.saved is not None and self.saved == self.at_signal
+
     def _commit_inside(self, step: int) -> None:
-        if self._is_signalled() and not self.place.is_certain:
-            return  # `fit` ends here, and so what would be written never is
+        if self.place.lost:
+            return
         place = self.place.before_step(step)
         if place is not None:
             self._commit({"epoch": self.epoch, "step": step, "data": place})
@@ -534,13 +550,17 @@ class Keeper(keras.callbacks.Callback):
         )
 
 
-def _close(signals: Signals, writer: Writer, directory: CommitDirectory) -> None:
+def _close(
+    signals: Signals, writer: Writer, directory: CommitDirectory, place: Place
+) -> None:
     if writer.is_here():
         # Python may collect a broken `fit` in any thread. This one can't wait for
         # itself.
-        threading.Thread(target=_close, args=(signals, writer, directory)).start()
+        parts = (signals, writer, directory, place)
+        threading.Thread(target=_close, args=parts).start()
         return
     signals.give_back()
+    place.close()
     # The directory is free when nothing is being written there any more.
     writer.finish()
     directory.release()

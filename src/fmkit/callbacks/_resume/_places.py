@@ -53,10 +53,14 @@ class Place:
     def once_certain(self, write: Callable[[], None]) -> None:
         """Call `write` as soon as there is a batch for the step that begins.
 
-        On JAX Keras begins a step before it looks whether there is one. A run resumed
-        there would have an epoch without a batch, which JAX's trainer can't do.
+        On JAX and TensorFlow Keras begins a step before it looks whether there is
+        one. A run resumed there would have an epoch without a batch, and so without
+        a loss.
         """
         write()
+
+    def close(self) -> None:
+        """Stop whatever still reads from the data: `fit` has ended."""
 
     def begin_epoch(self) -> None:
         """Note where an epoch begins."""
@@ -107,7 +111,7 @@ class _InOther(Place):
         self._is_of_unknown_length = (
             unknown
             and iterator.steps_per_epoch is None
-            and keras.backend.backend() == "jax"
+            and keras.backend.backend() != "torch"
         )
 
     @property
@@ -119,6 +123,9 @@ class _InOther(Place):
             write()
         else:
             self._track.after_next_batch(write)
+
+    def close(self) -> None:
+        self._track.close()
 
     def begin_epoch(self) -> None:
         self._values = self._values_now()

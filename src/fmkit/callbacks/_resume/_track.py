@@ -11,6 +11,7 @@ batch is always read again: a digest of it shows whether the way led to the same
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -72,6 +73,7 @@ class Track:
         self._resumed: dict[str, Any] | None = None
         self._noted: dict[str, Any] | None = None
         self._between_epochs: dict[str, Any] = {}
+        self._after_next: Callable[[], None] | None = None
         by_python = private.watch(epoch_iterator, self._read, self._make, self._steps)
         # TensorFlow lets a thread read ahead.
         self.reads_ahead = by_python and keras.backend.backend() == "tensorflow"
@@ -114,8 +116,13 @@ class Track:
         return self._newest is not None and self._newest.has_read(self._at)
 
     def after_next_batch(self, call: Callable[[], None]) -> None:
-        """Call `call` when the next batch is there; never, if there is none."""
-        self._newest.after_next = call
+        """Call `call` when the step that begins has had its batch."""
+        self._after_next = call
+
+    def close(self) -> None:
+        """Read no more, and let nobody draw random numbers ahead of a next `fit`."""
+        if self._newest is not None:
+            self._newest.close()
 
     def has_drawn_ahead(self) -> bool:
         """Whether Python called by TensorFlow has drawn for batches still to come."""
@@ -159,7 +166,11 @@ class Track:
             self._passed += step[1] - step[0] + 1
             if step[0] >= first:
                 self._first = 0
+                self._after_next = None
                 yield step
+                # Keras comes back for another one only if there was a batch.
+                if self._after_next is not None:
+                    self._after_next()
 
     def _read(self, make: Callable[[], Iterable[Any]]) -> Iterator[Any]:
         """Return what Keras reads an epoch from, or the rest of one."""
@@ -214,11 +225,19 @@ class _Reading:
         self._being_read: tuple[int, dict[str, Any]] | None = None
         self._records: deque[_Record] = deque(maxlen=kept)
         self.is_unread = True
-        self.after_next: Callable[[], None] | None = None
+        self._lock = threading.RLock()
+        self._closed = False
 
     def has_read(self, number: int) -> bool:
         """Whether a batch is among those that were read last."""
         return any(record.number == number for record in list(self._records))
+
+    def close(self) -> None:
+        """Stop a thread of TensorFlow's that may read ahead, and wait for it."""
+        self._closed = True
+        # A stream may wait for its next batch without an end.
+        if self._lock.acquire(timeout=5):
+            self._lock.release()
 
     def begin(
         self, make: Callable[[], Iterable[Any]], noted: dict[str, Any] | None
@@ -342,17 +361,17 @@ class _Reading:
         self._started()
         self.is_unread = False
         while True:
-            before = source.states()
-            place = own() if own is not None else source.place()
-            if number == 0:
-                self._start = place
-            self._being_read = (number, before)
-            batch = next(iterator, _END)
-            call, self.after_next = self.after_next, None
+            with self._lock:
+                if self._closed:
+                    return
+                before = source.states()
+                place = own() if own is not None else source.place()
+                if number == 0:
+                    self._start = place
+                self._being_read = (number, before)
+                batch = next(iterator, _END)
             if batch is _END:
                 return
-            if call is not None:
-                call()
             self._records.append(_Record(number, before, place, self._digest(batch)))
             number += 1
             yield batch
