@@ -120,6 +120,26 @@ def test_the_callback_leaves_the_order_of_the_data_as_it_is(tmp_path, name):
 
 
 @pytest.mark.long
+@pytest.mark.backend("torch")  # each process imports all that this one has
+@pytest.mark.needs("grain")
+@pytest.mark.filterwarnings("ignore:.*ran out of data:UserWarning")
+def test_processes_of_grain_read_from_where_the_run_was(tmp_path):
+    import grain
+    from absl import flags
+
+    flags.FLAGS.mark_as_parsed()  # Grain's processes look at them
+
+    def given():
+        stream = sources._grain().to_iter_dataset().batch(sources.SIZE)
+        processes = grain.multiprocessing.MultiprocessingOptions(num_workers=1)
+        return {"x": stream.mp_prefetch(processes), "shuffle": False}
+
+    straight = train(tmp_path / "straight", given, epochs=2)
+    break_off(tmp_path / "broken", given, (1, 5), epochs=2)
+    assert train(tmp_path / "broken", given, epochs=2) == straight
+
+
+@pytest.mark.long
 @pytest.mark.backend("tensorflow", "jax")
 def test_several_steps_per_execution_are_gone_back_to(tmp_path, monkeypatch):
     monkeypatch.setitem(globals(), "build", _with_five_steps(build))
