@@ -10,6 +10,7 @@ BIN := $(if $(filter Windows_NT,$(OS)),$(VENV)/Scripts,$(VENV)/bin)
 PY := $(BIN)/python
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 export MPLBACKEND ?= Agg
+export SHARE ?= 0/1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart test test-long coverage forget-coverage matrix lint types \
@@ -46,6 +47,7 @@ test: $(VENV)/dev.stamp ## set up, then pass the tests on every backend (BACKEND
 	  KERAS_BACKEND=$$backend $(PYTEST) -m "not long and not slow" $(COV) || exit 1; \
 	done
 
+# `make test-long SHARE=1/4` runs a quarter of them, and all that kill processes.
 # One target for each backend, so that `make -j2 -O test-long` passes two side by side.
 LONG := $(BACKENDS:%=test-long-%)
 

@@ -16,6 +16,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import importlib.util
 import tempfile
+import zlib
 from pathlib import Path
 
 import keras
@@ -39,6 +40,18 @@ SLOW = {
 
 # What the examples in the docstrings of these packages need.
 DOCTESTS_NEED = {"hypermodels": "keras_tuner", "visualization": "matplotlib"}
+
+
+# Which of the long and the slow tests to run, as "3/4": of four parts, the one with
+# remainder 3. What kills processes runs with every part.
+SHARE = os.environ.get("SHARE", "0/1")
+IN_EVERY_SHARE = "tests/test_exact_resume_chaos.py"
+
+
+def is_in_share(name, share):
+    """Whether a test belongs to a share; each belongs to one of all `parts`."""
+    part, parts = map(int, share.split("/"))
+    return zlib.crc32(name.encode()) % parts == part % parts
 
 
 def pytest_configure(config):
@@ -92,13 +105,19 @@ def pytest_collection_modifyitems(config, items):
         for mark in item.iter_markers("open_on"):
             wanted = wanted and needs.is_open(*mark.args)
         (kept if wanted else left_out).append(item)
-    if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = kept
     for item in kept:
         name = item.nodeid.partition("[")[0]
         if name in SLOW or name.partition("::")[0] in SLOW:
             item.add_marker("slow")
+        quick = not any(map(item.get_closest_marker, ("long", "slow")))
+        killing = item.nodeid.startswith(IN_EVERY_SHARE)
+        if not (quick or killing or is_in_share(item.nodeid, SHARE)):
+            left_out.append(item)
+    kept = [item for item in kept if item not in left_out]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = kept
+    for item in kept:
         if (
             isinstance(item, pytest.DoctestItem)
             and item.path.parent.name in DOCTESTS_NEED

@@ -1,4 +1,7 @@
-"""`tests/slow.txt`: each test in it exists, and `make test` runs it on some backend."""
+"""`tests/slow.txt`: each test in it exists, and `make test` runs it on some backend.
+
+And `SHARE=1/4`, with which the server runs a quarter of the long tests.
+"""
 
 import ast
 import copy
@@ -119,3 +122,27 @@ def test_a_line_makes_a_test_slow(request, monkeypatch):
         items[0].own_markers = list(item.own_markers)
         conftest.pytest_collection_modifyitems(request.config, items)
         assert bool(items[0].get_closest_marker("slow")) == bool(listed)
+
+
+def test_shares_leave_out_no_test_and_run_none_twice(request, monkeypatch):
+    conftest = request.config.pluginmanager.get_plugin(str(ROOT / "tests/conftest.py"))
+    monkeypatch.setattr(conftest, "SLOW", set())
+    names = [f"tests/test_any.py::test_{number}" for number in range(40)]
+    killing = "tests/test_exact_resume_chaos.py::test_killed"
+    for mark, wanted in (("long", 40), ("slow", 40), ("backend", 160)):
+        found = []
+        for part in range(4):
+            monkeypatch.setattr(conftest, "SHARE", f"{part}/4")
+            items = []
+            for name in [*names, killing]:
+                items.append(copy.copy(request.node))
+                named_so = {"nodeid": name}
+                items[-1].__class__ = type("Named", (pytest.Function,), named_so)
+                items[-1].own_markers = [getattr(pytest.mark, mark)("torch").mark]
+            conftest.pytest_collection_modifyitems(request.config, items)
+            found.append([item.nodeid for item in items])
+        assert all(killing in each for each in found)
+        run = [name for each in found for name in each if name != killing]
+        assert set(run) == set(names)
+        assert len(run) == wanted
+        assert max(map(len, found)) < wanted  # a part is not the whole
