@@ -8,6 +8,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from fmkit._tracing import is_tracing
+
 Tensor = Any
 
 
@@ -139,7 +141,7 @@ def known_values(x: Any) -> np.ndarray | None:
         return None if isinstance(x, jax.core.Tracer) else np.asarray(x)
     import torch
 
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or is_tracing():
         return None
     return x.detach().float().numpy()
 

@@ -68,6 +68,7 @@ from fmkit._keras_private._optimizer import (
     trainable_variables,
 )
 from fmkit._keras_private._pieces import CHECKED_ON, PIECES, MissingPieceError
+from fmkit._keras_private._seeds import generators_made_by
 from fmkit._keras_private._tensorboard import begin_event_files, event_files
 from fmkit._keras_private._tensorflow import (
     is_seeded,
@@ -103,6 +104,7 @@ __all__ = [
     "executions",
     "forget_global_seed",
     "forget_read_ahead",
+    "generators_made_by",
     "global_seed_variable",
     "in_stateless_scope",
     "is_in_fit",

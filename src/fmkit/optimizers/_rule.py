@@ -9,6 +9,7 @@ from keras import ops
 
 from fmkit import _keras_private as private
 from fmkit._math import namespace
+from fmkit._tracing import is_tracing
 
 __all__ = ["decay_at", "masks", "move", "normalise", "step_size"]
 
@@ -104,7 +105,9 @@ def move(pairs: list[tuple[Any, Any]], step_size: Any, due: Any, copy: Any) -> N
 
 def _may_change_in_place() -> bool:
     """Whether variables may be changed in place, which PyTorch does fastest."""
-    return keras.backend.backend() == "torch" and not private.in_stateless_scope()
+    if keras.backend.backend() != "torch":
+        return False
+    return is_tracing() or not private.in_stateless_scope()
 
 
 def _move_in_place(pairs: list[tuple[Any, Any]], step_size: Any) -> None:

@@ -1,10 +1,13 @@
-"""`FusedModel`: all steps of one execution in one XLA program.
+"""`FusedModel`: all steps of one execution in one XLA program, or a step in one graph.
 
 With `steps_per_execution=50` Keras calls Python once in 50 steps. Between the steps
 TensorFlow still fetches a batch, starts XLA's program for one step, hands it every
 weight and takes every weight back; JAX returns to Python. For a small network that
 takes as long as the step. Here the 50 batches come in one piece, and the loop over
 them is inside the program.
+
+On PyTorch there is no such program, and Python walks through every layer in every step.
+Here it does so once, and each later step plays what came of it: see `_torch_steps`.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ Tensor = Any
 
 @keras.saving.register_keras_serializable("fmkit")
 class FusedModel(keras.Model):
-    r"""A model whose `fit` runs many steps as one XLA program.
+    r"""A model whose `fit` runs many steps as one XLA program, or each as one graph.
 
     Made from a network's inputs and outputs, as any `keras.Model`, or subclassed.
     Nothing else changes: `compile`, `fit`, callbacks, metrics, saving.
@@ -43,9 +46,16 @@ class FusedModel(keras.Model):
     samples. `steps_per_execution` batches are held in memory at a time, three times
     over. On a CPU, XLA is slow with convolutions and pooling: see `fit_settings`.
 
-    Where steps can't be fused, the model trains as any other: data that are not
-    `fmkit.data.Batches`, `jit_compile=False`, `run_eagerly=True`, PyTorch, a
-    `tf.distribute` strategy or `keras.distribution`. `steps_in_one_program` tells.
+    On PyTorch it takes any data, and `jit_compile` and `steps_per_execution` need not
+    be said. A step is traced at the second batch of a shape, and played from then on:
+    the same kernels, so the same bits as Keras's own step. As on the other backends,
+    what Python reads is read once; `compile` makes the next `fit` trace anew. No
+    gradients are left in `variable.value.grad`.
+
+    Where steps can't be fused, the model trains as any other, and `why_not_fused` says
+    why: data that are not `fmkit.data.Batches`, `jit_compile=False`,
+    `run_eagerly=True`, a `tf.distribute` strategy or `keras.distribution`; on PyTorch
+    a step whose Python looks at what the step computes, such as a loss scale.
 
     Args:
         inputs: As in `keras.Model`.
@@ -54,7 +64,8 @@ class FusedModel(keras.Model):
 
     Attributes:
         steps_in_one_program: How many steps one program makes in `fit` on `Batches`;
-            1 where they can't be fused.
+            1 where they can't be fused, and on PyTorch.
+        why_not_fused: Why steps are not fused; `None` if they are, or will be.
 
     Examples:
         >>> import keras, numpy as np
@@ -75,17 +86,39 @@ class FusedModel(keras.Model):
     """
 
     train_function: Any
+    test_function: Any
+    predict_function: Any
 
     @property
     def steps_in_one_program(self) -> int:
         """How many steps one program makes in `fit` on `Batches`."""
-        backend = keras.backend.backend()
-        alone = keras.distribution.distribution() is None
-        if backend == "tensorflow":
-            alone = self.distribute_strategy.num_replicas_in_sync == 1
-        able = backend != "torch" and self.compiled and alone
-        fuses = able and self.jit_compile and not self.run_eagerly
-        return int(self.steps_per_execution) if fuses else 1
+        if keras.backend.backend() == "torch" or self.why_not_fused is not None:
+            return 1
+        return int(self.steps_per_execution)
+
+    @property
+    def why_not_fused(self) -> str | None:
+        """Why the steps of `fit` are not fused; `None` if they are, or will be."""
+        torch = keras.backend.backend() == "torch"
+        if not self.compiled:
+            return "the model is not compiled"
+        if self.run_eagerly:
+            return "run_eagerly=True asks for Python in every step"
+        if not self._is_alone():
+            return "a step is spread over several devices"
+        if torch:
+            return getattr(self.train_function, "why_not", None)
+        if not self.jit_compile:
+            return "jit_compile=False asks for no XLA program"
+        if self.steps_per_execution == 1:
+            return "steps_per_execution is 1"
+        return None
+
+    def _is_alone(self) -> bool:
+        if keras.distribution.distribution() is not None:
+            return False
+        on_tensorflow = keras.backend.backend() == "tensorflow"
+        return not on_tensorflow or self.distribute_strategy.num_replicas_in_sync == 1
 
     # Keras's own methods, which here tell the data what they are asked for.
 
@@ -112,6 +145,8 @@ class FusedModel(keras.Model):
 
     def make_train_function(self, force: bool = False) -> Any:
         """Make what `fit` calls for each execution."""
+        if self._plays_graphs():
+            return self._make_steps("train", force)
         if self.train_function is None or force:
             super().make_train_function(force)
             if self.steps_in_one_program > 1:
@@ -119,6 +154,34 @@ class FusedModel(keras.Model):
                 made = fuse[keras.backend.backend()](self, self.train_function)
                 self.train_function = made
         return self.train_function
+
+    def make_test_function(self, force: bool = False) -> Any:
+        """Make what `evaluate` calls for each execution."""
+        if self._plays_graphs():
+            return self._make_steps("test", force)
+        return super().make_test_function(force)
+
+    def make_predict_function(self, force: bool = False) -> Any:
+        """Make what `predict` calls for each execution."""
+        if self._plays_graphs():
+            return self._make_steps("predict", force)
+        return super().make_predict_function(force)
+
+    def _plays_graphs(self) -> bool:
+        torch = keras.backend.backend() == "torch"
+        return torch and not self.run_eagerly and self._is_alone()
+
+    def _make_steps(self, name: str, force: bool) -> Any:
+        from fmkit.performance._torch_steps import TorchSteps
+
+        made = getattr(self, f"{name}_function")
+        if isinstance(made, TorchSteps) and not force:
+            made.begin()
+            return made
+        step = getattr(self, f"{name}_step")
+        made = TorchSteps(self, step, training=name == "train")
+        setattr(self, f"{name}_function", made)
+        return made
 
 
 def _by_tensorflow(model: FusedModel, ordinary: Callable[..., Any]) -> Any:

@@ -1,0 +1,344 @@
+"""A computation of PyTorch's as a graph of plain operations.
+
+A layer's Python takes longer than the arithmetic of a small layer. `torch.fx` runs a
+computation once and notes every operation that reached PyTorch's kernels: those of the
+forward pass, of the gradients, of the update. Played again, these are the same kernels
+on the same numbers, and so the same bits, without the Python in between.
+
+What Python did between the operations is fixed in the graph: as in TensorFlow's and
+JAX's tracing, an `if` is decided once. Where the decision depends on a number in a
+tensor, a small graph of its own finds the number before each run.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch.fx.experimental import proxy_tensor
+from torch.overrides import TorchFunctionMode
+
+from fmkit._tracing import tracing
+
+__all__ = ["Graph", "UntraceableError"]
+
+Tensor = Any
+_Function = Callable[..., list[Tensor]]
+
+_OVERLOADS = torch._ops.OpOverload
+_ATEN = torch.ops.aten
+# Another tensor with the same memory and shape.
+_FORWARDED = (_ATEN.detach.default, _ATEN.alias.default)
+# A number that decides what Python does next.
+_NUMBERS = {
+    torch.Tensor.__bool__: bool,
+    torch.Tensor.__float__: float,
+    torch.Tensor.__index__: int,
+    torch.Tensor.__int__: int,
+    torch.Tensor.item: lambda number: number,
+}
+# Memory in other hands: what they make of it is not seen.
+_HANDED_OUT = {
+    torch.Tensor.__array__,
+    torch.Tensor.__dlpack__,
+    torch.Tensor.data_ptr,
+    torch.Tensor.numpy,
+    torch.Tensor.tolist,
+    torch.Tensor.untyped_storage,
+}
+# What is found before a run must be quick to find.
+_LARGEST_LOOK = 64
+# Python finds these in less time than `torch.ops` finds the same kernels.
+_BY_NAME = (
+    "abs add addmm amax amin argmax bitwise_and bitwise_not bitwise_or bmm cat clamp "
+    "convolution cos div eq exp expm1 floor ge gt le log log1p logical_and logical_not "
+    "logical_or lt maximum mean minimum mm mul ne neg ones_like pow reciprocal relu "
+    "round rsqrt rsub sigmoid sign sin slice_copy sqrt square squeeze stack sub sum t "
+    "tanh transpose unsqueeze where zeros_like"
+)
+
+
+class UntraceableError(Exception):
+    """A computation that can't be played again from a graph; says why."""
+
+
+class Graph:
+    """A computation, traced once.
+
+    Args:
+        function: Takes tensors, returns tensors; may change what it takes in place.
+        inputs: What it is traced with. It is changed as by a call of `function`.
+
+    Raises:
+        UntraceableError: If `function` needs more of the values than an `if` does.
+    """
+
+    def __init__(self, function: _Function, inputs: Sequence[Tensor]) -> None:
+        looks = _Looks()
+
+        def traced(*values: Tensor) -> tuple[list[Tensor], list[Any]]:
+            with looks, tracing():
+                outputs = function(*values)
+            return outputs, [tensor for tensor, _ in looks.found]
+
+        try:
+            module = proxy_tensor.make_fx(traced)(*inputs)
+        except UntraceableError:
+            raise
+        except Exception as error:
+            told = str(error).strip().partition("\n")[0]
+            reason = f"{type(error).__name__}: {told}"
+            if "_local_scalar_dense" in told:
+                reason = "PyTorch looks at a number that the step computes"
+            raise UntraceableError(reason) from error
+        self._numbers = [number for _, number in looks.found]
+        module, looking, self._constants = _simplified(module)
+        self._run: _Function = module.forward
+        self._look: _Function | None = looking and looking.forward
+
+    def fits(self, inputs: Sequence[Tensor]) -> bool:
+        """Whether Python would decide as it did when the graph was traced."""
+        if self._look is None:
+            return True
+        found = self._look(*inputs, *self._constants)
+        return [tensor.item() for tensor in found] == self._numbers
+
+    def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Compute what `function` would, and change what it would change."""
+        return self._run(*inputs, *self._constants)
+
+
+class _Looks(TorchFunctionMode):  # type: ignore[misc]
+    """Notes which numbers in traced tensors Python asks for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[Tensor, Any]] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func in _HANDED_OUT and _is_traced(args[0]):
+            raise UntraceableError(f"Tensor.{func.__name__} takes values out of it")
+        if func in _NUMBERS and _is_traced(args[0]):
+            with proxy_tensor.disable_proxy_modes_tracing():
+                number = args[0].item()
+            self.found.append((args[0], number))
+            return _NUMBERS[func](number)
+        alpha = (kwargs or {}).get("alpha")
+        if _is_traced(alpha):
+            with proxy_tensor.disable_proxy_modes_tracing():
+                number = alpha.item()
+            found = func(*args, **{**kwargs, "alpha": number})
+            _read_each_time(_node_of(alpha))
+            return found
+        return func(*args, **(kwargs or {}))
+
+
+def _is_traced(tensor: Any) -> bool:
+    return isinstance(tensor, torch.Tensor) and _node_of(tensor) is not None
+
+
+def _node_of(tensor: Tensor) -> Any:
+    """Return the node of a tensor in the graph that is being made, if it has one."""
+    mode = proxy_tensor.get_proxy_mode()
+    if mode is None:
+        return None
+    slot = proxy_tensor.get_proxy_slot(tensor, mode.tracer, None)
+    return None if slot is None else slot.proxy.node
+
+
+def _read_each_time(tensor: Any) -> None:
+    """Let the `alpha` of the operation noted last be a tensor's number in each run."""
+    graph = tensor.graph
+    node = next(node for node in reversed(graph.nodes) if "alpha" in node.kwargs)
+    with graph.inserting_before(node):
+        number = graph.call_function(_ATEN._local_scalar_dense.default, (tensor,))
+    node.update_kwarg("alpha", number)
+
+
+# What follows makes the graph smaller, and changes no operation that is left in it.
+
+
+def _simplified(module: Any) -> tuple[Any, Any, list[Tensor]]:
+    """Return a graph and the one of its looks with fewer operations, and constants."""
+    graph = module.graph
+    _forward_aliases(graph)
+    owners = _owners(graph)
+    written = _written(graph, owners)
+    constants = _take_out_constants(module, written)
+    _drop_unused(graph)
+    _share_equal(graph, written)
+    (last,) = (node for node in graph.nodes if node.op == "output")
+    outputs, looks = last.args[0]
+    looking = _graph_of_looks(module, looks, owners) if looks else None
+    last.args = (outputs,)
+    _drop_unused(graph)
+    for node in graph.nodes:
+        node.target = _QUICK.get(node.target, node.target)
+    return fx.GraphModule(module, graph), looking, constants
+
+
+def _forward_aliases(graph: Any) -> None:
+    for node in list(graph.nodes):
+        if node.target in _FORWARDED:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+
+
+def _owners(graph: Any) -> dict[Any, Any]:
+    """Return, for each node, the one in whose memory its tensor may be."""
+    owners: dict[Any, Any] = {}
+    for node in graph.nodes:
+        part = node.target is operator.getitem and owners[node.args[0]]
+        shared = owners[node.args[0]] if _is_view(node) else part
+        owners[node] = shared or node
+    return owners
+
+
+def _written(graph: Any, owners: dict[Any, Any]) -> set[Any]:
+    """Return the nodes whose memory an operation changes."""
+    changed = {owners[each] for node in graph.nodes for each in _changed_by(node)}
+    return {node for node, owner in owners.items() if owner in changed}
+
+
+def _changed_by(node: Any) -> list[Any]:
+    if not isinstance(node.target, _OVERLOADS):
+        return []
+    found = []
+    for number, argument in enumerate(node.target._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            given = (
+                node.args[number]
+                if number < len(node.args)
+                else node.kwargs.get(argument.name)
+            )
+            found += given if isinstance(given, (list, tuple)) else [given]
+    return [argument for argument in found if isinstance(argument, fx.Node)]
+
+
+def _is_view(node: Any) -> bool:
+    """Whether what it returns may share the memory of its first argument."""
+    if not isinstance(node.target, _OVERLOADS) or not node.all_input_nodes:
+        return False
+    return any(told.alias_info is not None for told in node.target._schema.returns)
+
+
+def _is_pure(node: Any) -> bool:
+    """Whether an operation does nothing but return what its arguments determine."""
+    if node.op == "get_attr" or node.target is operator.getitem:
+        return True
+    if not isinstance(node.target, _OVERLOADS):
+        return False
+    schema = node.target._schema
+    seeded = torch.Tag.nondeterministic_seeded in node.target.tags
+    return bool(schema.returns) and not schema.is_mutable and not seeded
+
+
+def _take_out_constants(module: Any, written: set[Any]) -> list[Tensor]:
+    """Compute what depends on no input; make inputs of all that is constant.
+
+    A tensor that was there before the computation is an input too: who owns it may
+    change what is in it.
+    """
+    graph, value, held = module.graph, {}, {}
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            held[node] = operator.attrgetter(node.target)(module)
+        elif node.target is _ATEN.lift_fresh_copy.default and node.args[0] in held:
+            value[node] = held[node.args[0]].clone()
+        elif node.op == "call_function" and _is_pure(node) and node not in written:
+            inputs = node.all_input_nodes
+            if all(each in value and each not in written for each in inputs):
+                arguments = fx.node.map_arg((node.args, node.kwargs), value.get)
+                with torch.no_grad():
+                    value[node] = node.target(*arguments[0], **arguments[1])
+    for node in written & value.keys():  # a fresh copy that is changed
+        del value[node]
+    constants = []
+    first = next(node for node in graph.nodes if node.op != "placeholder")
+    for node in list(graph.nodes):
+        users = [user for user in node.users if user not in value]
+        if node not in value | held or not users:
+            continue
+        if not isinstance(value.get(node, held.get(node)), torch.Tensor):
+            continue
+        with graph.inserting_before(first):
+            taken = graph.placeholder(f"constant_{len(constants)}")
+        constants.append(value[node] if node in value else held[node])
+        for user in users:
+            user.replace_input_with(node, taken)
+    return constants
+
+
+def _drop_unused(graph: Any) -> None:
+    for node in reversed(list(graph.nodes)):
+        computed = node.op in ("call_function", "get_attr")
+        if computed and not node.users and _is_pure(node):
+            graph.erase_node(node)
+
+
+def _share_equal(graph: Any, written: set[Any]) -> None:
+    """Compute once what several nodes compute from the same tensors."""
+    seen: dict[Any, Any] = {}
+    for node in list(graph.nodes):
+        if node.op != "call_function" or not _is_pure(node) or node in written:
+            continue
+        if any(each in written for each in node.all_input_nodes):
+            continue
+        key = repr((str(node.target), node.args, sorted(node.kwargs.items())))
+        first = seen.setdefault(key, node)
+        if first is not node:
+            node.replace_all_uses_with(first)
+            graph.erase_node(node)
+
+
+def _graph_of_looks(module: Any, looks: Sequence[Any], owners: dict[Any, Any]) -> Any:
+    """Return a graph of the numbers that Python asked for, and of nothing else."""
+    needed, waiting = set(), list(looks)
+    while waiting:
+        node = waiting.pop()
+        if node not in needed:
+            needed.add(node)
+            waiting += node.all_input_nodes
+    changed: set[Any] = set()
+    for node in module.graph.nodes:
+        if node in needed and node.op == "call_function":
+            old = all(owners.get(each) not in changed for each in node.all_input_nodes)
+            if not old or not _is_pure(node):
+                raise UntraceableError("an `if` looks at a value that the step changes")
+        changed |= {owners.get(each) for each in _changed_by(node)}
+    operations = [node for node in needed if node.op == "call_function"]
+    if len(operations) > _LARGEST_LOOK:
+        raise UntraceableError("an `if` looks at a value that the whole step computes")
+    graph, copies = fx.Graph(), {}
+    for node in module.graph.nodes:
+        if node.op == "placeholder" or node in needed:
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph.output([copies[node] for node in looks])
+    return fx.GraphModule(module, graph)
+
+
+def _quick() -> dict[Any, Any]:
+    """Return, for an operation of `torch.ops`, the same one that Python finds fastest.
+
+    These read their arguments in C++, without PyTorch's search by a schema.
+    """
+    found: dict[Any, Any] = {
+        _ATEN.copy_.default: torch.Tensor.copy_,
+        _ATEN.expand.default: torch.Tensor.expand,
+        _ATEN.view.default: torch.Tensor.view,
+    }
+    names = [name for name in dir(torch) if name.startswith("_foreach_")]
+    for name in [*_BY_NAME.split(), *names]:
+        packet, function = getattr(_ATEN, name, None), getattr(torch, name, None)
+        for overload in packet.overloads() if packet and function else ():
+            if overload != "out":
+                found[getattr(packet, overload)] = function
+    return found
+
+
+_QUICK = _quick()

@@ -1,0 +1,227 @@
+"""The steps of a Keras model on PyTorch, each as one graph of plain operations.
+
+What is traced is Keras's own step, or the user's: forward pass, losses, gradients,
+update, metrics. Every variable is an input that the graph changes in place, as the step
+would. A batch of a shape that has not been seen before is trained on as ever; with the
+second one a graph is made, for that shape and for the weights that are trainable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import torch
+
+from fmkit import _keras_private as private
+from fmkit._generators import undisturbed
+from fmkit.performance._graph import Graph, UntraceableError
+
+__all__ = ["TorchSteps"]
+
+Tensor = Any
+_Layout = Any
+
+# Graphs are made for so many shapes, and for so many ways through the `if`s of a step.
+_SHAPES = 8
+_WAYS = 8
+_NO_BATCH = "the batches hold something else than tensors of numbers"
+
+
+class TorchSteps:
+    """Makes steps of a model, from a graph where it can.
+
+    Args:
+        model: The model, which is built.
+        step: One of its steps: takes a batch, returns tensors.
+        training: Whether the step takes gradients.
+
+    Attributes:
+        why_not: Why the last step was not made from a graph; `None` if it was, or if
+            there was no graph yet.
+    """
+
+    def __init__(
+        self, model: Any, step: Callable[[Any], Any], *, training: bool
+    ) -> None:
+        self._model, self._step, self._training = model, step, training
+        self._traced: dict[Any, list[_TracedStep]] = {}
+        self._seen: set[Any] = set()
+        self._refused: dict[Any, str] = {}
+        self.why_not: str | None = None
+        self.begin()
+
+    def begin(self) -> None:
+        """Read which variables there are: called before each `fit`."""
+        model = self._model
+        found = [*model.variables, *model.metrics_variables]
+        if self._training and model.optimizer is not None:
+            found += model.optimizer.variables
+        self._variables = list({id(each): each for each in found}.values())
+        self._values = [variable.value for variable in self._variables]
+
+    def __call__(self, batches: list[Any]) -> Any:
+        """Make the steps of one execution; return what Keras expects of it."""
+        found = [self._make(batch) for batch in batches]
+        if self._training or len(found) == 1 or self._step == self._model.test_step:
+            return found[-1]
+        return keras.tree.map_structure(lambda *parts: torch.cat(parts), *found)
+
+    def _make(self, batch: Any) -> Any:
+        try:
+            tensors: list[Tensor] = []
+            layout = _layout_of(batch, tensors)
+        except UntraceableError as error:
+            self.why_not = str(error)
+            return self._step_by_python(batch)
+        key = (layout, tuple([value.requires_grad for value in self._values]))
+        inputs = [*self._values, *tensors]
+        for traced in self._traced.get(key, ()):
+            if traced.graph.fits(inputs):
+                self.why_not = None
+                return traced(inputs)
+        if key not in self._seen:
+            self._seen.add(key)
+            return self._step_by_python(batch)
+        self.why_not = self._refused.get(key)
+        if self.why_not is None:
+            try:
+                return self._trace(key, layout, inputs)(inputs)
+            except (UntraceableError, private.MissingPieceError) as error:
+                self.why_not = self._refused[key] = str(error)
+        return self._step_by_python(batch)
+
+    def _step_by_python(self, batch: Any) -> Any:
+        count = len(self._variables)
+        with torch.set_grad_enabled(self._training):
+            found = self._step(batch)
+        self.begin()  # a first step may make variables
+        if len(self._variables) != count:
+            self._traced.clear()
+            self._seen.clear()
+        return found
+
+    def _trace(self, key: Any, layout: _Layout, inputs: list[Tensor]) -> _TracedStep:
+        ways = self._traced.setdefault(key, [])
+        if len(self._traced) > _SHAPES:
+            del self._traced[key]
+            raise UntraceableError(f"the batches have more than {_SHAPES} shapes")
+        if len(ways) == _WAYS:
+            raise UntraceableError("an `if` looks at a number that keeps changing")
+        step = _under(self._training, self._step)
+        ways.append(_TracedStep(step, self._variables, layout, inputs))
+        return ways[-1]
+
+
+def _under(training: bool, step: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def with_gradients(batch: Any) -> Any:
+        with torch.set_grad_enabled(training):
+            return step(batch)
+
+    return with_gradients
+
+
+class _TracedStep:
+    """A step as a graph, for batches of one shape."""
+
+    def __init__(
+        self,
+        step: Callable[[Any], Any],
+        variables: list[Any],
+        layout: _Layout,
+        inputs: list[Tensor],
+    ) -> None:
+        self._draws: list[tuple[Callable[[Any], Any], Any, Any]] = []
+        device = inputs[0].device
+        flags = [value.requires_grad for value in inputs]
+        count = len(variables)
+        self._names: list[str] | None = None
+        self._structure: Any = None
+
+        def make(of_keras: Callable[[Any], Any], seed: Any) -> Any:
+            generator = torch.Generator(device)
+            self._draws.append((of_keras, seed, generator))
+            return generator
+
+        def function(*given: Tensor) -> list[Tensor]:
+            own = [
+                value.detach().requires_grad_(flag)
+                for value, flag in zip(given[:count], flags, strict=False)
+            ]
+            rest = iter(given[count:])
+            with _InPlace(zip(variables, own, strict=True), collect_losses=True):
+                logs = step(_batch_of(layout, rest))
+            return self._leaves_of(logs)
+
+        copies = [value.detach().clone() for value in inputs]
+        with undisturbed(), private.generators_made_by(make):
+            self.graph = Graph(function, copies)
+
+    def __call__(self, inputs: list[Tensor]) -> Any:
+        for of_keras, seed, generator in self._draws:
+            generator.set_state(of_keras(seed).get_state())
+        with torch.no_grad():
+            found = self.graph(inputs)
+        if self._names is not None:
+            return dict(zip(self._names, found, strict=True))
+        return keras.tree.pack_sequence_as(self._structure, found)
+
+    def _leaves_of(self, logs: Any) -> list[Tensor]:
+        """Return the tensors of logs, and remember how they hang together."""
+        self._names = self._structure = None
+        leaves = keras.tree.flatten(logs)
+        if not all(isinstance(leaf, torch.Tensor) for leaf in leaves):
+            raise UntraceableError("the logs of the step are not all tensors")
+        if type(logs) is dict and len(leaves) == len(logs):
+            self._names = list(logs)
+            return list(logs.values())
+        self._structure = keras.tree.map_structure(lambda leaf: None, logs)
+        return leaves
+
+
+class _InPlace(keras.StatelessScope):
+    """Variables have other tensors for values, which `assign` changes in place."""
+
+    def add_update(self, update: tuple[Any, Tensor]) -> None:
+        variable, value = update
+        with torch.no_grad():
+            self.get_current_value(variable).copy_(value)
+
+    def get_current_value(self, variable: Any) -> Tensor:
+        value = super().get_current_value(variable)
+        if value is None:
+            raise UntraceableError(
+                f"the step uses the variable {variable.path}, which the model does not "
+                "track"
+            )
+        return value
+
+
+def _layout_of(batch: Any, tensors: list[Tensor]) -> _Layout:
+    """Return what a batch looks like, but for its numbers; append its tensors."""
+    if isinstance(batch, torch.Tensor):
+        tensors.append(batch)
+        return (batch.shape, batch.dtype, batch.device, batch.requires_grad)
+    if batch is None:
+        return None
+    if type(batch) in (tuple, list):
+        return (type(batch), *[_layout_of(each, tensors) for each in batch])
+    if type(batch) is dict:
+        items = [(key, _layout_of(each, tensors)) for key, each in batch.items()]
+        return (dict, *items)
+    if isinstance(batch, np.ndarray) and batch.dtype.kind in "fiub":
+        return _layout_of(torch.as_tensor(batch), tensors)
+    raise UntraceableError(_NO_BATCH)
+
+
+def _batch_of(layout: _Layout, tensors: Any) -> Any:
+    """Return a batch of this layout, with these tensors."""
+    if layout is None:
+        return None
+    if layout[0] is dict:
+        return {key: _batch_of(each, tensors) for key, each in layout[1:]}
+    if layout[0] in (tuple, list):
+        return layout[0](_batch_of(each, tensors) for each in layout[1:])
+    return next(tensors)

@@ -1,0 +1,440 @@
+"""`FusedModel` on PyTorch: steps played from a graph, to the bit as in Keras."""
+
+import keras
+import numpy as np
+import pytest
+from bits import bits, state
+from resuming import StopAt, StopError
+
+import fmkit
+from fmkit import losses, optimizers, schedules
+from fmkit.callbacks import ExactResume
+from fmkit.data import Batches
+from fmkit.performance import FusedModel
+
+pytestmark = pytest.mark.backend("torch")
+
+K = keras.layers
+
+ROWS, SIZE = 46, 4  # eleven whole batches, and one of two rows
+rng = np.random.default_rng(0)
+IMAGES = rng.random((ROWS, 6, 6, 2), np.float32)
+ROWS_OF_6 = rng.random((ROWS, 6), np.float32)
+WORDS = rng.integers(0, 5, (ROWS, 4)).astype("int32")
+LABELS = rng.integers(0, 3, ROWS).astype("int32")
+WEIGHTS = rng.random(ROWS).astype("float32")
+
+
+def dense(*between, size=6):
+    inputs = keras.Input((size,))
+    x = inputs
+    for layer in (K.Dense(8, "relu"), *between):
+        x = layer(x)
+    return inputs, K.Dense(3)(x)
+
+
+def convolutional():
+    inputs = keras.Input((6, 6, 2))
+    x = K.Conv2D(4, 3, activation="relu", kernel_regularizer="l2")(inputs)
+    x = K.BatchNormalization()(x)
+    x = K.MaxPooling2D(2)(x)
+    x = K.Flatten()(K.SpatialDropout2D(0.3)(x))
+    return inputs, K.Dense(3, activity_regularizer="l2")(x)
+
+
+def masked():
+    inputs = keras.Input((4,), dtype="int32")
+    x = K.Embedding(5, 6, mask_zero=True)(inputs)
+    return inputs, K.Dense(3)(K.LSTM(4)(x))
+
+
+def two_outputs():
+    inputs = keras.Input((6,), name="rows")
+    x = K.Dense(8, "gelu")(inputs)
+    return inputs, {
+        "kind": K.Dense(3, name="kind")(x),
+        "sum": K.Dense(1, name="sum")(x),
+    }
+
+
+def compiled(kind, made=dense, optimizer=None, loss=None, **options):
+    """The same network with the same start, whatever `kind` of model it becomes."""
+    fmkit.set_random_seed(3)
+    model = kind(*made())
+    options = {"metrics": ["accuracy"], **options}
+    optimizer = optimizer() if optimizer else keras.optimizers.Adam(0.01)
+    model.compile(optimizer, loss or losses.CrossentropyFromLogits(), **options)
+    return model
+
+
+def rows(x=ROWS_OF_6, y=LABELS, **options):
+    return Batches(x, y, SIZE, map=None, **{"seed": 1, **options})
+
+
+class Counted:
+    """Counts how often Python makes a step."""
+
+    def __init__(self, monkeypatch):
+        self.steps = 0
+        of_keras = keras.Model.train_step
+
+        def train_step(model, *arguments):
+            self.steps += isinstance(model, FusedModel)
+            return of_keras(model, *arguments)
+
+        monkeypatch.setattr(keras.Model, "train_step", train_step)
+
+
+def trained(kind, data=rows, fit=None, **options):
+    model = compiled(kind, **options)
+    history = model.fit(data(), epochs=3, verbose=0, **(fit or {}))
+    return model, history.history, state(model)
+
+
+class LooksAtValues(K.Layer):
+    def call(self, x):
+        return x * 2 if keras.ops.mean(x) > 0.3 else x
+
+
+CASES = {
+    "an `if` over values": {"made": lambda: dense(LooksAtValues())},
+    "Adam": {},
+    "noise with and without a seed": {
+        "made": lambda: dense(
+            K.Dropout(0.2), K.GaussianNoise(0.1), K.Dropout(0.2, seed=4)
+        )
+    },
+    "convolutions, regularizers": {
+        "made": convolutional,
+        "data": lambda: rows(IMAGES),
+    },
+    "masks and a recurrent layer": {"made": masked, "data": lambda: rows(WORDS)},
+    "several outputs and losses": {
+        "made": two_outputs,
+        "data": lambda: rows(ROWS_OF_6, {"kind": LABELS, "sum": WEIGHTS[:, None]}),
+        "loss": {"kind": losses.CrossentropyFromLogits(), "sum": "mse"},
+        "loss_weights": {"kind": 1.0, "sum": 0.5},
+        "metrics": {"kind": ["accuracy"], "sum": ["mae"]},
+    },
+    "weights of samples": {
+        "data": lambda: rows(sample_weight=WEIGHTS),
+        "weighted_metrics": ["accuracy"],
+    },
+    "weights of classes": {"fit": {"class_weight": {0: 1.0, 1: 2.0, 2: 0.5}}},
+    "clipping and a schedule": {
+        "optimizer": lambda: keras.optimizers.AdamW(
+            keras.optimizers.schedules.CosineDecay(0.01, 40, warmup_steps=5),
+            global_clipnorm=0.5,
+        )
+    },
+    "accumulation": {
+        "optimizer": lambda: keras.optimizers.Adam(0.01, gradient_accumulation_steps=3)
+    },
+    "average": {
+        "optimizer": lambda: optimizers.ExponentialMovingAverage(
+            keras.optimizers.SGD(schedules.ExponentialDecay(0.1, 5, 0.9), 0.9), 0.95
+        )
+    },
+    "Keras's average": {
+        "optimizer": lambda: keras.optimizers.SGD(
+            0.1, nesterov=True, momentum=0.9, use_ema=True, ema_overwrite_frequency=5
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_bit_is_that_of_kerass_own_step(case, monkeypatch):
+    python = Counted(monkeypatch)
+    _, expected, others = trained(keras.Model, **CASES[case])
+    model, history, ends = trained(FusedModel, **CASES[case])
+    assert model.why_not_fused is None
+    # One step and one trace for each shape, and for each way through an `if`.
+    assert python.steps <= 10 < 3 * 12
+    assert history == expected
+    assert ends == others
+
+
+def test_another_order_has_other_bits():
+    """The control: the comparison sees what a seed changes."""
+    _, _, others = trained(keras.Model)
+    _, _, ends = trained(
+        FusedModel,
+        data=lambda: Batches(ROWS_OF_6, LABELS, batch_size=SIZE, map=None, seed=2),
+    )
+    assert ends != others
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "float64"])
+def test_each_bit_in_other_precisions(policy):
+    keras.config.set_dtype_policy(policy)
+    (_, expected, others), (model, history, ends) = (
+        trained(kind) for kind in (keras.Model, FusedModel)
+    )
+    assert (history, ends) == (expected, others)
+    assert model.why_not_fused is None
+
+
+def test_any_data(monkeypatch):
+    import torch
+
+    python = Counted(monkeypatch)
+    tensors = torch.utils.data.TensorDataset(
+        torch.tensor(ROWS_OF_6), torch.tensor(LABELS)
+    )
+    unshuffled = {"shuffle": False}  # by Keras
+    for given in (
+        {"x": ROWS_OF_6, "y": LABELS, "batch_size": SIZE},
+        {"x": torch.utils.data.DataLoader(tensors, SIZE, shuffle=True), **unshuffled},
+    ):
+        ends = []
+        for kind in (keras.Model, FusedModel):
+            model = compiled(kind)
+            model.fit(**given, epochs=2, verbose=0)
+            ends.append(state(model))
+        assert ends[0] == ends[1]
+    assert python.steps == 2 * 4
+
+
+def test_layers_frozen_between_two_fits():
+    ends = []
+    for kind in (keras.Model, FusedModel):
+        model = compiled(kind)
+        model.fit(rows(), verbose=0)
+        model.layers[1].trainable = False
+        kept = bits(model.layers[1].get_weights())
+        model.compile("adam", losses.CrossentropyFromLogits())
+        model.fit(rows(), epochs=2, verbose=0)
+        assert bits(model.layers[1].get_weights()) == kept
+        model.layers[1].trainable = True
+        model.compile("adam", losses.CrossentropyFromLogits())
+        model.fit(rows(), epochs=2, verbose=0)
+        assert bits(model.layers[1].get_weights()) != kept
+        ends.append(state(model))
+    assert ends[0] == ends[1]
+
+
+class Freeze(keras.callbacks.Callback):
+    """Freezes a layer in the middle of a `fit`, which Keras allows on PyTorch."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 1:
+            self.model.layers[1].bias.trainable = False
+
+
+def test_a_weight_frozen_in_the_middle_of_a_fit():
+    ends = []
+    for kind in (keras.Model, FusedModel):
+        model = compiled(kind, optimizer=lambda: keras.optimizers.SGD(0.1))
+        model.fit(rows(), epochs=3, verbose=0, callbacks=[Freeze()])
+        ends.append(state(model))
+    assert ends[0] == ends[1]
+
+
+def own_step(kind):
+    class Own(kind):
+        """Two losses, and logs of its own; the gradients are PyTorch's business."""
+
+        def train_step(self, data):
+            import torch
+
+            x, y = data
+            self.zero_grad()
+            outputs = self(x, training=True)
+            loss = self.compute_loss(x, y, outputs) + 0.1 * outputs.square().mean()
+            loss.backward()
+            weights = self.trainable_weights
+            with torch.no_grad():
+                self.optimizer.apply([w.value.grad for w in weights], weights)
+            return {"loss": loss, "parts": {"twice": 2 * loss}}
+
+    return Own
+
+
+def test_a_step_of_ones_own_with_logs_of_its_own(monkeypatch):
+    read = []
+
+    class Read(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            read[-1].append((float(logs["loss"]), float(logs["twice"])))
+
+    ends = []
+    for kind in (keras.Model, FusedModel):
+        read.append([])
+        model = compiled(own_step(kind), metrics=None)
+        model.fit(rows(), verbose=0, callbacks=[Read()])
+        ends.append(state(model))
+    assert ends[0] == ends[1]
+    assert read[0] == read[1]
+    assert model.why_not_fused is None
+
+
+def test_a_model_within_a_model_with_a_call_of_its_own():
+    class Inner(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.inner = keras.Sequential([K.Dense(8, "relu"), K.Dropout(0.2)])
+
+        def call(self, x, training=False):
+            return x[:, :8] + self.inner(x, training=training)
+
+    ends = []
+    for kind in (keras.Model, FusedModel):
+        model = compiled(kind, lambda: dense(Inner()))
+        model.fit(rows(), epochs=2, verbose=0)
+        ends.append(state(model))
+    assert ends[0] == ends[1]
+    assert model.why_not_fused is None
+
+
+# What can't be traced
+
+
+class TakesValuesOut(K.Layer):
+    def call(self, x):
+        return x + float(np.asarray(keras.ops.convert_to_numpy(x)).mean())
+
+
+OUTSIDE = [keras.Variable(1.0, trainable=False, name="stranger")]
+
+
+class UsesAStranger(K.Layer):
+    def call(self, x):
+        OUTSIDE[0].assign(OUTSIDE[0].value + 1)
+        return x * OUTSIDE[0].value
+
+
+@pytest.mark.parametrize(
+    ("case", "reason"),
+    [
+        ({"made": lambda: dense(TakesValuesOut())}, "takes values out of it"),
+        ({"made": lambda: dense(UsesAStranger())}, "the variable .*stranger.*, which"),
+        (
+            {
+                "optimizer": lambda: keras.optimizers.LossScaleOptimizer(
+                    keras.optimizers.Adam(0.01)
+                )
+            },
+            "an `if` looks at a value that the whole step computes",
+        ),
+        ({"run_eagerly": True}, "run_eagerly=True asks for Python"),
+    ],
+    ids=["numpy", "variable", "loss scale", "eager"],
+)
+def test_what_cannot_be_traced_trains_as_before_and_says_why(case, reason):
+    OUTSIDE[0].assign(1.0)
+    _, expected, others = trained(keras.Model, **case)
+    OUTSIDE[0].assign(1.0)
+    model, history, ends = trained(FusedModel, **case)
+    assert (history, ends) == (expected, others)
+    with pytest.raises(AssertionError, match=reason):
+        assert not model.why_not_fused, model.why_not_fused
+
+
+def test_an_if_over_a_count_is_decided_before_each_step(monkeypatch):
+    """The control of the accumulation: taken as decided once, the bits are others."""
+    from fmkit.performance import _graph
+
+    _, _, others = trained(keras.Model, **CASES["accumulation"])
+    monkeypatch.setattr(_graph.Graph, "fits", lambda self, inputs: True)
+    _, _, ends = trained(FusedModel, **CASES["accumulation"])
+    assert ends != others
+
+
+def test_many_shapes_are_refused_and_trained_on():
+    shapes = [
+        (np.ones((2, n), "float32"), np.ones((2, 1), "float32")) for n in range(1, 13)
+    ]
+
+    class Pieces(keras.utils.PyDataset):
+        def __len__(self):
+            return 36
+
+        def __getitem__(self, index):
+            return shapes[index % 12]
+
+    ends = []
+    for kind in (keras.Model, FusedModel):
+        fmkit.set_random_seed(1)
+        inputs = keras.Input((None,))
+        x = K.Dense(3)(K.GlobalAveragePooling1D()(K.Reshape((-1, 1))(inputs)))
+        model = kind(inputs, K.Dense(1)(x))
+        model.compile("sgd", "mse")
+        model.fit(Pieces(), verbose=0, shuffle=False)
+        ends.append(state(model))
+    assert ends[0] == ends[1]
+    assert "more than 8 shapes" in model.why_not_fused
+
+
+# What a trace may not leave behind
+
+
+def test_a_trace_changes_no_variable_and_draws_no_number():
+    import torch
+
+    model = compiled(FusedModel, CASES["noise with and without a seed"]["made"])
+    model.fit(rows(), epochs=1, verbose=0)
+    model.make_train_function()
+    steps = model.train_function
+    batch = (torch.tensor(ROWS_OF_6[:3]), torch.tensor(LABELS[:3]))  # a new shape
+    before = state(model), torch.get_rng_state().numpy().tobytes()
+    tensors = []
+    from fmkit.performance import _torch_steps
+
+    layout = _torch_steps._layout_of(batch, tensors)
+    steps._trace("key", layout, [*steps._values, *tensors])
+    assert before == (state(model), torch.get_rng_state().numpy().tobytes())
+    steps([batch])
+    assert state(model) != before[0]
+
+
+# Evaluation and prediction
+
+
+def test_evaluation_and_prediction_are_kerass_to_the_bit(monkeypatch):
+    counts = {"test_step": 0, "predict_step": 0}
+
+    def count(name):
+        of_keras = getattr(keras.Model, name)
+
+        def counted(model, data):
+            counts[name] += isinstance(model, FusedModel)
+            return of_keras(model, data)
+
+        monkeypatch.setattr(keras.Model, name, counted)
+
+    for name in counts:
+        count(name)
+    found = []
+    for kind in (keras.Model, FusedModel):
+        model = compiled(kind, convolutional)
+        fit = {"validation_data": rows(IMAGES), "epochs": 2, "verbose": 0}
+        history = model.fit(rows(IMAGES), **fit).history
+        scores = model.evaluate(IMAGES, LABELS, batch_size=SIZE, verbose=0)
+        outputs = model.predict(IMAGES, batch_size=SIZE, verbose=0)
+        found.append((history, scores, outputs.tobytes()))
+    assert found[0] == found[1]
+    assert outputs.shape == (ROWS, 3)
+    assert counts == {"test_step": 4, "predict_step": 3}
+
+
+# Exact resume
+
+
+@pytest.mark.parametrize("data", ["Batches", "arrays"])
+def test_a_run_broken_off_ends_with_the_same_bits(tmp_path, data):
+    def train(directory, *callbacks):
+        model = compiled(FusedModel, lambda: dense(K.Dropout(0.2, seed=3)))
+        given = {"x": rows()}
+        if data == "arrays":
+            given = {"x": ROWS_OF_6, "y": LABELS, "batch_size": SIZE}
+        resume = ExactResume(directory, every=2, verbose=0)
+        model.fit(**given, epochs=3, verbose=0, callbacks=[resume, *callbacks])
+        assert model.why_not_fused is None
+        return state(model)
+
+    straight = train(tmp_path / "straight")
+    for place in ((0, 5), (1, 11), (2, 2)):
+        with pytest.raises(StopError):
+            train(tmp_path / "broken", StopAt(*place))
+    assert train(tmp_path / "broken") == straight
