@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
+import numpy as np
 
 from fmkit import _keras_private as private
 from fmkit._blocks import Blocks
@@ -16,6 +17,12 @@ __all__ = ["Feed", "to_tensors"]
 
 # Epoch of the data, and step in it.
 Place = tuple[int, int]
+
+
+# What PyTorch has under the same name, in this machine's order of bytes.
+_SHARED = frozenset(
+    map(np.dtype, ("float32", "float64", "uint8", "int8", "int16", "int32", "int64"))
+)
 
 
 class Feed(private.Feed):
@@ -125,5 +132,15 @@ class Feed(private.Feed):
 
 
 def to_tensors(batch: Any) -> Any:
-    """Return a batch of arrays as tensors of the backend."""
-    return keras.tree.map_structure(keras.ops.convert_to_tensor, batch)
+    """Return a batch of arrays as tensors of PyTorch."""
+    return keras.tree.map_structure(_to_tensor, batch)
+
+
+def _to_tensor(leaf: Any) -> Any:
+    import torch
+
+    # Keras copies every array twice. The memory of a batch is used again only when
+    # nobody looks at it, so a tensor may share it.
+    if leaf.dtype in _SHARED and leaf.flags.writeable:
+        leaf = torch.from_numpy(leaf)
+    return keras.ops.convert_to_tensor(leaf)

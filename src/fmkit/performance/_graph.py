@@ -13,6 +13,7 @@ tensor, a small graph of its own finds the number before each run.
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,12 +29,12 @@ __all__ = ["Graph", "UntraceableError"]
 Tensor = Any
 _Function = Callable[..., list[Tensor]]
 
-_OVERLOADS = torch._ops.OpOverload
 _ATEN = torch.ops.aten
+_OVERLOADS = type(_ATEN.mm.default)
 # Another tensor with the same memory and shape.
 _FORWARDED = (_ATEN.detach.default, _ATEN.alias.default)
 # A number that decides what Python does next.
-_NUMBERS = {
+_NUMBERS: dict[Any, Callable[[Any], Any]] = {
     torch.Tensor.__bool__: bool,
     torch.Tensor.__float__: float,
     torch.Tensor.__index__: int,
@@ -49,6 +50,11 @@ _HANDED_OUT = {
     torch.Tensor.tolist,
     torch.Tensor.untyped_storage,
 }
+# Its name before PyTorch 2.6.
+_proxy_mode: Callable[[], Any] = (
+    getattr(proxy_tensor, "get_proxy_mode", None)
+    or proxy_tensor.get_innermost_proxy_mode
+)
 # What is found before a run must be quick to find.
 _LARGEST_LOOK = 64
 # Python finds these in less time than `torch.ops` finds the same kernels.
@@ -121,6 +127,7 @@ class _Looks(TorchFunctionMode):  # type: ignore[misc]
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
+        kwargs = kwargs or {}
         if func in _HANDED_OUT and _is_traced(args[0]):
             raise UntraceableError(f"Tensor.{func.__name__} takes values out of it")
         if func in _NUMBERS and _is_traced(args[0]):
@@ -128,14 +135,16 @@ class _Looks(TorchFunctionMode):  # type: ignore[misc]
                 number = args[0].item()
             self.found.append((args[0], number))
             return _NUMBERS[func](number)
-        alpha = (kwargs or {}).get("alpha")
+        alpha: Any = kwargs.get("alpha")
         if _is_traced(alpha):
             with proxy_tensor.disable_proxy_modes_tracing():
                 number = alpha.item()
             found = func(*args, **{**kwargs, "alpha": number})
             _read_each_time(_node_of(alpha))
             return found
-        return func(*args, **(kwargs or {}))
+        if kwargs.get("generator") is not None and _proxy_mode() is not None:
+            return _drawn(func, args, kwargs)
+        return func(*args, **kwargs)
 
 
 def _is_traced(tensor: Any) -> bool:
@@ -144,11 +153,39 @@ def _is_traced(tensor: Any) -> bool:
 
 def _node_of(tensor: Tensor) -> Any:
     """Return the node of a tensor in the graph that is being made, if it has one."""
-    mode = proxy_tensor.get_proxy_mode()
+    mode = _proxy_mode()
     if mode is None:
         return None
     slot = proxy_tensor.get_proxy_slot(tensor, mode.tracer, None)
     return None if slot is None else slot.proxy.node
+
+
+def _drawn(func: Any, args: Any, kwargs: Any) -> Tensor:
+    """Draw from a generator, which is no argument that a graph could note."""
+    if func.__name__.endswith("_"):
+        raise UntraceableError(f"a generator draws into a tensor ({func.__name__})")
+    given = {key: value for key, value in kwargs.items() if key != "generator"}
+
+    def draw(*args: Any, **given: Any) -> Tensor:
+        return func(*args, **given, generator=kwargs["generator"])
+
+    def noted(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        node = _node_of(leaf)
+        if node is None:
+            raise UntraceableError("a generator draws by a tensor of one's own")
+        return node
+
+    tracer = _proxy_mode().tracer
+    parts = [tuple(map(noted, args)), {key: noted(each) for key, each in given.items()}]
+    node = tracer.graph.call_function(draw, *parts)
+    with proxy_tensor.disable_proxy_modes_tracing():
+        found = draw(*args, **given)
+    proxy_tensor.track_tensor_tree(
+        found, fx.Proxy(node, tracer), constant=None, tracer=tracer
+    )
+    return found
 
 
 def _read_each_time(tensor: Any) -> None:
@@ -177,6 +214,8 @@ def _simplified(module: Any) -> tuple[Any, Any, list[Tensor]]:
     looking = _graph_of_looks(module, looks, owners) if looks else None
     last.args = (outputs,)
     _drop_unused(graph)
+    _join_division(graph)
+    _reuse_memory(graph)
     for node in graph.nodes:
         node.target = _QUICK.get(node.target, node.target)
     return fx.GraphModule(module, graph), looking, constants
@@ -208,7 +247,7 @@ def _written(graph: Any, owners: dict[Any, Any]) -> set[Any]:
 def _changed_by(node: Any) -> list[Any]:
     if not isinstance(node.target, _OVERLOADS):
         return []
-    found = []
+    found: list[Any] = []
     for number, argument in enumerate(node.target._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             given = (
@@ -258,7 +297,7 @@ def _take_out_constants(module: Any, written: set[Any]) -> list[Tensor]:
                     value[node] = node.target(*arguments[0], **arguments[1])
     for node in written & value.keys():  # a fresh copy that is changed
         del value[node]
-    constants = []
+    constants: list[Tensor] = []
     first = next(node for node in graph.nodes if node.op != "placeholder")
     for node in list(graph.nodes):
         users = [user for user in node.users if user not in value]
@@ -296,6 +335,149 @@ def _share_equal(graph: Any, written: set[Any]) -> None:
             graph.erase_node(node)
 
 
+def _join_division(graph: Any) -> None:
+    r"""Let the last line of Adam, $w \leftarrow w - (am)/d$, be one operation.
+
+    Keras asks for three, which go through the memory of all weights three times. Both
+    round $am$, then the quotient, then the difference.
+    """
+    for node in list(graph.nodes):
+        quotients = _list_of(node, "_foreach_add_", "List", 1)
+        if quotients is None or node.kwargs.get("alpha") != -1:
+            continue
+        products = _list_of(quotients, "_foreach_div", "List", 0)
+        if products is None or _list_of(products, "_foreach_mul", "Tensor") is None:
+            continue
+        weights, factor = node.args[0], products.args[1]
+        steps = [products, quotients, node]
+        between = _nodes_between(products, node)
+        on_cpu = factor.meta["val"].device.type == "cpu"
+        if on_cpu and not any(map(_changed_by, between)):
+            with graph.inserting_before(node):
+                number = graph.call_function(
+                    _ATEN._local_scalar_dense.default, (factor,)
+                )
+                negative = graph.call_function(operator.neg, (number,))
+                graph.call_function(
+                    _ATEN._foreach_addcdiv_.Scalar,
+                    (weights, products.args[0], quotients.args[1], negative),
+                )
+            for step in reversed(steps):
+                for part in list(step.users):
+                    graph.erase_node(part)
+                graph.erase_node(step)
+
+
+def _list_of(node: Any, name: str, overload: str, place: int | None = None) -> Any:
+    """Return what an operation on lists takes all of its argument `place` from.
+
+    `None` if it is another operation, or if anything else uses that list. Without
+    `place`, the node itself.
+    """
+    packet = getattr(_ATEN, name, None)
+    if packet is None or node.target is not getattr(packet, overload, None):
+        return None
+    if place is None:
+        return node
+    parts = node.args[place]
+    if not all(part.target is operator.getitem for part in parts):
+        return None
+    source = parts[0].args[0]
+    same = all(part.args[0] is source and len(part.users) == 1 for part in parts)
+    return source if same and len(source.users) == len(parts) else None
+
+
+def _nodes_between(first: Any, last: Any) -> list[Any]:
+    found, node = [], first.next
+    while node is not last:
+        found.append(node)
+        node = node.next
+    return found
+
+
+def _reuse_memory(graph: Any) -> None:
+    """Write results where an argument was that nothing needs any more.
+
+    Fresh memory costs more than the arithmetic: the system has to map each page.
+    """
+    owners = _owners(graph)
+    place = {node: number for number, node in enumerate(graph.nodes)}
+    last_use: dict[Any, int] = {}
+    for node, owner in owners.items():
+        last_use[owner] = max(
+            [last_use.get(owner, 0), *(place[user] for user in node.users)]
+        )
+    for node in list(graph.nodes):
+        within = _IN_PLACE.get(node.target)
+        if within is None:
+            continue
+        over, *others = [
+            list(each) if isinstance(each, (list, tuple)) else [each]
+            for each in node.args
+        ]
+        results = _results_of(node, len(over))
+        if not all(
+            result is not None
+            and owners[argument].op == "call_function"
+            and last_use[owners[argument]] <= place[node]
+            and _is_whole(argument, owners)
+            and _is_alike(argument, result)
+            for argument, result in zip(over, results, strict=True)
+        ) or _overlap(over, others, owners):
+            continue
+        with graph.inserting_before(node):
+            graph.call_function(within, node.args, node.kwargs)
+        for argument, result in zip(over, results, strict=True):
+            owner, old = owners[argument], owners[result]
+            last_use[owner] = max(last_use[owner], last_use[old])
+            for shared in [each for each in owners if owners[each] is old]:
+                owners[shared] = owner
+            result.replace_all_uses_with(argument)
+        for result in {*results, node}:
+            if result is not node:
+                graph.erase_node(result)
+        graph.erase_node(node)
+
+
+def _results_of(node: Any, count: int) -> list[Any]:
+    """Return the nodes of the tensors that an operation returns; `None` for unused."""
+    if not isinstance(node.args[0], (list, tuple)):
+        return [node]
+    found = {part.args[1]: part for part in node.users}
+    return [found.get(number) for number in range(count)]
+
+
+def _is_whole(argument: Any, owners: dict[Any, Any]) -> bool:
+    """Whether a tensor is all that is in its memory."""
+    views = (_ATEN.view.default, operator.getitem)
+    return argument is owners[argument] or argument.target in views
+
+
+def _overlap(over: list[Any], others: list[list[Any]], owners: dict[Any, Any]) -> bool:
+    """Whether writing over some tensors could change what is still to be read."""
+
+    def memory(node: Any) -> Any:
+        return node if node.target is operator.getitem else owners[node]
+
+    written = {memory(node) for node in over}
+    read = [
+        memory(node) in written
+        and (len(other) != len(over) or node is not over[number])
+        for other in others
+        for number, node in enumerate(other)
+        if isinstance(node, fx.Node)
+    ]
+    return len(written) < len(over) or any(read)
+
+
+def _is_alike(one: Any, other: Any) -> bool:
+    ours, theirs = one.meta.get("val"), other.meta.get("val")
+    if not isinstance(ours, torch.Tensor) or not isinstance(theirs, torch.Tensor):
+        return False
+    same = (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
+    return same and ours.is_contiguous() and theirs.is_contiguous()
+
+
 def _graph_of_looks(module: Any, looks: Sequence[Any], owners: dict[Any, Any]) -> Any:
     """Return a graph of the numbers that Python asked for, and of nothing else."""
     needed, waiting = set(), list(looks)
@@ -314,7 +496,8 @@ def _graph_of_looks(module: Any, looks: Sequence[Any], owners: dict[Any, Any]) -
     operations = [node for node in needed if node.op == "call_function"]
     if len(operations) > _LARGEST_LOOK:
         raise UntraceableError("an `if` looks at a value that the whole step computes")
-    graph, copies = fx.Graph(), {}
+    graph = fx.Graph()
+    copies: dict[Any, Any] = {}
     for node in module.graph.nodes:
         if node.op == "placeholder" or node in needed:
             copies[node] = graph.node_copy(node, copies.__getitem__)
@@ -333,6 +516,10 @@ def _quick() -> dict[Any, Any]:
         _ATEN.view.default: torch.Tensor.view,
     }
     names = [name for name in dir(torch) if name.startswith("_foreach_")]
+    names += [f"{name}_" for name in ["relu", "sqrt", "exp", "neg"]]
+    for name in ["add_", "sub_", "mul_", "div_"]:
+        for overload in getattr(_ATEN, name).overloads():
+            found[getattr(getattr(_ATEN, name), overload)] = getattr(torch.Tensor, name)
     for name in [*_BY_NAME.split(), *names]:
         packet, function = getattr(_ATEN, name, None), getattr(torch, name, None)
         for overload in packet.overloads() if packet and function else ():
@@ -342,3 +529,19 @@ def _quick() -> dict[Any, Any]:
 
 
 _QUICK = _quick()
+
+
+def _in_place() -> dict[Any, Any]:
+    """Return, for operations on each element, those that write over the first one."""
+    found: dict[Any, Any] = {}
+    names = [name for name in dir(torch) if re.fullmatch(r"_foreach_\w*[a-z]", name)]
+    for name in [*["add", "sub", "mul", "div", "relu", "sqrt", "exp", "neg"], *names]:
+        packet: Any = getattr(_ATEN, name, None)
+        within: Any = getattr(_ATEN, f"{name}_", None)
+        for overload in packet.overloads() if packet and within else ():
+            if overload in within.overloads():
+                found[getattr(packet, overload)] = getattr(within, overload)
+    return found
+
+
+_IN_PLACE = _in_place()

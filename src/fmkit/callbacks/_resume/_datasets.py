@@ -143,8 +143,7 @@ class OnDevice:
         between = source.states()
         source.put(place["states"][0])
         self.states = place["states"]
-        dataset = self._noted(make())
-        iterator = iter(dataset.skip(taken - 1) if taken else dataset)
+        iterator = iter(self._noted(make(), max(taken - 1, 0)))
         if taken:
             if next(iterator, _END) is _END:
                 raise ValueError(too_few(taken - 1, taken))
@@ -161,11 +160,11 @@ class OnDevice:
         found = self._table.lookup(tf.constant(number % _KEPT, tf.int64))
         return f"{int(found) % 2**64:016x}"
 
-    def _noted(self, dataset: Any) -> Any:
-        """Return the dataset as it is, but noting what it gives."""
+    def _noted(self, dataset: Any, first: int = 0) -> Any:
+        """Return the dataset from batch `first` on, but noting what it gives."""
         import tensorflow as tf
 
-        if self._noting[0] is dataset:
+        if self._noting[0] is dataset and not first:
             return self._noting[1]
         with tf.device("CPU"):
             table = tf.lookup.experimental.MutableHashTable(tf.int64, tf.int64, 0)
@@ -174,6 +173,8 @@ class OnDevice:
                 table.insert(number % _KEPT, fingerprint(batch))
                 return batch
 
-            self._table, noting = table, dataset.enumerate().map(note)
-        self._noting = (dataset, noting)
+            # Of what is passed over nothing is noted.
+            rest = dataset.skip(first) if first else dataset
+            self._table, noting = table, rest.enumerate(first).map(note)
+        self._noting = (None if first else dataset, noting)
         return noting
