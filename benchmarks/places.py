@@ -22,7 +22,8 @@ from fmkit._commits import decode, encode
 from fmkit.callbacks._resume._source import Source
 from fmkit.callbacks._resume._track import Track
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "guides" / "any-data.md"
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+PAGES = [DOCS / "guides" / "any-data.md", DOCS / "zh" / "guides" / "any-data.md"]
 BEGIN, END = "<!-- costs: begin -->", "<!-- costs: end -->"
 SIZE, FEATURES = 4, 10
 KINDS = {
@@ -251,8 +252,10 @@ def main() -> None:
     rows = measured(options.quick)
     print(table(rows))
     if options.publish:
-        where = ", ".join(f"{key} {value}" for key, value in machine().items())
-        put_between(PAGE, BEGIN, END, f"{table(rows)}\n\nOn {where}.")
+        facts = {key: what for key, what in machine().items() if key != "backend"}
+        where = ", ".join(f"{key} {value}" for key, value in facts.items())
+        for page in PAGES:
+            put_between(page, BEGIN, END, f"{table(rows)}\n\n({where})")
 
 
 if __name__ == "__main__":

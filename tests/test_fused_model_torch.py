@@ -1,5 +1,7 @@
 """`FusedModel` on PyTorch: steps played from a graph, to the bit as in Keras."""
 
+import random
+
 import keras
 import numpy as np
 import pytest
@@ -297,6 +299,30 @@ class TakesValuesOut(K.Layer):
         return x + float(np.asarray(keras.ops.convert_to_numpy(x)).mean())
 
 
+class DrawsInPython(K.Layer):
+    def call(self, x):
+        return x * random.random()
+
+
+class Counts(K.Layer):
+    """Keeps a tensor of its own, which Keras does not know."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = [keras.ops.zeros(())]
+
+    def call(self, x):
+        return x + self.count[0].add_(1)
+
+
+def wrapped(name):
+    import torch
+
+    sizes = (8, 8) if name == "Linear" else (8,)
+    module = getattr(torch.nn, name)(*sizes)
+    return dense(K.TorchModuleWrapper(module, output_shape=(None, 8)))
+
+
 OUTSIDE = [keras.Variable(1.0, trainable=False, name="stranger")]
 
 
@@ -310,6 +336,16 @@ class UsesAStranger(K.Layer):
     ("case", "reason"),
     [
         ({"made": lambda: dense(TakesValuesOut())}, "takes values out of it"),
+        ({"made": lambda: dense(DrawsInPython())}, "draws from Python's or NumPy's"),
+        ({"made": lambda: dense(Counts())}, "changes a tensor that is no variable"),
+        (
+            {"made": lambda: wrapped("BatchNorm1d")},
+            "the step changes a tensor that is no variable",
+        ),
+        (
+            {"made": lambda: wrapped("Linear")},
+            "the step takes gradients by a tensor that is no variable",
+        ),
         ({"made": lambda: dense(UsesAStranger())}, "the variable .*stranger.*, which"),
         (
             {
@@ -321,7 +357,16 @@ class UsesAStranger(K.Layer):
         ),
         ({"run_eagerly": True}, "run_eagerly=True asks for Python"),
     ],
-    ids=["numpy", "variable", "loss scale", "eager"],
+    ids=[
+        "numpy",
+        "random",
+        "tensor",
+        "BatchNorm1d",
+        "Linear",
+        "variable",
+        "loss scale",
+        "eager",
+    ],
 )
 def test_what_cannot_be_traced_trains_as_before_and_says_why(case, reason):
     OUTSIDE[0].assign(1.0)

@@ -605,3 +605,25 @@ def test_the_steps_of_a_dataset_are_told():
     assert private.stateful_operations(rows.map(lambda row: row + 1)) == set()
     tf.random.set_seed(1)
     assert private.is_seeded()
+
+
+@pytest.mark.backend("torch")
+def test_a_generator_is_made_from_a_seed_where_we_look(monkeypatch):
+    import torch
+
+    seeds = []
+
+    def make(of_keras, seed):
+        seeds.append(seed)
+        return of_keras(7)
+
+    with private.generators_made_by(make):
+        drawn = keras.random.uniform((3,), seed=1)
+    assert seeds == [1]
+    assert torch.equal(drawn, keras.random.uniform((3,), seed=7))
+    monkeypatch.delattr("keras.src.backend.torch.random.torch_seed_generator")
+    with (
+        pytest.raises(private.MissingPieceError, match="torch_seed_generator"),
+        private.generators_made_by(make),
+    ):
+        pass

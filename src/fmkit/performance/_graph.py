@@ -21,6 +21,7 @@ import torch
 from torch import fx
 from torch.fx.experimental import proxy_tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fmkit._tracing import tracing
 
@@ -86,20 +87,14 @@ class Graph:
         looks = _Looks()
 
         def traced(*values: Tensor) -> tuple[list[Tensor], list[Any]]:
-            with looks, tracing():
+            with looks, _NoWritesOutside(), tracing():
                 outputs = function(*values)
             return outputs, [tensor for tensor, _ in looks.found]
 
         try:
             module = proxy_tensor.make_fx(traced)(*inputs)
-        except UntraceableError:
-            raise
         except Exception as error:
-            told = str(error).strip().partition("\n")[0]
-            reason = f"{type(error).__name__}: {told}"
-            if "_local_scalar_dense" in told:
-                reason = "PyTorch looks at a number that the step computes"
-            raise UntraceableError(reason) from error
+            raise UntraceableError(_reason(error)) from error
         self._numbers = [number for _, number in looks.found]
         module, looking, self._constants = _simplified(module)
         self._run: _Function = module.forward
@@ -115,6 +110,17 @@ class Graph:
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Compute what `function` would, and change what it would change."""
         return self._run(*inputs, *self._constants)
+
+
+def _reason(error: Exception) -> str:
+    """Return what an error says, of what Keras's layers make of it, in one line."""
+    within = re.search(r"\x1b\[1m(.+?)\x1b\[0m", str(error), re.DOTALL)
+    told = (within.group(1) if within else str(error)).strip().partition("\n")[0]
+    if "_local_scalar_dense" in told:
+        return "PyTorch looks at a number that the step computes"
+    if isinstance(error, UntraceableError):
+        return told
+    return f"{type(error).__name__}: {told}"
 
 
 class _Looks(TorchFunctionMode):  # type: ignore[misc]
@@ -144,6 +150,22 @@ class _Looks(TorchFunctionMode):  # type: ignore[misc]
             return found
         if kwargs.get("generator") is not None and _proxy_mode() is not None:
             return _drawn(func, args, kwargs)
+        return func(*args, **kwargs)
+
+
+class _NoWritesOutside(TorchDispatchMode):  # type: ignore[misc]
+    """Refuses to change, while it is traced, what is not the computation's own."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func._schema.is_mutable:
+            for tensor in _changed(func, args, kwargs):
+                if isinstance(tensor, torch.Tensor) and not _is_traced(tensor):
+                    raise UntraceableError(
+                        "the step changes a tensor that is no variable of the model"
+                    )
         return func(*args, **kwargs)
 
 
@@ -247,16 +269,18 @@ def _written(graph: Any, owners: dict[Any, Any]) -> set[Any]:
 def _changed_by(node: Any) -> list[Any]:
     if not isinstance(node.target, _OVERLOADS):
         return []
-    found: list[Any] = []
-    for number, argument in enumerate(node.target._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            given = (
-                node.args[number]
-                if number < len(node.args)
-                else node.kwargs.get(argument.name)
-            )
-            found += given if isinstance(given, (list, tuple)) else [given]
+    found = _changed(node.target, node.args, node.kwargs)
     return [argument for argument in found if isinstance(argument, fx.Node)]
+
+
+def _changed(operation: Any, args: Any, kwargs: Any) -> list[Any]:
+    """Return the arguments that an operation changes in place."""
+    found: list[Any] = []
+    for number, told in enumerate(operation._schema.arguments):
+        if told.alias_info is not None and told.alias_info.is_write:
+            given = args[number] if number < len(args) else kwargs.get(told.name)
+            found += given if isinstance(given, (list, tuple)) else [given]
+    return found
 
 
 def _is_view(node: Any) -> bool:
@@ -287,6 +311,11 @@ def _take_out_constants(module: Any, written: set[Any]) -> list[Tensor]:
     for node in graph.nodes:
         if node.op == "get_attr":
             held[node] = operator.attrgetter(node.target)(module)
+            if getattr(held[node], "requires_grad", False):
+                raise UntraceableError(
+                    "the step takes gradients by a tensor that is no variable of the "
+                    "model"
+                )
         elif node.target is _ATEN.lift_fresh_copy.default and node.args[0] in held:
             value[node] = held[node.args[0]].clone()
         elif node.op == "call_function" and _is_pure(node) and node not in written:

@@ -8,6 +8,8 @@ second one a graph is made, for that shape and for the weights that are trainabl
 
 from __future__ import annotations
 
+import random
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +29,8 @@ _Layout = Any
 # Graphs are made for so many shapes, and for so many ways through the `if`s of a step.
 _SHAPES = 8
 _WAYS = 8
+# Shapes that have been seen once.
+_REMEMBERED = 64
 _NO_BATCH = "the batches hold something else than tensors of numbers"
 
 
@@ -47,9 +51,7 @@ class TorchSteps:
         self, model: Any, step: Callable[[Any], Any], *, training: bool
     ) -> None:
         self._model, self._step, self._training = model, step, training
-        self._traced: dict[Any, list[_TracedStep]] = {}
-        self._seen: set[Any] = set()
-        self._refused: dict[Any, str] = {}
+        self._variables: list[Any] = []
         self.why_not: str | None = None
         self.begin()
 
@@ -59,7 +61,12 @@ class TorchSteps:
         found = [*model.variables, *model.metrics_variables]
         if self._training and model.optimizer is not None:
             found += model.optimizer.variables
-        self._variables = list({id(each): each for each in found}.values())
+        variables = {id(each): each for each in found}
+        if [*variables] != [*map(id, self._variables)]:
+            self._traced: dict[Any, list[_TracedStep]] = {}
+            self._seen: set[Any] = set()
+            self._refused: dict[Any, str] = {}
+        self._variables = list(variables.values())
         self._values = [variable.value for variable in self._variables]
 
     def __call__(self, batches: list[Any]) -> Any:
@@ -83,8 +90,13 @@ class TorchSteps:
                 self.why_not = None
                 return traced(inputs)
         if key not in self._seen:
+            if len(self._seen) > _REMEMBERED:
+                self._seen.clear()
+                self._refused.clear()
             self._seen.add(key)
-            return self._step_by_python(batch)
+            found = self._step_by_python(batch)
+            self.begin()  # a first step may make variables
+            return found
         self.why_not = self._refused.get(key)
         if self.why_not is None:
             try:
@@ -94,33 +106,18 @@ class TorchSteps:
         return self._step_by_python(batch)
 
     def _step_by_python(self, batch: Any) -> Any:
-        count = len(self._variables)
         with torch.set_grad_enabled(self._training):
-            found = self._step(batch)
-        self.begin()  # a first step may make variables
-        if len(self._variables) != count:
-            self._traced.clear()
-            self._seen.clear()
-        return found
+            return self._step(batch)
 
     def _trace(self, key: Any, layout: _Layout, inputs: list[Tensor]) -> _TracedStep:
-        ways = self._traced.setdefault(key, [])
-        if len(self._traced) > _SHAPES:
-            del self._traced[key]
+        ways = self._traced.get(key, [])
+        if not ways and len(self._traced) == _SHAPES:
             raise UntraceableError(f"the batches have more than {_SHAPES} shapes")
         if len(ways) == _WAYS:
             raise UntraceableError("an `if` looks at a number that keeps changing")
-        step = _under(self._training, self._step)
-        ways.append(_TracedStep(step, self._variables, layout, inputs))
-        return ways[-1]
-
-
-def _under(training: bool, step: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def with_gradients(batch: Any) -> Any:
-        with torch.set_grad_enabled(training):
-            return step(batch)
-
-    return with_gradients
+        made = _TracedStep(self._step_by_python, self._variables, layout, inputs)
+        self._traced[key] = [*ways, made]
+        return made
 
 
 class _TracedStep:
@@ -156,8 +153,15 @@ class _TracedStep:
             return self._leaves_of(logs)
 
         copies = [value.detach().clone() for value in inputs]
-        with undisturbed(), private.generators_made_by(make):
+        with (
+            undisturbed(),
+            private.generators_made_by(make),
+            warnings.catch_warnings(action="ignore"),  # Keras's own step has warned
+        ):
+            before = _python_state()
             self.graph = Graph(function, copies)
+            if _python_state() != before:
+                raise UntraceableError("the step draws from Python's or NumPy's random")
 
     def __call__(self, inputs: list[Tensor]) -> Any:
         for of_keras, seed, generator in self._draws:
@@ -197,6 +201,11 @@ class _InPlace(keras.StatelessScope):
                 "track"
             )
         return value
+
+
+def _python_state() -> Any:
+    state: Any = np.random.get_state()
+    return random.getstate(), state[1].tobytes(), state[2:]
 
 
 def _layout_of(batch: Any, tensors: list[Tensor]) -> _Layout:
