@@ -11,7 +11,7 @@ import pytest
 from fmkit import callbacks, losses, optimizers, schedules
 from fmkit._blocks import Blocks, cut
 from fmkit.data import Batches
-from fmkit.performance import FusedModel, fit_settings
+from fmkit.performance import FusedModel, fit_settings, fused
 
 BACKEND = keras.backend.backend()
 K = keras.layers
@@ -385,6 +385,74 @@ def test_it_is_saved_cloned_and_made_from_a_sequential_model(tmp_path):
     # What the evaluator beside a run makes the model from.
     assert isinstance(keras.models.model_from_json(model.to_json()), FusedModel)
     loaded.fit(data(), verbose=0)
+
+
+def by_name():
+    inputs = {"image": keras.Input((3, 2), name="image")}
+    x = K.Flatten()(inputs["image"])
+    return keras.Model(inputs, {"kind": K.Dense(3, name="kind")(x)})
+
+
+class WithACall(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.inner = keras.Sequential([K.Flatten(), K.Dense(8, "relu"), K.Dense(3)])
+
+    def call(self, x):
+        return self.inner(x)
+
+
+def sequential():
+    return keras.Sequential([keras.Input((3, 2)), K.Flatten(), K.Dense(3)])
+
+
+def with_a_call():
+    model = WithACall()
+    model(np.zeros((1, 3, 2), "float32"))
+    return model
+
+
+@pytest.mark.parametrize("made", [sequential, by_name, with_a_call])
+def test_one_call_makes_a_fused_model_of_the_same_layers(made):
+    ends_of = []
+    for kind in (fused, lambda model: model):
+        keras.utils.set_random_seed(3)
+        model = made()
+        given = data()
+        if made is by_name:
+            x, y = next(iter(data(46, 46)))
+            given = Batches({"image": x}, {"kind": y}, 4, map=None, seed=1)
+        loss = losses.CrossentropyFromLogits()
+        model.compile(
+            keras.optimizers.Adam(0.01),
+            {"kind": loss} if made is by_name else loss,
+            jit_compile=FUSES,
+        )
+        other = kind(model)
+        if kind is fused:
+            assert isinstance(other, FusedModel)
+            assert other.why_not_fused is None
+            assert other.optimizer is model.optimizer
+            assert other.steps_in_one_program == (50 if FUSES else 1)
+        other.fit(given, epochs=3, verbose=0)
+        ends_of.append(ends(model))  # it has the trained weights too
+    assert_close(*ends_of)
+
+
+def test_what_cannot_be_fused_by_one_call_is_refused():
+    class OwnStep(WithACall):
+        def train_step(self, *arguments):
+            return super().train_step(*arguments)
+
+    with pytest.raises(ValueError, match="Derive the class from fmkit"):
+        fused(OwnStep())
+    with pytest.raises(ValueError, match="Call it on one batch first"):
+        fused(WithACall())
+    model = sequential()
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match="steps_per_execution"):
+        fused(model, steps_per_execution=-1)
+    assert not fused(sequential()).compiled
 
 
 @only_where_it_fuses

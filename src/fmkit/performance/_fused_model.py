@@ -19,10 +19,14 @@ import keras
 
 from fmkit import _keras_private as private
 from fmkit._blocks import Blocks
+from fmkit._checks import check_int
 
-__all__ = ["FusedModel"]
+__all__ = ["FusedModel", "fused"]
 
 Tensor = Any
+
+# Of an execution of `fused`, where nothing else is said.
+_STEPS = 50
 
 
 @keras.saving.register_keras_serializable("fmkit")
@@ -182,6 +186,80 @@ class FusedModel(keras.Model):
         made = TorchSteps(self, step, training=name == "train")
         setattr(self, f"{name}_function", made)
         return made
+
+
+# What a `FusedModel` in the place of a model would not call.
+_OWN = ("train_step", "test_step", "predict_step", "compute_loss", "compute_metrics")
+
+
+def fused(model: keras.Model, *, steps_per_execution: int | None = None) -> FusedModel:
+    """Return a `FusedModel` in the place of a model.
+
+    It shares the model's layers, and so its weights; and if the model is compiled, its
+    optimizer, loss and metrics. Train one of the two at a time.
+
+    Args:
+        model: A `Sequential`, a functional model, or one with a `call` of its own,
+            which is then one layer of the new model. Its variables must be there.
+        steps_per_execution: How many steps one program makes on TensorFlow and JAX;
+            `None` for what the model was compiled with, or 50 if that is 1. On
+            PyTorch always 1.
+
+    Returns:
+        The new model; compiled if `model` is.
+
+    Raises:
+        ValueError: If the model has no variables yet, takes several inputs in a `call`
+            of its own, or has a step of its own, such as `train_step`.
+
+    Examples:
+        >>> import keras
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+        >>> model.compile("sgd", "mse")
+        >>> fast = fused(model)
+        >>> fast.optimizer is model.optimizer, fast.why_not_fused is None
+        (True, True)
+    """
+    own = [name for name in _OWN if _defined_by_user(type(model), name)]
+    if own:
+        raise ValueError(
+            f"{type(model).__name__} has a `{own[0]}` of its own, which a FusedModel "
+            "made from its layers would not call. Derive the class from "
+            "fmkit.performance.FusedModel instead of keras.Model."
+        )
+    made = FusedModel(*_ends(model), name=model.name)
+    arguments = private.compile_arguments(model) if model.compiled else {}
+    if arguments:
+        steps: Any = steps_per_execution
+        if steps is None:
+            given = arguments.get("steps_per_execution")
+            steps = given if isinstance(given, int) and given > 1 else _STEPS
+        check_int("steps_per_execution", steps)
+        if keras.backend.backend() != "torch":
+            arguments |= {"jit_compile": True, "steps_per_execution": steps}
+        made.compile(**arguments)
+    return made
+
+
+def _defined_by_user(kind: type, name: str) -> bool:
+    owner = next(each for each in kind.__mro__ if name in vars(each))
+    return not owner.__module__.startswith(("keras.", "fmkit."))
+
+
+def _ends(model: Any) -> tuple[Any, Any]:
+    """Return the inputs and outputs of a model, as symbolic tensors."""
+    if model.built and isinstance(model, keras.Sequential):
+        return model.inputs[0], model.outputs[0]
+    if model.built and getattr(model, "inputs", None):
+        return model.input, model.output
+    shape = (model.get_build_config() or {}).get("input_shape")
+    if not model.built or not isinstance(shape, (tuple, list)):
+        raise ValueError(
+            f"`fused` can't tell what {type(model).__name__} takes. Call it on one "
+            "batch first; if it takes several inputs, build it from keras.Input."
+        )
+    inputs = keras.Input(shape[1:])
+    return inputs, model(inputs)
 
 
 def _by_tensorflow(model: FusedModel, ordinary: Callable[..., Any]) -> Any:
