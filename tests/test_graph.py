@@ -177,8 +177,9 @@ def test_an_if_is_decided_before_a_run():
         ),
         (lambda a: [a * a.tolist()[0]], "Tensor.tolist takes values out of it"),
         (lambda a: [torch.full((2,), a.sum())], "PyTorch looks at a number"),
+        (lambda a: [sum([a + n for n in range(2000)])], "more than 3,000 operations"),
     ],
-    ids=["changed", "NumPy", "in place", "list", "number"],
+    ids=["changed", "NumPy", "in place", "list", "number", "many"],
 )
 def test_what_cannot_be_played_again_is_refused(function, reason):
     with pytest.raises(UntraceableError, match=reason):
