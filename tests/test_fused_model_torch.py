@@ -147,7 +147,13 @@ CASES = {
 
 # Of Keras 3.16, whose LSTM on PyTorch takes no mask.
 @pytest.mark.filterwarnings("ignore:.*does not support masking:UserWarning")
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=[pytest.mark.long] if "recurrent" in case else [])
+        for case in CASES
+    ],
+)
 def test_each_bit_is_that_of_kerass_own_step(case, monkeypatch):
     python = Counted(monkeypatch)
     _, expected, others = trained(keras.Model, **CASES[case])
@@ -468,6 +474,7 @@ def test_evaluation_and_prediction_are_kerass_to_the_bit(monkeypatch):
 # Exact resume
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("data", ["Batches", "arrays"])
 def test_a_run_broken_off_ends_with_the_same_bits(tmp_path, data):
     def train(directory, *callbacks):
