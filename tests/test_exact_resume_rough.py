@@ -26,6 +26,7 @@ from fmkit.callbacks import ExactResume
 from fmkit.callbacks._resume import _callback_state
 from fmkit.callbacks._resume._background import Signals, Writer
 from fmkit.callbacks._resume._keeper import _close
+from fmkit.callbacks._resume._places import Place
 from fmkit.data import Batches
 from fmkit.evaluation import SidecarEvaluator
 
@@ -619,7 +620,7 @@ def test_a_fit_collected_in_the_thread_that_writes_keeps_its_directory(tmp_path)
     signals = Signals(lambda: None)
 
     def work():
-        _close(signals, writer, directory)
+        _close(signals, writer, directory, Place())
         time.sleep(0.2)
         with pytest.raises(OSError, match="in use"):
             CommitDirectory(tmp_path).acquire()
