@@ -288,9 +288,24 @@ def test_under_a_distribution_it_trains_as_any_other_model():
     assert compiled().steps_in_one_program == 5
 
 
-@pytest.mark.backend("torch")
-def test_on_pytorch_no_steps_are_fused():
-    assert compiled().steps_in_one_program == 1
+def test_the_model_says_why_steps_are_not_fused(monkeypatch):
+    model = compiled()
+    assert model.why_not_fused is None
+    assert model.steps_in_one_program == (5 if FUSES else 1)
+    assert model.make_train_function() is model.train_function
+    for options, reason in (
+        ({"run_eagerly": True, "jit_compile": False}, "run_eagerly=True asks for"),
+        ({"jit_compile": False}, "jit_compile=False asks for no XLA" if FUSES else ""),
+        ({"steps": 1}, "steps_per_execution is 1" if FUSES else ""),
+    ):
+        other = compiled(**options)
+        assert (other.why_not_fused or "").startswith(reason)
+        assert bool(other.why_not_fused) == bool(reason)
+        assert other.steps_in_one_program == 1
+    assert FusedModel(*network()).why_not_fused == "the model is not compiled"
+    monkeypatch.setattr(keras.distribution, "distribution", lambda: "two devices")
+    assert model.why_not_fused == "a step is spread over several devices"
+    assert model.steps_in_one_program == 1
 
 
 @only_where_it_fuses
