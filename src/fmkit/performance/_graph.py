@@ -238,7 +238,7 @@ def _read_each_time(tensor: Any) -> None:
     node.update_kwarg("alpha", number)
 
 
-# What follows makes the graph smaller, and changes no operation that is left in it.
+# What follows makes the graph shorter and lets it use less memory. No bit changes.
 
 
 def _simplified(module: Any) -> tuple[Any, Any, list[Tensor]]:
