@@ -47,7 +47,7 @@ test: $(VENV)/dev.stamp ## set up, then pass the tests on every backend (BACKEND
 	  KERAS_BACKEND=$$backend $(PYTEST) -m "not long and not slow" $(COV) || exit 1; \
 	done
 
-# `make test-long SHARE=1/4` runs a quarter of them, and all that kill processes.
+# `make test-long SHARE=1/5` runs a fifth of them, and all that kill processes.
 # One target for each backend, so that `make -j2 -O test-long` passes two side by side.
 LONG := $(BACKENDS:%=test-long-%)
 
