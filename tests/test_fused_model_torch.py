@@ -175,7 +175,7 @@ def test_another_order_has_other_bits():
     assert ends != others
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "float64"])
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "bfloat16", "float64"])
 def test_each_bit_in_other_precisions(policy):
     keras.config.set_dtype_policy(policy)
     (_, expected, others), (model, history, ends) = (
@@ -492,3 +492,26 @@ def test_a_run_broken_off_ends_with_the_same_bits(tmp_path, data):
         with pytest.raises(StopError):
             train(tmp_path / "broken", StopAt(*place))
     assert train(tmp_path / "broken") == straight
+
+
+def test_a_graph_with_other_bits_is_refused(monkeypatch):
+    from fmkit.performance import _graph
+
+    _, _, others = trained(keras.Model)
+    of_fmkit = _graph._simplified
+
+    def wrong(module):
+        module, *rest = of_fmkit(module)
+        node = next(n for n in module.graph.nodes if n.target is torch.mm)
+        with module.graph.inserting_after(node):
+            double = module.graph.call_function(torch.mul, (node, 2.0))
+        node.replace_all_uses_with(double, lambda user: user is not double)
+        module.recompile()
+        return module, *rest
+
+    import torch
+
+    monkeypatch.setattr(_graph, "_simplified", wrong)
+    model, _, ends = trained(FusedModel)
+    assert model.why_not_fused == "its graph would change other bits"
+    assert ends == others

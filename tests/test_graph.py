@@ -61,6 +61,8 @@ def lists(a, b):
 def lists_that_cross(a, b):
     one, other = a + 1, b + 1
     products = torch._foreach_mul([one, other], [other, one])
+    (part,) = torch._foreach_mul([a[:, :3]], 2.0)
+    products = [*products, part * part.t()]
     third = a * 3
     square = third[:, :3] * third[:, :3].t()
     twice = a + 2

@@ -99,10 +99,10 @@ class Graph:
             shapes = _guards.TracingContext(FakeTensorMode(allow_fallback_kernels=True))
             with _guards.tracing(shapes):
                 module = proxy_tensor.make_fx(traced)(*inputs)
+            module, looking, self._constants = _simplified(module)
         except Exception as error:
             raise UntraceableError(_reason(error)) from error
         self._numbers = [number for _, number in looks.found]
-        module, looking, self._constants = _simplified(module)
         self._run: _Function = module.forward
         self._look: _Function | None = looking and looking.forward
 
@@ -399,8 +399,11 @@ def _join_division(graph: Any) -> None:
         weights, factor = node.args[0], products.args[1]
         steps = [products, quotients, node]
         between = _nodes_between(products, node)
-        on_cpu = factor.meta["val"].device.type == "cpu"
-        if on_cpu and not any(map(_changed_by, between)):
+        # In half precision the one operation would round once, not three times.
+        told = [each.meta["val"] for each in (factor, *weights, *products.args[0])]
+        alike = told[0].device.type == "cpu" and len({each.dtype for each in told}) == 1
+        wide = told[0].dtype in (torch.float32, torch.float64)
+        if alike and wide and not any(map(_changed_by, between)):
             with graph.inserting_before(node):
                 number = graph.call_function(
                     _ATEN._local_scalar_dense.default, (factor,)
@@ -471,7 +474,7 @@ def _reuse_memory(graph: Any) -> None:
             and _is_whole(argument, owners)
             and _is_alike(argument, result)
             for argument, result in zip(over, results, strict=True)
-        ) or _overlap(over, others, owners):
+        ) or _overlap(over, others):
             continue
         with graph.inserting_before(node):
             graph.call_function(within, node.args, node.kwargs)
@@ -501,11 +504,12 @@ def _is_whole(argument: Any, owners: dict[Any, Any]) -> bool:
     return argument is owners[argument] or argument.target in views
 
 
-def _overlap(over: list[Any], others: list[list[Any]], owners: dict[Any, Any]) -> bool:
+def _overlap(over: list[Any], others: list[list[Any]]) -> bool:
     """Whether writing over some tensors could change what is still to be read."""
 
     def memory(node: Any) -> Any:
-        return node if node.target is operator.getitem else owners[node]
+        listed = node.target is operator.getitem and _is_view(node.args[0])
+        return memory(node.args[0]) if listed or _is_view(node) else node
 
     written = {memory(node) for node in over}
     read = [

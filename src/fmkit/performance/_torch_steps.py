@@ -158,10 +158,13 @@ class _TracedStep:
             private.generators_made_by(make),
             warnings.catch_warnings(action="ignore"),  # Keras's own step has warned
         ):
-            before = _python_state()
+            before, drawn = _python_state(), torch.get_rng_state()
             self.graph = Graph(function, copies)
             if _python_state() != before:
                 raise UntraceableError("the step draws from Python's or NumPy's random")
+            if device.type == "cpu":
+                torch.set_rng_state(drawn)
+                self._check(copies, [value.detach().clone() for value in inputs])
 
     def __call__(self, inputs: list[Tensor]) -> Any:
         for of_keras, seed, generator in self._draws:
@@ -171,6 +174,21 @@ class _TracedStep:
         if self._names is not None:
             return dict(zip(self._names, found, strict=True))
         return keras.tree.pack_sequence_as(self._structure, found)
+
+    def _check(self, expected: list[Tensor], inputs: list[Tensor]) -> None:
+        """Play the graph once, and refuse it if it changes a bit that the step didn't.
+
+        Args:
+            expected: Variables and batch, as the step has left them.
+            inputs: The same, as they were before.
+        """
+        for _, _, generator in self._draws:
+            generator.manual_seed(generator.initial_seed())
+        with torch.no_grad():
+            self.graph(inputs)
+        for ours, theirs in zip(inputs, expected, strict=True):
+            if not torch.equal(_bytes_of(ours), _bytes_of(theirs)):
+                raise UntraceableError("its graph would change other bits")
 
     def _leaves_of(self, logs: Any) -> list[Tensor]:
         """Return the tensors of logs, and remember how they hang together."""
@@ -201,6 +219,10 @@ class _InPlace(keras.StatelessScope):
                 "track"
             )
         return value
+
+
+def _bytes_of(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1).contiguous().view(torch.uint8)
 
 
 def _python_state() -> Any:
