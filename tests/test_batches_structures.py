@@ -106,6 +106,7 @@ def test_structures_do_in_batches_what_they_do_as_arrays(inputs, outputs):
     assert found[0] == found[1]
 
 
+@pytest.mark.long
 @pytest.mark.backend("tensorflow", "jax")
 @pytest.mark.parametrize(("inputs", "outputs"), PAIRS[2:5])
 def test_structures_do_in_fused_steps_what_they_do_in_single_ones(inputs, outputs):

@@ -561,6 +561,7 @@ def test_a_promise_takes_no_memory_before_the_bytes_are_there(tmp_path):
         assert peak_bytes(lambda folder=folder: mnist.load_data(folder)) < 4 * MEGABYTE
 
 
+@pytest.mark.long
 def test_reading_json_holds_one_row_as_text_and_the_kept_split_as_floats(tmp_path):
     counts = (1100, 10, 10)
     image = json.dumps([0.1234] * 784)

@@ -69,6 +69,7 @@ class TestTheFullSet:
                 np.testing.assert_array_equal(split[0], expected[0])
                 np.testing.assert_array_equal(split[1], expected[1])
 
+    @pytest.mark.long
     def test_preprocess_equals_the_tutorials_map_on_every_image(self, full):
         import tensorflow as tf
 

@@ -33,7 +33,13 @@ WORDS = {
 }
 
 
+# Seconds to train the many models that these show; tests of their own are quicker.
+LONG = ("stopping", "tuning")
+
+
 def marks(page):
+    if page.stem in LONG:
+        yield pytest.mark.long
     if page.stem not in ON_EVERY_BACKEND:
         yield pytest.mark.backend("tensorflow", "torch")
     programs = "".join(BLOCK.findall(page.read_text(encoding="utf-8")))

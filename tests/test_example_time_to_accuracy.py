@@ -15,6 +15,7 @@ def lesson(example):
     return example("time_to_accuracy")
 
 
+@pytest.mark.long
 def test_a_recipe_learns_and_judges_what_it_was_not_trained_on(lesson):
     accuracy, seconds = lesson.main("short", epochs=12)
     assert accuracy > 0.7

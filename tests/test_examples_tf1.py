@@ -49,6 +49,7 @@ def trained_by_tensorflow_1():
         return session.run(weights)
 
 
+@pytest.mark.long
 def test_two_layers_give_the_course_s_table_digit_by_digit(example, tmp_path, capsys):
     losses, (w1, w2) = example("tf1_two_layers").main(folder=tmp_path)
     assert [(step, f"{loss:g}") for step, loss in losses] == [

@@ -83,6 +83,7 @@ def scaled():
     return keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.01))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "options",
     [
@@ -271,6 +272,7 @@ def test_it_trains_as_any_other_model_where_steps_cannot_be_fused(way):
     assert_close(*map(ends, models))
 
 
+@pytest.mark.long
 @pytest.mark.backend("jax")
 def test_under_a_distribution_it_trains_as_any_other_model():
     devices = keras.distribution.list_devices()[:1]

@@ -145,12 +145,16 @@ CASES = {
 }
 
 
+# What `make test` runs; `make test-long` runs the others.
+QUICK = ("an `if` over values", "noise with and without a seed", "average")
+
+
 # Of Keras 3.16, whose LSTM on PyTorch takes no mask.
 @pytest.mark.filterwarnings("ignore:.*does not support masking:UserWarning")
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param(case, marks=[pytest.mark.long] if "recurrent" in case else [])
+        pytest.param(case, marks=[] if case in QUICK else [pytest.mark.long])
         for case in CASES
     ],
 )

@@ -280,7 +280,14 @@ def grid(kind, folder, stop=()):
 
 
 @once
-@pytest.mark.parametrize("killed_in", [1, 4, 6])
+@pytest.mark.parametrize(
+    "killed_in",
+    [
+        pytest.param(1, marks=pytest.mark.long),
+        4,
+        pytest.param(6, marks=pytest.mark.long),
+    ],
+)
 def test_a_grid_search_goes_on_where_it_was_interrupted(tmp_path, killed_in):
     straight = grid(keras_tuner.GridSearch, tmp_path / "straight")
     assert len(straight) == 6

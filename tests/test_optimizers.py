@@ -726,6 +726,7 @@ def test_averages_start_at_a_value_that_depends_on_the_first_argument(autograph)
     assert found == [3.5, 2.75, 1.875]
 
 
+@pytest.mark.long
 @pytest.mark.backend("tensorflow", "torch")
 @pytest.mark.needs("keras_tuner")
 def test_the_first_program_of_keras_tuners_documentation(tmp_path):

@@ -235,6 +235,7 @@ def test_nothing_that_is_drawn_leaves_the_figure(name):
     assert figure.y0 - 1 <= drawn_box.y0 < drawn_box.y1 <= figure.y1 + 1
 
 
+@pytest.mark.long
 def test_pictures_need_no_display():
     code = (
         "import sys, fmkit.visualization as v; "
