@@ -115,7 +115,7 @@ chaos: $(VENV)/dev.stamp ## kill trainings for a long time and compare every bit
 
 chaos-data: $(VENV)/dev.stamp ## kill trainings on each kind of data, and compare every bit
 	@for b in $(BACKENDS); do \
-	  KERAS_BACKEND=$$b $(PY) tests/chaos/lab.py --kills 170 --data || exit 1; \
+	  KERAS_BACKEND=$$b $(PY) tests/chaos/lab.py --kills 192 --data || exit 1; \
 	done
 
 chaos-tuner: $(VENV)/dev.stamp ## kill a worker of Keras Tuner, then its chief, and compare every score

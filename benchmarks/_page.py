@@ -17,7 +17,7 @@ BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 # The topics in the order of the page, each with the modules that measure it.
 TOPICS = {
-    "Training": ("training", "accuracy", "gpu"),
+    "Training": ("training", "any_data", "accuracy", "gpu"),
     "Input": ("input", "memory", "order", "loading"),
     "Everything together": ("together", "callbacks"),
     "Losses": ("losses",),

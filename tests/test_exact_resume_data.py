@@ -139,6 +139,42 @@ def test_processes_of_grain_read_from_where_the_run_was(tmp_path):
     assert train(tmp_path / "broken", given, epochs=2) == straight
 
 
+class Drawing(keras.callbacks.Callback):
+    """Draws from a generator that the data leave alone, and keeps what it drew."""
+
+    def __init__(self):
+        super().__init__()
+        self.drawn = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        time.sleep(0.002)  # a thread that reads ahead has read, and waits
+        self.drawn.append(np.random.rand())
+
+    on_epoch_end = on_train_batch_end
+
+    def get_state(self):
+        return {"drawn": self.drawn}
+
+    def set_state(self, state):
+        self.drawn = list(state["drawn"])
+
+
+@pytest.mark.parametrize("every", [1, 2, 11])
+def test_what_callbacks_draw_goes_on_though_a_thread_reads_ahead(tmp_path, every):
+    def trained(folder, *stops):
+        drawing = Drawing()
+        bits = train(
+            tmp_path / folder, sources.pieces_in_order, drawing, *stops, every=every
+        )
+        return drawing.drawn, bits, np.random.rand()
+
+    straight = trained("straight")
+    for place in ((0, 2), (1, 1), (2, 3)):
+        with pytest.raises(StopError):
+            trained("broken", StopAt(*place))
+    assert trained("broken") == straight
+
+
 @pytest.mark.long
 @pytest.mark.backend("tensorflow", "jax")
 def test_several_steps_per_execution_are_gone_back_to(tmp_path, monkeypatch):

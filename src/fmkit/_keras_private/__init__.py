@@ -7,11 +7,12 @@ version moves it, and `tests/test_fence.py` finds private names anywhere else.
 """
 
 from fmkit._keras_private._adapter import (
+    STACKS_BATCHES,
     DataSource,
     Feed,
     Request,
+    add_requests,
     executions,
-    with_requests,
 )
 from fmkit._keras_private._batches import (
     add_to_steps_seen,
@@ -82,12 +83,14 @@ __all__ = [
     "CALLBACK_ATTRIBUTES",
     "CHECKED_ON",
     "PIECES",
+    "STACKS_BATCHES",
     "STATELESS_CALLBACKS",
     "DataSource",
     "Feed",
     "FitCall",
     "MissingPieceError",
     "Request",
+    "add_requests",
     "add_to_steps_seen",
     "all_layers",
     "around_epoch_end",
@@ -134,6 +137,5 @@ __all__ = [
     "trainable_variables",
     "watch",
     "ways_through",
-    "with_requests",
     "wrap_batches",
 ]

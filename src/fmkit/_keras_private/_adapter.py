@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -13,17 +13,27 @@ from fmkit._keras_private import _frames
 from fmkit._keras_private._pieces import attribute, piece
 
 __all__ = [
+    "STACKS_BATCHES",
     "DataSource",
     "Feed",
     "Request",
+    "add_requests",
     "executions",
-    "with_requests",
     "without_request",
 ]
 
 DataAdapter: Any = piece("keras.src.trainers.data_adapters.data_adapter:DataAdapter")
 partial_batch_list = piece(
     "keras.src.trainers.data_adapters.data_adapter_utils:PartialBatchList"
+)
+
+# Whether Keras's JAX trainer takes the batches of one execution in one piece, and has a
+# loop of its own over them.
+STACKS_BATCHES = (
+    "super_batch"
+    in inspect.signature(
+        getattr(DataAdapter, "get_jax_iterator", lambda: None)
+    ).parameters
 )
 
 
@@ -36,8 +46,8 @@ class Request:
         method: `"fit"`, `"evaluate"`, `"predict"`, or `None` outside of them.
         training: Whether these are the batches that weights are trained on.
         initial_epoch: `fit`'s argument; 0 elsewhere.
-        steps_in_one_program: How many batches of the training the model takes in one
-            piece. A model that takes more than one passes its requests itself.
+        steps_in_one_program: How many batches the model takes in one piece. A model
+            that takes more than one passes its requests itself.
         arguments: What was passed beside the data: `y`, `sample_weight`,
             `batch_size`, `steps_per_epoch`, `class_weight`.
     """
@@ -89,7 +99,7 @@ class DataSource(DataAdapter):
             names = ("y", "sample_weight", "batch_size", "steps_per_epoch")
             arguments = {name: making[name] for name in (*names, "class_weight")}
             request = dataclasses.replace(self._request(), arguments=arguments)
-            _connect(making["self"], self.feed(request))
+            _connect(making["self"], self.feed(request), request.method)
         return len(self)
 
     def _request(self) -> Request:
@@ -122,42 +132,30 @@ class _WithRequest(DataSource):
         return self.request
 
 
-def with_requests(
-    model: Any,
-    method: Callable[..., Any],
-    args: Any,
-    kwargs: Any,
-    *,
-    steps_in_one_program: int = 1,
-) -> inspect.BoundArguments:
-    """Return the arguments of `method`, with a request beside each `DataSource`.
+def add_requests(
+    model: Any, method: str, given: dict[str, Any], steps_in_one_program: int
+) -> None:
+    """Put a request beside each `DataSource` among the arguments of a call.
 
     For a model that overrides `fit`, `evaluate` and `predict`: its data need not look
     for the call that they are used in.
 
     Args:
         model: The model.
-        method: Keras's own method, bound to the model.
-        args: Its positional arguments.
-        kwargs: Its keyword arguments.
-        steps_in_one_program: As in `Request`; it applies to training.
-
-    Raises:
-        TypeError: If the arguments don't fit the method.
+        method: The name of its method.
+        given: The arguments, by name. They are changed in place.
+        steps_in_one_program: As in `Request`.
     """
-    bound = inspect.signature(method).bind(*args, **kwargs)
-    given = bound.arguments
-    request = Request(model, method.__name__)
+    request = Request(model, method, steps_in_one_program=steps_in_one_program)
     for name in ("x", "validation_data"):
         if isinstance(given.get(name), DataSource):
-            if name == "x" and request.method == "fit":
+            if name == "x" and method == "fit":
                 start = int(given.get("initial_epoch") or 0)
-                own = Request(model, "fit", True, start, steps_in_one_program)
+                own = dataclasses.replace(request, training=True, initial_epoch=start)
             else:
                 own = request
             # `fit` passes its validation data, which have a request, to `evaluate`.
             given[name] = _WithRequest(without_request(given[name]), own)
-    return bound
 
 
 def without_request(data: Any) -> Any:
@@ -192,7 +190,29 @@ def _length(arrays: Any) -> int:
     return len(keras.tree.flatten(arrays)[0])
 
 
-def _connect(epoch_iterator: Any, feed: Feed) -> None:
+class _OncePerExecution:
+    """Blocks as Keras's `predict` on TensorFlow reads the batches of an execution.
+
+    It asks for one after the other until there are no more. Here the first is all.
+    """
+
+    def __init__(self, blocks: Iterator[Any]) -> None:
+        self._blocks = blocks
+        self._is_given = False
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        if self._is_given:
+            self._is_given = False
+            raise StopIteration
+        block = next(self._blocks)
+        self._is_given = True
+        return block
+
+
+def _connect(epoch_iterator: Any, feed: Feed, method: str | None) -> None:
     """Let `epoch_iterator` read `feed`, with the steps that the feed says.
 
     Keras's own enumeration starts at 0, and makes one more iterator at the end of
@@ -206,6 +226,8 @@ def _connect(epoch_iterator: Any, feed: Feed) -> None:
         iterator = feed.blocks()
         if iterator is None:
             iterator = iter(attribute(epoch_iterator, "_get_iterator")())
+        elif method == "predict":
+            iterator = _OncePerExecution(iterator)
         for step in range(first, end, stride):
             taken = min(stride, end - step)
             # PyTorch's loop takes as many batches as this says, and takes a missing

@@ -271,13 +271,14 @@ class Batches(private.DataSource):
         goes_on = goes_on and request.arguments["steps_per_epoch"] is not None
         steps = self._steps_of_call(request, goes_on)
         reader = replace(self._reader, weights=weights)
-        if not request.training:
-            order = Order(self.num_samples, self.seed, shuffle=False)
-            return Feed(self, replace(reader, order=order), steps)
         in_one = request.steps_in_one_program
-        if in_one > 1:
+        if in_one > 1 and request.method != "predict":
             # Keras would look at a batch for that, and find a block.
             private.build_variables(request.model, self.peek)
+        if not request.training:
+            order = Order(self.num_samples, self.seed, shuffle=False)
+            reader = replace(reader, order=order)
+            return Feed(self, reader, steps, steps_in_one_program=in_one)
         self._go_to_epoch(request.initial_epoch, steps if goes_on else len(self))
         return Feed(
             self,

@@ -12,18 +12,17 @@ Here it does so once, and each later step plays what came of it: see `_torch_ste
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import inspect
 from typing import Any
 
 import keras
+import numpy as np
 
 from fmkit import _keras_private as private
-from fmkit._blocks import Blocks
 from fmkit._checks import check_int
+from fmkit.data import Batches
 
 __all__ = ["FusedModel", "fused"]
-
-Tensor = Any
 
 # Of an execution of `fused`, where nothing else is said.
 _STEPS = 50
@@ -56,10 +55,13 @@ class FusedModel(keras.Model):
     what Python reads is read once; `compile` makes the next `fit` trace anew. No
     gradients are left in `variable.value.grad`.
 
+    It takes whatever `fit` takes; `fmkit.data.Batches` are the fastest. `evaluate` is
+    fused as well, also as validation in `fit`, and `predict` on TensorFlow and PyTorch.
+
     Where steps can't be fused, the model trains as any other, and `why_not_fused` says
-    why: data that are not `fmkit.data.Batches`, `jit_compile=False`,
-    `run_eagerly=True`, a `tf.distribute` strategy or `keras.distribution`; on PyTorch
-    a step whose Python looks at what the step computes, such as a loss scale.
+    why: `jit_compile=False`, `run_eagerly=True`, a `tf.distribute` strategy or
+    `keras.distribution`; on PyTorch a step whose Python looks at what the step
+    computes, such as a loss scale. Ragged and sparse tensors go to Keras's own loop.
 
     Args:
         inputs: As in `keras.Model`.
@@ -67,8 +69,8 @@ class FusedModel(keras.Model):
         name: As in `keras.Model`.
 
     Attributes:
-        steps_in_one_program: How many steps one program makes in `fit` on `Batches`;
-            1 where they can't be fused, and on PyTorch.
+        steps_in_one_program: How many steps one program makes; 1 where they can't be
+            fused, and on PyTorch.
         why_not_fused: Why steps are not fused; `None` if they are, or will be.
 
     Examples:
@@ -95,7 +97,7 @@ class FusedModel(keras.Model):
 
     @property
     def steps_in_one_program(self) -> int:
-        """How many steps one program makes in `fit` on `Batches`."""
+        """How many steps one program makes."""
         if keras.backend.backend() == "torch" or self.why_not_fused is not None:
             return 1
         return int(self.steps_per_execution)
@@ -128,52 +130,70 @@ class FusedModel(keras.Model):
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:
         """As in `keras.Model`."""
-        bound = private.with_requests(
-            self,
-            super().fit,
-            args,
-            kwargs,
-            steps_in_one_program=self.steps_in_one_program,
-        )
+        bound = self._bound(super().fit, args, kwargs)
         return super().fit(*bound.args, **bound.kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """As in `keras.Model`."""
-        bound = private.with_requests(self, super().evaluate, args, kwargs)
+        bound = self._bound(super().evaluate, args, kwargs)
         return super().evaluate(*bound.args, **bound.kwargs)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """As in `keras.Model`."""
-        bound = private.with_requests(self, super().predict, args, kwargs)
+        bound = self._bound(super().predict, args, kwargs)
         return super().predict(*bound.args, **bound.kwargs)
+
+    def _bound(self, method: Any, args: Any, kwargs: Any) -> Any:
+        steps = self.steps_in_one_program
+        if method.__name__ == "predict" and keras.backend.backend() != "tensorflow":
+            steps = 1  # JAX starts a step while the one before runs: as fast
+        bound = inspect.signature(method).bind(*args, **kwargs)
+        if steps > 1:
+            _take_arrays_as_batches(bound.arguments, method.__name__)
+        private.add_requests(self, method.__name__, bound.arguments, steps)
+        return bound
 
     def make_train_function(self, force: bool = False) -> Any:
         """Make what `fit` calls for each execution."""
         if self._plays_graphs():
             return self._make_steps("train", force)
-        if self.train_function is None or force:
-            super().make_train_function(force)
-            if self.steps_in_one_program > 1:
-                fuse = {"tensorflow": _by_tensorflow, "jax": _by_jax}
-                made = fuse[keras.backend.backend()](self, self.train_function)
-                self.train_function = made
-        return self.train_function
+        return self._make_program("train", force, super().make_train_function)
 
     def make_test_function(self, force: bool = False) -> Any:
         """Make what `evaluate` calls for each execution."""
         if self._plays_graphs():
             return self._make_steps("test", force)
-        return super().make_test_function(force)
+        return self._make_program("test", force, super().make_test_function)
 
     def make_predict_function(self, force: bool = False) -> Any:
         """Make what `predict` calls for each execution."""
         if self._plays_graphs():
             return self._make_steps("predict", force)
-        return super().make_predict_function(force)
+        if keras.backend.backend() == "jax":
+            return super().make_predict_function(force)
+        return self._make_program("predict", force, super().make_predict_function)
 
     def _plays_graphs(self) -> bool:
         torch = keras.backend.backend() == "torch"
         return torch and not self.run_eagerly and self._is_alone()
+
+    def _make_program(self, name: str, force: bool, of_keras: Any) -> Any:
+        from fmkit.performance import _xla_steps
+
+        function = f"{name}_function"
+        if getattr(self, function) is not None and not force:
+            return getattr(self, function)
+        of_keras(force)
+        most = self.steps_in_one_program
+        if most > 1:
+            fuse = _xla_steps.for_tensorflow
+            if keras.backend.backend() == "jax":
+                fuse = _xla_steps.for_jax
+            elif name == "predict":
+                fuse = _xla_steps.predict_on_tensorflow
+            step, ordinary = getattr(self, f"{name}_step"), getattr(self, function)
+            setattr(self, function, fuse(step, most, ordinary))
+        return getattr(self, function)
 
     def _make_steps(self, name: str, force: bool) -> Any:
         from fmkit.performance._torch_steps import TorchSteps
@@ -262,98 +282,41 @@ def _ends(model: Any) -> tuple[Any, Any]:
     return inputs, model(inputs)
 
 
-def _by_tensorflow(model: FusedModel, ordinary: Callable[..., Any]) -> Any:
-    import tensorflow as tf
+def _take_arrays_as_batches(given: dict[str, Any], method: str) -> None:
+    """Put `Batches` for arrays that are read in the order of their rows.
 
-    # No `reduce_retracing`: it traces every size after the first one as "any size", and
-    # XLA rounds that program differently. A run resumed at its smaller last batch would
-    # then have other programs than the run that was never killed.
-    single = tf.function(model.train_step, autograph=False, jit_compile=True)
-
-    @tf.function(autograph=False, jit_compile=True)
-    def many(whole: Any, steps: Tensor) -> Any:
-        def step(place: Tensor, logs: Any) -> tuple[Tensor, Any]:
-            del logs
-            return place + 1, traced(_at(whole, place))
-
-        # The loop needs logs to start with, and a traced step tells their shapes.
-        traced = single.get_concrete_function(_at(whole, 0))
-        start = keras.tree.map_structure(
-            lambda told: tf.zeros(told.shape, told.dtype), traced.structured_outputs
-        )
-        return tf.while_loop(
-            lambda place, logs: place < steps, step, (tf.constant(0), start)
-        )[1]
-
-    def tensor(leaf: Any) -> Tensor:
-        # `tf.constant` copies. What starts where XLA wants it can be shared.
-        plain = leaf.dtype.kind in "fiu" and leaf.dtype.isnative
-        aligned = leaf.ctypes.data % 64 == 0
-        if plain and aligned and leaf.size and leaf.flags.writeable:
-            return tf.experimental.dlpack.from_dlpack(leaf.__dlpack__())
-        return tf.constant(leaf)
-
-    def train_function(iterator: Iterator[Any]) -> Any:
-        if not isinstance(iterator, Blocks):
-            return ordinary(iterator)
-        logs = None
-        for block in next(iterator):
-            whole, tail = keras.tree.map_structure(tensor, block)
-            steps = len(keras.tree.flatten(whole)[0])
-            if steps:
-                missing = model.steps_in_one_program - steps
-                logs = many(_padded(whole, missing), tf.constant(steps))
-            if len(keras.tree.flatten(tail)[0]):
-                logs = single(tail)
-        return logs
-
-    return train_function
+    Keras reads them so, batch by batch, in `evaluate`, `predict` and validation.
+    """
+    if given.get("validation_steps" if method == "fit" else "steps") is not None:
+        return  # of which Keras makes whole executions
+    if method == "fit":
+        validation = given.get("validation_data")
+        size = given.get("validation_batch_size") or given.get("batch_size")
+        if isinstance(validation, tuple) and (made := _batches(*validation, size=size)):
+            given["validation_data"] = made
+            given.pop("validation_batch_size", None)
+        return
+    names = ("x", "y", "sample_weight")
+    made = _batches(*map(given.get, names), size=given.get("batch_size"))
+    if made:
+        given |= {"x": made}
+        for name in (*names[1:], "batch_size"):
+            given.pop(name, None)
 
 
-def _by_jax(model: FusedModel, ordinary: Callable[..., Any]) -> Any:
-    import jax
-
-    single = jax.jit(model.train_step, donate_argnums=0)
-    traced = jax.jit(model.train_step, inline=True)  # in the loop, not called by it
-
-    def many_steps(state: Any, whole: Any, steps: Tensor) -> Any:
-        def step(place: Tensor, carried: Any) -> Any:
-            return traced(carried[1], _at(whole, place))
-
-        # The loop needs logs to start with, and a traced step tells their shapes.
-        told, _ = jax.eval_shape(traced, state, _at(whole, 0))
-        start = jax.tree.map(lambda t: jax.numpy.zeros(t.shape, t.dtype), told)
-        return jax.lax.fori_loop(0, steps, step, (start, state))
-
-    many = jax.jit(many_steps, donate_argnums=0)
-
-    def train_function(state: Any, iterator: Iterator[Any]) -> Any:
-        if not isinstance(iterator, Blocks):
-            return ordinary(state, iterator)
-        logs = None
-        for whole, tail in next(iterator):
-            steps = len(keras.tree.flatten(whole)[0])
-            if steps:
-                missing = model.steps_in_one_program - steps
-                logs, state = many(state, _padded(whole, missing), steps)
-            if len(keras.tree.flatten(tail)[0]):
-                logs, state = single(state, tail)
-        return logs, state
-
-    return train_function
+def _batches(x: Any, y: Any = None, weight: Any = None, *, size: Any) -> Any:
+    """Return `Batches` of what Keras would read as it is, or `None`."""
+    given = [each for each in (x, y, weight) if each is not None]
+    if any(isinstance(each, (list, tuple)) for each in given):
+        return None  # in which Keras may see something else
+    leaves = keras.tree.flatten(given)
+    if not all(map(_is_plain, leaves)) or len({len(leaf) for leaf in leaves}) != 1:
+        return None
+    size = 32 if size is None else size
+    return Batches(x, y, size, sample_weight=weight, map=None, shuffle=False)
 
 
-def _at(whole: Any, place: Any) -> Any:
-    """Return one batch of the stacked ones."""
-    return keras.tree.map_structure(lambda leaf: leaf[place], whole)
-
-
-def _padded(whole: Any, missing: int) -> Any:
-    """Fill up the last block of an epoch, so that it needs no program of its own."""
-    if not missing:
-        return whole
-
-    def fill(leaf: Tensor) -> Tensor:
-        return keras.ops.pad(leaf, [(0, missing)] + [(0, 0)] * (len(leaf.shape) - 1))
-
-    return keras.tree.map_structure(fill, whole)
+def _is_plain(leaf: Any) -> bool:
+    if type(leaf) is not np.ndarray or not leaf.ndim or not len(leaf):
+        return False
+    return leaf.dtype.kind in "iub" or leaf.dtype == keras.config.floatx()

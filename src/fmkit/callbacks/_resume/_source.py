@@ -71,8 +71,11 @@ class Source:
 
     def has_drawn(self, states: dict[str, Any]) -> bool:
         """Whether anybody has drawn from the generators since they had `states`."""
-        now = self.states()
-        return not all(_is_equal(now[name], states[name]) for name in now)
+        return bool(self.drawn_from(states, self.states()))
+
+    def drawn_from(self, before: dict[str, Any], after: dict[str, Any]) -> set[str]:
+        """Return the names of the generators that differ between two states."""
+        return {name for name in after if not _is_equal(after[name], before[name])}
 
     def put(self, states: dict[str, Any]) -> None:
         """Put every generator back into one of the `states`."""

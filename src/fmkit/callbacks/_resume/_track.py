@@ -74,6 +74,7 @@ class Track:
         self._noted: dict[str, Any] | None = None
         self._between_epochs: dict[str, Any] = {}
         self._after_next: Callable[[], None] | None = None
+        self._others: set[str] = set()
         by_python = private.watch(epoch_iterator, self._read, self._make, self._steps)
         # TensorFlow lets a thread read ahead.
         self.reads_ahead = by_python and keras.backend.backend() == "tensorflow"
@@ -176,7 +177,8 @@ class Track:
         """Return what Keras reads an epoch from, or the rest of one."""
         place, self._resumed = self._resumed, None
         noted, self._noted = self._noted, None
-        reading = _Reading(self._source, self._counted, self._kept)
+        others = self._others if self.reads_ahead else None
+        reading = _Reading(self._source, self._counted, self._kept, others)
         self._newest = reading
         if place is None:
             return reading.begin(make, noted)
@@ -215,9 +217,17 @@ class _Reading:
         source: What they are read from.
         started: Is called when the first one is read.
         kept: How many are remembered; of many, only their digests.
+        others: If a thread reads ahead: the names of the generators that somebody else
+            draws from, such as a callback. They are noted here when they are seen.
     """
 
-    def __init__(self, source: Source, started: Callable[[], None], kept: int) -> None:
+    def __init__(
+        self,
+        source: Source,
+        started: Callable[[], None],
+        kept: int,
+        others: set[str] | None,
+    ) -> None:
         self._source = source
         self._started = started
         self.states: list[dict[str, Any]] = []
@@ -227,6 +237,8 @@ class _Reading:
         self.is_unread = True
         self._lock = threading.RLock()
         self._closed = False
+        self._others = others
+        self._after: dict[str, Any] | None = None  # the states after the newest batch
 
     def has_read(self, number: int) -> bool:
         """Whether a batch is among those that were read last."""
@@ -251,6 +263,7 @@ class _Reading:
         records = {record.number: record for record in list(self._records)}
         last = records.get(taken - 1)
         following = records[taken].before if taken in records else self._now(taken)
+        following = following | self._of_others()
         found: dict[str, Any] = {
             "states": list(map(storable_state, self.states)),
             "now": storable_state(following),
@@ -270,6 +283,28 @@ class _Reading:
             states = self._source.states()
             if self._being_read is reading:  # no other thread has begun with it
                 return states
+
+    def _of_others(self) -> dict[str, Any]:
+        """Return the states of the generators that not the data draw from.
+
+        Those are as they are now, and not as they were when a thread read ahead.
+        """
+        if self._others is None:
+            return {}
+        is_idle = self._lock.acquire(blocking=False)
+        try:
+            now = self._source.states()
+            if is_idle:
+                self._note_others(now)
+            return {name: now[name] for name in self._others if name in now}
+        finally:
+            if is_idle:
+                self._lock.release()
+
+    def _note_others(self, now: dict[str, Any]) -> None:
+        """Note which generators moved on between two batches that were read."""
+        if self._others is not None and self._after is not None:
+            self._others |= self._source.drawn_from(self._after, now)
 
     def go_to(
         self,
@@ -365,11 +400,14 @@ class _Reading:
                 if self._closed:
                     return
                 before = source.states()
+                self._note_others(before)
                 place = own() if own is not None else source.place()
                 if number == 0:
                     self._start = place
                 self._being_read = (number, before)
                 batch = next(iterator, _END)
+                if self._others is not None:
+                    self._after = source.states()
             if batch is _END:
                 return
             self._records.append(_Record(number, before, place, self._digest(batch)))

@@ -1,0 +1,120 @@
+"""Epochs of `FusedModel` on each kind of data, and its evaluation and prediction.
+
+    python -m benchmarks.any_data [--quick]
+
+The network of `benchmarks.training`, batches of 128 of 60,000 images; evaluation and
+prediction of 10,000. Against a `keras.Model` with Keras's defaults on the same data. An
+epoch is one of four in one `fit`, and not the first.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import keras
+import numpy as np
+
+from benchmarks._measure import interleave, on_each_backend, print_rows, row
+from benchmarks.training import BATCH, RATE, images, loss, network
+from fmkit.data import Batches
+from fmkit.performance import FusedModel
+
+Way = Callable[[keras.Model], Any]
+
+
+def made(kind: type) -> keras.Model:
+    model = network()
+    if kind is FusedModel:
+        model = FusedModel(model.inputs, model.outputs)
+    fast = kind is FusedModel and keras.backend.backend() != "torch"
+    settings = {"jit_compile": True, "steps_per_execution": 50} if fast else {}
+    model.compile(keras.optimizers.Adam(RATE), loss(), metrics=["accuracy"], **settings)
+    return model
+
+
+class Times(keras.callbacks.Callback):
+    """The seconds of each epoch."""
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self.seconds: list[float] = []
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._begin = time.perf_counter()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.seconds.append(time.perf_counter() - self._begin)
+
+
+def data(x: np.ndarray, y: np.ndarray) -> dict[str, Callable[[], dict[str, Any]]]:
+    """Return what gives `fit` its data, by kind."""
+
+    class Pieces(keras.utils.PyDataset):
+        def __len__(self) -> int:
+            return -(-len(x) // BATCH)
+
+        def __getitem__(self, index: int) -> Any:
+            rows = slice(index * BATCH, (index + 1) * BATCH)
+            return x[rows], y[rows]
+
+    def dataset() -> dict[str, Any]:
+        import tensorflow as tf
+
+        rows = tf.data.Dataset.from_tensor_slices((x, y))
+        return {"x": rows.batch(BATCH).prefetch(4)}
+
+    def loader() -> dict[str, Any]:
+        import torch
+
+        rows = torch.utils.data.TensorDataset(torch.tensor(x), torch.tensor(y))
+        return {"x": torch.utils.data.DataLoader(rows, BATCH), "shuffle": False}
+
+    kinds = {
+        "arrays": lambda: {"x": x, "y": y, "batch_size": BATCH},
+        "`Batches`": lambda: {"x": Batches(x, y, BATCH, map=None)},
+        "`PyDataset`": lambda: {"x": Pieces()},
+    }
+    own = {"tensorflow": {"`tf.data`": dataset}, "torch": {"`DataLoader`": loader}}
+    return kinds | own.get(keras.backend.backend(), {})
+
+
+def backend_rows(quick: bool = False) -> list[dict[str, Any]]:
+    backend, rounds = keras.backend.backend(), 2 if quick else 5
+    pixels, labels = images(6_400 if quick else 60_000)
+    x, y = pixels.astype("float32") / 255, labels.astype("int32")
+    held_out = slice(0, 1_000 if quick else 10_000)
+    models = {"FusedModel": made(FusedModel), "keras.Model": made(keras.Model)}
+    found = []
+    for kind, given in data(x, y).items():
+        epochs: dict[str, list[float]] = {name: [] for name in models}
+        for _ in range(1 if quick else 2):
+            for name, model in models.items():
+                times = Times()
+                model.fit(**given(), epochs=4, verbose=0, callbacks=[times])
+                epochs[name] += times.seconds[1:]
+        found.append(
+            row(f"epoch on {kind}, {backend}", epochs, "FusedModel", "keras.Model")
+        )
+    ways: dict[str, Way] = {
+        "evaluate": lambda model: model.evaluate(x[held_out], y[held_out], verbose=0),
+        "predict": lambda model: model.predict(x[held_out], verbose=0),
+    }
+    for name, way in ways.items():
+        times = interleave(
+            {kind: partial(way, model) for kind, model in models.items()}, rounds
+        )
+        title = f"{name} of {held_out.stop:,} rows, batches of 32, {backend}"
+        target = "at most 0.33 (1/3)"
+        found.append(row(title, times, "FusedModel", "keras.Model", target=target))
+    return found
+
+
+def rows(quick: bool = False) -> list[dict[str, Any]]:
+    """Measure on each backend, in processes of their own."""
+    return on_each_backend("benchmarks.any_data", quick)
+
+
+if __name__ == "__main__":
+    print_rows("benchmarks.any_data", backend_rows)
