@@ -159,7 +159,9 @@ class Drawing(keras.callbacks.Callback):
         self.drawn = list(state["drawn"])
 
 
-@pytest.mark.parametrize("every", [1, 2, 11])
+@pytest.mark.parametrize(
+    "every", [2, *(pytest.param(n, marks=pytest.mark.long) for n in (1, 11))]
+)
 def test_what_callbacks_draw_goes_on_though_a_thread_reads_ahead(tmp_path, every):
     def trained(folder, *stops):
         drawing = Drawing()

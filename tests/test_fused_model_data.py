@@ -82,6 +82,7 @@ def assert_close(found, expected):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.long
 @only_where_it_stacks
 @pytest.mark.filterwarnings("ignore:.*ran out of data:UserWarning")
 @pytest.mark.parametrize("name", list(kinds()))
@@ -126,12 +127,17 @@ class Pieces(keras.utils.PyDataset):
 @pytest.mark.parametrize(
     ("sizes", "expected"),
     [
-        ([4] * 6, [3, 3]),
         ([4] * 5 + [2], [3, 2, 0]),
-        ([4] * 4, [3, 0]),
-        ([4] * 3 + [2], [3, 0]),
-        ([4, 2], [0, 0]),
-        ([4, 3, 4, 4, 4, 4], [0, 0, 0, 3]),
+        *(
+            pytest.param(*case, marks=pytest.mark.long)
+            for case in (
+                ([4] * 6, [3, 3]),
+                ([4] * 4, [3, 0]),
+                ([4] * 3 + [2], [3, 0]),
+                ([4, 2], [0, 0]),
+                ([4, 3, 4, 4, 4, 4], [0, 0, 0, 3]),
+            )
+        ),
     ],
 )
 def test_batches_of_one_shape_are_one_program(sizes, expected, monkeypatch):
@@ -142,6 +148,7 @@ def test_batches_of_one_shape_are_one_program(sizes, expected, monkeypatch):
     assert int(model.optimizer.iterations) == len(sizes)
 
 
+@pytest.mark.long
 @pytest.mark.backend("jax")  # Keras itself fails on TensorFlow
 def test_samples_that_say_they_have_no_weight():
     trained = [build(kind) for kind in (FusedModel, keras.Model)]
@@ -162,7 +169,13 @@ WAYS = {
 
 
 @pytest.mark.filterwarnings("ignore:.*ran out of data:UserWarning")
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param(way, marks=[] if way == "weighted" else [pytest.mark.long])
+        for way in WAYS
+    ],
+)
 def test_evaluation_and_prediction_are_keras_s(way):
     fused, ordinary = build(), build(keras.Model)
     given = WAYS[way]()
@@ -203,6 +216,7 @@ def test_prediction_is_one_program_for_many_steps(monkeypatch):
     assert programs.steps == [3, 3, 3, 2, 0]
 
 
+@pytest.mark.long
 def test_callbacks_see_each_execution_of_a_prediction():
     ends, shapes = [], []
 
@@ -216,6 +230,7 @@ def test_callbacks_see_each_execution_of_a_prediction():
     assert [shape[0] for shape in shapes] == [12, 12, 12, 10]
 
 
+@pytest.mark.long
 def test_validation_of_arrays_is_keras_s():
     histories = []
     for kind in (FusedModel, keras.Model):
