@@ -296,7 +296,7 @@ class _Reading:
             now = self._source.states()
             if is_idle:
                 self._note_others(now)
-            return {name: now[name] for name in self._others if name in now}
+            return {name: now[name] for name in list(self._others) if name in now}
         finally:
             if is_idle:
                 self._lock.release()
