@@ -8,7 +8,12 @@ import pytest
 from abilities import MANY_STEPS
 
 from fmkit.data import Batches
-from fmkit.performance import FitSettings, Measurement, fit_settings
+from fmkit.performance import (
+    FitSettings,
+    Measurement,
+    fit_settings,
+    keep_compiled_programs,
+)
 from fmkit.performance import _settings as rules
 from fmkit.performance._measure import Candidate, measure_candidates
 
@@ -81,6 +86,120 @@ def test_the_steps_of_an_execution_divide_the_epoch_evenly():
     assert steps == (1 if BACKEND == "torch" else 44)  # 44 + 44 + 42
     short = fit_settings(network(), data(steps=3)).compile["steps_per_execution"]
     assert short == (1 if BACKEND == "torch" else 3)
+
+
+class Pieces(keras.utils.PyDataset):
+    def __len__(self):
+        return 9
+
+    def __getitem__(self, index):
+        raise AssertionError("nobody reads a batch to choose settings")
+
+
+def dataset(**options):
+    import tensorflow as tf
+
+    rows = tf.data.Dataset.range(26).map(lambda n: (tf.zeros((4, 4, 1)), n % 3))
+    return rows.batch(3, **options)
+
+
+def endless():
+    while True:
+        yield np.zeros((2, 4, 4, 1)), np.zeros(2)
+
+
+X, Y = np.zeros((26, 4, 4, 1), "float32"), np.zeros(26, "int32")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "steps"),
+    [
+        (lambda: {"data": X, "y": Y, "batch_size": 3}, 9),
+        (lambda: {"data": X, "y": Y}, 1),
+        (lambda: {"data": Pieces()}, 9),
+        pytest.param(
+            lambda: {"data": dataset()}, 9, marks=pytest.mark.needs("tensorflow")
+        ),
+        (lambda: {"data": endless(), "steps_per_epoch": 12}, 12),
+    ],
+    ids=["arrays", "32 by default", "PyDataset", "tf.data", "generator"],
+)
+def test_any_data_say_how_many_batches_they_have(arguments, steps):
+    given = arguments()
+    settings = fit_settings(network(), **given)
+    taken = settings.compile["steps_per_execution"]
+    assert taken == (1 if BACKEND == "torch" else steps)
+    given["x"] = given.pop("data")
+    assert {name: settings.fit[name] for name in given} == given
+    assert "array" in str(settings) or given["x"] is not X
+
+
+@pytest.mark.backend("tensorflow", "jax")
+@pytest.mark.parametrize(
+    ("steps", "taken"), [(60, 60), (100, 50), (75, 25), (118, 59), (131, 1)]
+)
+def test_whole_executions_end_with_the_epoch(steps, taken):
+    # Keras would train on past `steps_per_epoch`; Batches end where they should.
+    settings = fit_settings(network(), endless(), steps_per_epoch=steps)
+    assert settings.compile["steps_per_execution"] == taken
+    assert settings.fit["steps_per_epoch"] == steps
+
+
+@pytest.mark.needs("tensorflow")
+def test_what_does_not_tell_its_batches_is_named():
+    for unknown in (endless(), dataset().repeat(), dataset().filter(lambda x, y: True)):
+        with pytest.raises(
+            ValueError, match="Give `fit_settings` and `fit` a `steps_p"
+        ):
+            fit_settings(network(), unknown)
+    with pytest.raises(
+        ValueError, match=r"`batch_size` goes with arrays.* Leave it out"
+    ):
+        fit_settings(network(), Pieces(), batch_size=3)
+    with pytest.raises(ValueError, match=r"all the same number; got the shapes"):
+        fit_settings(network(), X, Y[:-1])
+    with pytest.raises(ValueError, match=r"must have rows"):
+        fit_settings(network(), X[:0], Y[:0])
+
+
+@pytest.mark.backend("jax")
+def test_compiled_programs_are_kept_for_the_next_start(tmp_path):
+    import jax
+
+    names = [
+        "jax_compilation_cache_dir",
+        "jax_persistent_cache_min_compile_time_secs",
+        "jax_persistent_cache_min_entry_size_bytes",
+    ]
+    reset = jax.experimental.compilation_cache.compilation_cache.reset_cache
+    before = {name: getattr(jax.config, name) for name in names}
+
+    def trained():
+        jax.clear_caches()  # as in a new process
+        keras.utils.set_random_seed(3)
+        model = compiled()
+        model.fit(data(), verbose=0)
+        return [weights.tobytes() for weights in model.get_weights()]
+
+    expected = trained()
+    try:
+        keep_compiled_programs(tmp_path / "programs")
+        reset()
+        assert trained() == expected
+        kept = {path.name for path in (tmp_path / "programs").iterdir()}
+        assert kept
+        assert trained() == expected
+        assert {path.name for path in (tmp_path / "programs").iterdir()} == kept
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        reset()
+
+
+@pytest.mark.backend("tensorflow", "torch")
+def test_who_keeps_no_programs_says_so(tmp_path):
+    with pytest.raises(NotImplementedError, match=r"can't\. Leave out `keep_comp"):
+        keep_compiled_programs(tmp_path)
 
 
 @pytest.mark.backend("torch")
@@ -216,8 +335,8 @@ def test_compilation_counts_against_the_number_of_steps():
 def test_what_cannot_be_measured_is_refused():
     with pytest.raises(ValueError, match="must be compiled"):
         fit_settings(network(), data(), measure=True)
-    with pytest.raises(TypeError, match="Wrap arrays in Batches"):
-        fit_settings(network(), np.zeros((3, 4, 4, 1)))
+    with pytest.raises(ValueError, match=r"which only Batches.*got ndarray.* Give"):
+        fit_settings(compiled(), np.zeros((3, 4, 4, 1)), np.zeros(3), measure=True)
     with pytest.raises(ValueError, match="must be one of"):
         fit_settings(network(), data(), device="gpus")
     assert isinstance(fit_settings(network(), data()), FitSettings)

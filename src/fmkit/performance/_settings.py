@@ -12,6 +12,7 @@ import numpy as np
 from fmkit._checks import check_int, check_number, check_one_of
 from fmkit.data import Batches
 from fmkit.performance._fused_model import FusedModel
+from fmkit.performance._given import Given, look_at
 from fmkit.performance._measure import Candidate, Measurement, measure_candidates
 
 __all__ = ["FitSettings", "fit_settings"]
@@ -91,14 +92,25 @@ class FitSettings:
         """Return one line for each choice and its reason."""
         values = {**self.compile, **self.fit}
         return "\n".join(
-            f"{name}={values[name]!r}: {why}" for name, why in self.reasons.items()
+            f"{name}={_short(values[name])}: {why}"
+            for name, why in self.reasons.items()
         )
+
+
+def _short(value: Any) -> str:
+    """Return what a value is, and of arrays only their shape."""
+    if isinstance(value, np.ndarray):
+        return f"<array of {value.dtype}, {value.shape}>"
+    return repr(value)
 
 
 def fit_settings(
     model: keras.Model,
-    batches: Batches,
+    data: Any,
+    y: Any = None,
     *,
+    batch_size: int | None = None,
+    steps_per_epoch: int | None = None,
     epochs: int = 1,
     device: str | None = None,
     measure: bool = False,
@@ -118,7 +130,12 @@ def fit_settings(
     Args:
         model: Any model for the rules. To measure, a compiled model that can be
             cloned (built from layers, not a subclass without a config).
-        batches: What `fit` will train on.
+        data: What `fit` will train on: `Batches`, arrays, or anything else that it
+            takes as `x`.
+        y: As in `fit`, with arrays.
+        batch_size: As in `fit`, with arrays.
+        steps_per_epoch: As in `fit`. It must be said of data that don't tell how many
+            batches they have.
         epochs: How many epochs it will train.
         device: `"cpu"` or `"gpu"`; `None` for what the backend would use.
         measure: Time the candidates.
@@ -129,9 +146,9 @@ def fit_settings(
         `model.fit(..., **settings.fit)`.
 
     Raises:
-        TypeError: If `batches` is not a `Batches`.
-        ValueError: If measuring is asked for and the model is not compiled or
-            cannot be cloned.
+        ValueError: If data don't tell their number of batches and `steps_per_epoch` is
+            missing; if measuring is asked for on other data than `Batches`, or the
+            model is not compiled or cannot be cloned.
 
     Examples:
         >>> import keras, numpy as np
@@ -142,25 +159,27 @@ def fit_settings(
         >>> sorted(settings.compile), sorted(settings.fit)
         (['jit_compile', 'steps_per_execution'], ['x'])
     """
-    if not isinstance(batches, Batches):
-        raise TypeError(
-            "`batches` must be a fmkit.data.Batches, got "
-            f"{type(batches).__name__}. Wrap arrays in Batches(x, y)."
-        )
-    steps = check_int("epochs", epochs) * len(batches)
+    given = look_at(data, y, batch_size, steps_per_epoch)
+    steps = check_int("epochs", epochs) * given.steps
     check_number("seconds", seconds, above=0)
     if device is None:
         device = _device()
     check_one_of("device", device, ["cpu", "gpu", "tpu"])
-    most = _most_steps(model, batches)
+    most = _most_steps(model, given.bytes_of_a_batch)
     by_rule = Choice(
-        *_execution(model, len(batches), device, most), *_jit(model, steps, device)
+        *_execution(model, given, device, most), *_jit(model, steps, device)
     )
     if not measure:
-        return by_rule.settings(batches)
+        return by_rule.settings(given)
+    if not isinstance(data, Batches):
+        raise ValueError(
+            "`measure=True` trains on the data several times, which only Batches can "
+            f"be read for without a trace; got {type(data).__name__}. Give "
+            "fmkit.data.Batches, or leave out `measure`."
+        )
     candidates = _candidates(model, by_rule)
-    measured = measure_candidates(model, batches, candidates, seconds)
-    return _fastest(measured, steps).settings(batches, measured, steps)
+    measured = measure_candidates(model, data, candidates, seconds)
+    return _fastest(measured, steps).settings(given, measured, steps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +193,7 @@ class Choice:
 
     def settings(
         self,
-        batches: Batches,
+        given: Given,
         measured: tuple[Measurement, ...] = (),
         steps: int = 0,
     ) -> FitSettings:
@@ -184,29 +203,28 @@ class Choice:
                 "jit_compile": self.jit_compile,
                 "steps_per_execution": self.steps_per_execution,
             },
-            {"x": batches},
+            given.fit,
             {
                 "jit_compile": self.why_jit,
                 "steps_per_execution": self.why_steps,
-                "x": "It gathers and scales ahead of the steps; a prefetch behind it "
-                "gains nothing.",
+                "x": given.why,
             },
             tuple(sorted(measured, key=lambda one: one.total(steps))),
         )
 
 
-def _most_steps(model: keras.Model, batches: Batches) -> int:
+def _most_steps(model: keras.Model, size: int | None) -> int:
     """Return how many steps an execution should have at most."""
-    if not isinstance(model, FusedModel):
+    if not isinstance(model, FusedModel) or size is None:
         return STEPS_PER_EXECUTION
-    size = sum(leaf.nbytes for leaf in keras.tree.flatten(batches.peek()))
     return int(np.clip(FUSED_BYTES // max(size, 1), 1, FUSED_STEPS))
 
 
 def _execution(
-    model: keras.Model, epoch: int, device: str, most: int
+    model: keras.Model, given: Given, device: str, most: int
 ) -> tuple[int, str]:
-    """Choose `steps_per_execution` for epochs of `epoch` steps, with the reason."""
+    """Choose `steps_per_execution` for epochs of so many steps, with the reason."""
+    epoch = given.steps
     backend = keras.backend.backend()
     if backend == "torch":
         return 1, (
@@ -219,6 +237,12 @@ def _execution(
     # Even executions: no short one at the end of the epoch.
     executions = max(1, round(epoch / most))
     steps = -(-epoch // executions)
+    if given.whole_executions and epoch % steps:
+        steps = max(n for n in range(1, steps) if epoch % n == 0)
+        return steps, (
+            f"Keras makes whole executions, and {epoch} steps_per_epoch are "
+            f"{epoch // steps} of {steps}."
+        )
     return steps, (
         f"An epoch of {epoch} steps is {executions} call{'s' * (executions > 1)} "
         "from Python; callbacks run between calls, not between steps."

@@ -1,0 +1,107 @@
+"""What `fit_settings` must know of data: their batches, without reading any."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import keras
+
+from fmkit._checks import check_int
+from fmkit.data import Batches
+
+__all__ = ["Given", "look_at"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """The data of a training run.
+
+    Attributes:
+        fit: The arguments of `fit` that they are.
+        steps: Number of batches of an epoch.
+        bytes_of_a_batch: `None` if that can't be told without reading one.
+        why: What there is to say of them, in a sentence.
+        whole_executions: Whether Keras trains on whole executions only, past the end
+            of an epoch if need be.
+    """
+
+    fit: dict[str, Any]
+    steps: int
+    bytes_of_a_batch: int | None
+    why: str
+    whole_executions: bool = False
+
+
+def look_at(
+    data: Any, y: Any, batch_size: int | None, steps_per_epoch: int | None
+) -> Given:
+    """Return what is known of data, given as to `fit`.
+
+    Raises:
+        ValueError: If an argument is missing, or one too many.
+    """
+    if steps_per_epoch is not None:
+        steps_per_epoch = check_int("steps_per_epoch", steps_per_epoch)
+    leaves = [leaf for leaf in keras.tree.flatten((data, y)) if leaf is not None]
+    arrays = all(hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves)
+    if arrays:
+        return _arrays(data, y, batch_size, steps_per_epoch, leaves)
+    for name, value in (("y", y), ("batch_size", batch_size)):
+        if value is not None:
+            raise ValueError(
+                f"`{name}` goes with arrays, and {type(data).__name__} gives whole "
+                "batches. Leave it out."
+            )
+    fit = {"x": data}
+    if steps_per_epoch is not None:
+        fit["steps_per_epoch"] = steps_per_epoch
+    if isinstance(data, Batches):
+        batch = keras.tree.flatten(data.peek())
+        why = (
+            "It gathers and scales ahead of the steps; a prefetch behind it gains "
+            "nothing."
+        )
+        size = sum(leaf.nbytes for leaf in batch)
+        return Given(fit, steps_per_epoch or len(data), size, why)
+    steps = steps_per_epoch or _batches_of(data)
+    if steps is None:
+        raise ValueError(
+            f"{type(data).__name__} does not tell how many batches it has. Give "
+            "`fit_settings` and `fit` a `steps_per_epoch`."
+        )
+    why = "Keras reads its batches as it always does; Batches would be read ahead."
+    return Given(fit, steps, None, why, steps_per_epoch is not None)
+
+
+def _arrays(
+    x: Any, y: Any, size: int | None, steps_per_epoch: int | None, leaves: list[Any]
+) -> Given:
+    rows = {len(leaf) for leaf in leaves}
+    if len(rows) != 1 or not (count := rows.pop()):
+        raise ValueError(
+            "Arrays must have rows, all the same number; got the shapes "
+            f"{[tuple(leaf.shape) for leaf in leaves]}."
+        )
+    size = 32 if size is None else check_int("batch_size", size)
+    fit: dict[str, Any] = {"x": x, "y": y, "batch_size": size}
+    if steps_per_epoch is not None:
+        fit["steps_per_epoch"] = steps_per_epoch
+    width = sum(int(getattr(leaf, "nbytes", 0)) for leaf in leaves) // count
+    steps = steps_per_epoch or -(-count // size)
+    why = f"Batches(x, y, {size}) takes less time for the same rows, above all on "
+    why += "TensorFlow."
+    return Given(fit, steps, width * size or None, why, steps_per_epoch is not None)
+
+
+def _batches_of(data: Any) -> int | None:
+    """Return how many batches data say that they have."""
+    if hasattr(data, "cardinality"):  # a tf.data.Dataset: below 0 if it can't tell
+        count = int(data.cardinality())
+        return count if count > 0 else None
+    if isinstance(data, keras.utils.PyDataset):
+        return data.num_batches
+    try:
+        return len(data) or None
+    except TypeError:
+        return None
