@@ -67,7 +67,7 @@ def look_inside(wheel: Path) -> None:
         raise SystemExit(f"{wheel.name} holds what doesn't belong there: {strangers}")
     if wheel.stat().st_size > LARGEST:
         raise SystemExit(f"{wheel.name} has {wheel.stat().st_size} bytes; > {LARGEST}.")
-    for wanted in ("fmkit/py.typed", "fmkit/datasets/_sample/LICENSE"):
+    for wanted in ("fmkit/py.typed", "fmkit/datasets/_sample/mnist/LICENSE"):
         if wanted not in names:
             raise SystemExit(f"{wheel.name} lacks {wanted}.")
 

@@ -19,7 +19,8 @@ import numpy as np
 from fmkit.datasets import fashion_mnist
 from fmkit.datasets._idx import idx_bytes
 
-TO = Path(__file__).parents[1] / "src" / "fmkit" / "datasets" / "_sample"
+SAMPLES = Path(__file__).parents[1] / "src" / "fmkit" / "datasets" / "_sample"
+TO = SAMPLES / "fashion_mnist"
 PER_CLASS = {"train": 600, "t10k": 100}
 
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.backend("torch")
 
 PIXELS = np.random.RandomState(0).randint(0, 256, (9, 28, 28)).astype(np.uint8)
 LABELS = np.arange(9, dtype=np.uint8)
-SAMPLE = Path(fashion_mnist.__file__).parent / "_sample"
+SAMPLE = Path(fashion_mnist.__file__).parent / "_sample" / "fashion_mnist"
 
 
 def idx(array):

@@ -59,7 +59,8 @@ class TestTheFullSet:
     def test_the_sample_is_remade_to_the_byte(self, source, tmp_path, program):
         script = program("scripts/make_sample.py")
         for made in script.make_sample(source, tmp_path):
-            shipped = Path(fashion_mnist.__file__).parent / "_sample" / made.name
+            folder = Path(fashion_mnist.__file__).parent / "_sample" / "fashion_mnist"
+            shipped = folder / made.name
             assert made.read_bytes() == shipped.read_bytes()
 
     def test_the_copy_of_the_full_set_is_equal_to_it(self, full, tmp_path):

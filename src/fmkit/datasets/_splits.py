@@ -2,23 +2,52 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from fmkit._npz import read_npz
-from fmkit._untrusted_files import DatasetFileError
-from fmkit.datasets._idx import read_idx
+from fmkit._untrusted_files import DatasetFileError, open_file
+from fmkit.datasets._idx import parse_idx, read_idx
 
 Split = tuple[np.ndarray, np.ndarray]
 Splits = tuple[Split, Split]
 
+# Names a folder with data sets of the user's own.
+DATA_DIR_VARIABLE = "FMKIT_DATA_DIR"
 IMAGE_SHAPE = (28, 28)
 CLASSES = 10
 # The four files of MNIST and of every drop-in replacement for it.
 PARTS = ("train-images", "train-labels", "t10k-images", "t10k-labels")
 NPZ_NAMES = ("x_train", "y_train", "x_test", "y_test")
+
+
+def keras_cache() -> Path:
+    """Return the folder where Keras keeps the data sets that it downloads."""
+    home = os.environ.get("KERAS_HOME") or Path.home() / ".keras"
+    return Path(home).expanduser() / "datasets"
+
+
+def load_shipped(name: str) -> Splits:
+    """Load the sample of a data set that comes with fmkit."""
+    folder = Path(__file__).parent / "_sample" / name
+    return _shipped_pair(folder, "train"), _shipped_pair(folder, "t10k")
+
+
+def _shipped_pair(folder: Path, part: str) -> Split:
+    # Imported here: a Python built without libbz2 can still load the full set.
+    import bz2
+
+    arrays = []
+    for name, shape in (("images-idx3", IMAGE_SHAPE), ("labels-idx1", ())):
+        path = folder / f"{part}-{name}-ubyte.bz2"
+        with open_file(path) as file, bz2.open(file) as stream:
+            arrays.append(parse_idx(path, stream, shape))
+    images, labels = arrays
+    check_labels(path, labels)
+    return images, labels
 
 
 def idx_files(folder: Path) -> dict[str, Path]:

@@ -18,18 +18,17 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from fmkit._untrusted_files import DatasetFileError, open_file
+from fmkit._untrusted_files import DatasetFileError
 from fmkit.datasets import _cache
-from fmkit.datasets._idx import parse_idx
 from fmkit.datasets._splits import (
-    IMAGE_SHAPE,
+    DATA_DIR_VARIABLE,
     PARTS,
-    Split,
     Splits,
-    check_labels,
     idx_files,
+    keras_cache,
     load_idx_folder,
     load_npz,
+    load_shipped,
 )
 
 __all__ = ["CLASS_NAMES", "DATA_DIR_VARIABLE", "find", "load_data", "load_sample"]
@@ -47,8 +46,6 @@ CLASS_NAMES = (
     "Ankle boot",
 )
 
-DATA_DIR_VARIABLE = "FMKIT_DATA_DIR"
-
 _DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 _SUBFOLDER = "fashion-mnist"
 # Where keras.datasets.fashion_mnist gets its files.
@@ -56,7 +53,6 @@ _ORIGIN = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"
 _FULL_COUNTS = (60_000, 10_000)
 # MNIST's files have the same names; only the labels tell the two apart cheaply.
 _LABELS_SHA256 = "8ab940a680640f36c0bf1d2549cb2f3b3d4068c12547116cc7b1161b1d26663d"
-_SAMPLE_FOLDER = Path(__file__).parent / "_sample"
 
 
 def load_data(
@@ -129,7 +125,7 @@ def find() -> Path | None:
         folder = _find_in_chosen(Path(chosen).expanduser())
         if folder:
             return folder
-    for folder in (_keras_cache(), _DEBIAN_FOLDER):
+    for folder in (keras_cache() / _SUBFOLDER, _DEBIAN_FOLDER):
         if len(idx_files(folder)) == len(PARTS):
             return folder
     return None
@@ -152,21 +148,7 @@ def load_sample() -> Splits:
         >>> CLASS_NAMES[y_train[0]]
         'Ankle boot'
     """
-    return _load_sample_pair("train"), _load_sample_pair("t10k")
-
-
-def _load_sample_pair(part: str) -> Split:
-    # Imported here: a Python built without libbz2 can still load the full set.
-    import bz2
-
-    arrays = []
-    for name, shape in (("images-idx3", IMAGE_SHAPE), ("labels-idx1", ())):
-        path = _SAMPLE_FOLDER / f"{part}-{name}-ubyte.bz2"
-        with open_file(path) as file, bz2.open(file) as stream:
-            arrays.append(parse_idx(path, stream, shape))
-    images, labels = arrays
-    check_labels(path, labels)
-    return images, labels
+    return load_shipped("fashion_mnist")
 
 
 def _find_in_chosen(chosen: Path) -> Path | None:
@@ -187,11 +169,6 @@ def _find_in_chosen(chosen: Path) -> Path | None:
                 f"only some of the Fashion-MNIST files; missing: {', '.join(missing)}."
             )
     return None
-
-
-def _keras_cache() -> Path:
-    home = os.environ.get("KERAS_HOME") or Path.home() / ".keras"
-    return Path(home).expanduser() / "datasets" / _SUBFOLDER
 
 
 def _download() -> Path:
