@@ -66,7 +66,7 @@ def module_files() -> list[tuple[str, Path]]:
     files = []
     for path in sorted(SOURCE.rglob("*.py")):
         top = path.relative_to(SOURCE).parts[0].removesuffix(".py")
-        if top != "__init__":
+        if top not in ("__init__", "__main__"):  # nobody imports a command
             files.append((top, path))
     return files
 

@@ -1,4 +1,4 @@
-"""Packages that fmkit can do without: TensorFlow, Keras Tuner, matplotlib.
+"""Packages that fmkit can do without: TensorFlow, Keras Tuner, matplotlib, Pillow.
 
 They are imported where they are used, through `require`, so that a program that
 doesn't need one neither waits for it nor fails without it.
@@ -12,7 +12,7 @@ from typing import Any
 __all__ = ["require"]
 
 # Names to install, where they differ from the names to import.
-_PIP_NAMES = {"keras_tuner": "keras-tuner"}
+_PIP_NAMES = {"PIL": "pillow", "keras_tuner": "keras-tuner"}
 
 
 def require(name: str, user: str) -> Any:

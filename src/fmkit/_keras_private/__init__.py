@@ -68,7 +68,12 @@ from fmkit._keras_private._optimizer import (
     rate_of_last_step,
     trainable_variables,
 )
-from fmkit._keras_private._pieces import CHECKED_ON, PIECES, MissingPieceError
+from fmkit._keras_private._pieces import (
+    CHECKED_ON,
+    PIECES,
+    MissingPieceError,
+    missing_pieces,
+)
 from fmkit._keras_private._seeds import generators_made_by
 from fmkit._keras_private._tensorboard import begin_event_files, event_files
 from fmkit._keras_private._tensorflow import (
@@ -116,6 +121,7 @@ __all__ = [
     "is_used_up",
     "kind_of_data",
     "metric_directions",
+    "missing_pieces",
     "model_of",
     "peeked",
     "print_msg",

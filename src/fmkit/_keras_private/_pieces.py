@@ -16,6 +16,7 @@ __all__ = [
     "Piece",
     "attribute",
     "missing",
+    "missing_pieces",
     "piece",
 ]
 
@@ -30,11 +31,13 @@ class Piece(NamedTuple):
         needed_by: What does not work without it.
         instead: What works without it.
         library: The package that it is in.
+        new: Whether older releases neither have nor need it.
     """
 
     needed_by: str
     instead: str
     library: str = "keras"
+    new: bool = False
 
 
 _BATCHES = Piece(
@@ -71,6 +74,7 @@ PIECES = {
     "keras.src.trainers.data_adapters.data_adapter_utils:PartialBatchList": Piece(
         "`steps_per_execution` with a smaller last batch of `Batches` on JAX",
         "say Batches(drop_remainder=True), or steps_per_execution=1",
+        new=True,
     ),
     "_enumerate_iterator": _BATCHES,
     "_get_iterator": _BATCHES,
@@ -176,6 +180,19 @@ def piece(name: str) -> Any:
     except (ImportError, KeyError):
         return _Missing("Missing", (), {"name": name})
     return found
+
+
+def missing_pieces() -> list[str]:
+    """Return what fmkit lacks on this Keras, as far as its modules show it.
+
+    What objects must have is seen only when one is there.
+    """
+    gone = [
+        what
+        for name, what in PIECES.items()
+        if ":" in name and not what.new and isinstance(piece(name), _Missing)
+    ]
+    return [f"{what.needed_by}; {what.instead}" for what in dict.fromkeys(gone)]
 
 
 def attribute(owner: Any, name: str, what: Piece | None = None) -> Any:

@@ -2,6 +2,14 @@
 
 from fmkit.preprocessing._arrays import ArrayReport, check_arrays
 from fmkit.preprocessing._map import Preprocess, preprocess
+from fmkit.preprocessing._picture import read_image
 from fmkit.preprocessing._split import split
 
-__all__ = ["ArrayReport", "Preprocess", "check_arrays", "preprocess", "split"]
+__all__ = [
+    "ArrayReport",
+    "Preprocess",
+    "check_arrays",
+    "preprocess",
+    "read_image",
+    "split",
+]
