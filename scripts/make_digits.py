@@ -13,16 +13,14 @@ see make_sample.py.
 from __future__ import annotations
 
 import argparse
-import bz2
 import json
 import tarfile
 from pathlib import Path
 
 import numpy as np
+from make_sample import SAMPLES, write_part
 
-from fmkit.datasets._idx import idx_bytes
-
-TO = Path(__file__).parents[1] / "src" / "fmkit" / "datasets" / "_sample" / "mnist"
+TO = SAMPLES / "mnist"
 PARTS = {"train": slice(0, 600), "t10k": slice(600, 700)}
 
 
@@ -48,11 +46,7 @@ def make_digits(package: Path, to: Path) -> list[Path]:
     for part, rows in PARTS.items():
         images = np.stack([each[rows] for each in digits], axis=1)
         labels = np.tile(np.arange(10, dtype=np.uint8), len(images))
-        arrays = {"images-idx3": images.reshape(-1, 28, 28), "labels-idx1": labels}
-        for kind, array in arrays.items():
-            path = to / f"{part}-{kind}-ubyte.bz2"
-            path.write_bytes(bz2.compress(idx_bytes(array), compresslevel=9))
-            paths.append(path)
+        paths += write_part(to, part, images.reshape(-1, 28, 28), labels)
     return paths
 
 

@@ -33,17 +33,24 @@ def first_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:
     return np.sort(np.concatenate(firsts))
 
 
+def write_part(
+    to: Path, part: str, images: np.ndarray, labels: np.ndarray
+) -> list[Path]:
+    """Write two of the four files of a sample; return their paths."""
+    paths = []
+    for kind, array in {"images-idx3": images, "labels-idx1": labels}.items():
+        paths.append(to / f"{part}-{kind}-ubyte.bz2")
+        paths[-1].write_bytes(bz2.compress(idx_bytes(array), compresslevel=9))
+    return paths
+
+
 def make_sample(source: Path, to: Path) -> list[Path]:
     """Write the four files of the sample into `to`; return their paths."""
     paths = []
     splits = zip(PER_CLASS, fashion_mnist.load_data(source), strict=True)
     for part, (images, labels) in splits:
         chosen = first_of_each_class(labels, PER_CLASS[part])
-        arrays = {"images-idx3": images[chosen], "labels-idx1": labels[chosen]}
-        for kind, array in arrays.items():
-            path = to / f"{part}-{kind}-ubyte.bz2"
-            path.write_bytes(bz2.compress(idx_bytes(array), compresslevel=9))
-            paths.append(path)
+        paths += write_part(to, part, images[chosen], labels[chosen])
     return paths
 
 

