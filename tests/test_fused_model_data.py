@@ -22,7 +22,8 @@ BACKEND = keras.backend.backend()
 STEPS = 3
 # Of a Keras that stacks the batches itself.
 only_where_it_stacks = pytest.mark.skipif(
-    BACKEND == "jax" and private.STACKS_BATCHES, reason="Keras has its own loop on JAX"
+    BACKEND == "jax" and private.stacks_batches(),
+    reason="Keras has its own loop on JAX",
 )
 
 

@@ -7,12 +7,12 @@ version moves it, and `tests/test_fence.py` finds private names anywhere else.
 """
 
 from fmkit._keras_private._adapter import (
-    STACKS_BATCHES,
     DataSource,
     Feed,
     Request,
     add_requests,
     executions,
+    stacks_batches,
 )
 from fmkit._keras_private._batches import (
     add_to_steps_seen,
@@ -88,7 +88,6 @@ __all__ = [
     "CALLBACK_ATTRIBUTES",
     "CHECKED_ON",
     "PIECES",
-    "STACKS_BATCHES",
     "STATELESS_CALLBACKS",
     "DataSource",
     "Feed",
@@ -135,6 +134,7 @@ __all__ = [
     "restore_grid",
     "running_fit",
     "set_initial_epoch",
+    "stacks_batches",
     "stateful_operations",
     "symbolic_batch",
     "synchronize",

@@ -13,12 +13,12 @@ from fmkit._keras_private import _frames
 from fmkit._keras_private._pieces import attribute, piece
 
 __all__ = [
-    "STACKS_BATCHES",
     "DataSource",
     "Feed",
     "Request",
     "add_requests",
     "executions",
+    "stacks_batches",
     "without_request",
 ]
 
@@ -27,14 +27,14 @@ partial_batch_list = piece(
     "keras.src.trainers.data_adapters.data_adapter_utils:PartialBatchList"
 )
 
-# Whether Keras's JAX trainer takes the batches of one execution in one piece, and has a
-# loop of its own over them.
-STACKS_BATCHES = (
-    "super_batch"
-    in inspect.signature(
-        getattr(DataAdapter, "get_jax_iterator", lambda: None)
-    ).parameters
-)
+
+def stacks_batches() -> bool:
+    """Whether Keras's JAX trainer has a loop of its own over stacked batches.
+
+    Not asked at import, which works where `DataAdapter` has moved, too.
+    """
+    make = getattr(DataAdapter, "get_jax_iterator", None)
+    return make is not None and "super_batch" in inspect.signature(make).parameters
 
 
 @dataclasses.dataclass(frozen=True)

@@ -165,7 +165,7 @@ def for_jax(step: Callable[..., Any], most: int, of_keras: Any) -> Any:
     many = jax.jit(many_steps, donate_argnums=0)
 
     def execution(state: Any, iterator: Iterator[Any]) -> Any:
-        if not isinstance(iterator, Blocks) and private.STACKS_BATCHES:
+        if not isinstance(iterator, Blocks) and private.stacks_batches():
             return of_keras(state, iterator)
         logs = None
         for data, steps in _pieces(_read(iterator, most)):
