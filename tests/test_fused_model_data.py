@@ -100,7 +100,9 @@ def test_it_trains_as_keras_does_and_resumes_to_the_same_bits(
         with pytest.raises(StopError):
             train(given, tmp_path / "broken", StopAt(*place))
     assert state(train(given, tmp_path / "broken")[0]) == state(model)
-    ordinary, expected = train(given, kind=keras.Model)
+    # With `ExactResume` too: without it, what Keras gives a model that isn't built yet
+    # from a PyDataset with workers depends on the threads' timing.
+    ordinary, expected = train(given, tmp_path / "ordinary", kind=keras.Model)
     assert_close(model.get_weights(), ordinary.get_weights())
     assert_close(history["loss"], expected["loss"])
 
