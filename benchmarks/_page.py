@@ -23,7 +23,7 @@ TOPICS = {
     "Losses": ("losses",),
     "Averages": ("averages",),
     "Resume and the evaluator": ("resume", "places", "evaluator"),
-    "Size": ("growth", "large", "imports"),
+    "Size": ("growth", "fusing", "large", "imports"),
 }
 AT_MOST = re.compile(r"at most ([\d.]+)(?=$|:| \()")
 
@@ -38,10 +38,13 @@ def by_topic(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 
 
 def drawn(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the rows that the picture shows: ratios of times on the clock."""
+    """Return the rows that the picture of bars shows: ratios of times on the clock.
+
+    Rows with a size are points of lines, drawn by `docs/figures/fusing.py`.
+    """
     return [
         row for row in rows if row.get("spread") and "/" in row["unit"]
-        and ", cpu" not in row["name"].lower()
+        and ", cpu" not in row["name"].lower() and "size" not in row
     ]  # fmt: skip
 
 
