@@ -77,7 +77,8 @@ class Corner:
             return ["keras", "numpy", *backends]
         # fmkit brings TensorFlow along wherever there is one.
         more = {"tensorflow", *backends} - set(self.missing)
-        return ["keras", "keras-tuner", "matplotlib", "numpy", *sorted(more)]
+        # Keras Tuner imports `six`, which TensorFlow brings and it doesn't ask for.
+        return ["keras", "keras-tuner", "matplotlib", "numpy", "six", *sorted(more)]
 
     def tools(self) -> list[str]:
         """Return what the tests need beside fmkit."""
