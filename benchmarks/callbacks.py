@@ -1,12 +1,15 @@
-"""What ten stopping callbacks, and a `Fingerprint`, add to the steps of `fit`.
+"""What ten stopping callbacks, a `Fingerprint` and a `LivePlot` add to `fit`.
 
-Run it alone with `python -m benchmarks.callbacks [--quick]`.
+Run it alone with `python -m benchmarks.callbacks [--quick] [--live]`; with `--live` it
+measures `LivePlot` only.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,10 @@ import keras
 import numpy as np
 
 from benchmarks._measure import interleave, row
-from fmkit.callbacks import Fingerprint, ThresholdStopping
+from fmkit import models
+from fmkit.callbacks import Fingerprint, LivePlot, ThresholdStopping
+from fmkit.data import Batches
+from fmkit.datasets import fashion_mnist
 
 BATCH = 128
 TARGET = "at most 1.03"
@@ -38,6 +44,74 @@ def _ten(every: str | int) -> list[ThresholdStopping]:
         ThresholdStopping("loss", -1.0 - i, every=every, name=f"never_{i}")
         for i in range(10)
     ]
+
+
+class Timed(LivePlot):
+    """A `LivePlot` that knows how long it took."""
+
+    seconds, drawings = 0.0, 0
+
+    def _timed(self, hook: Any, *given: Any) -> None:
+        start = time.perf_counter()
+        hook(*given)
+        self.seconds += time.perf_counter() - start
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self._timed(super().on_train_begin, logs)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self._timed(super().on_epoch_end, epoch, logs)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        self._timed(super().on_train_end, logs)
+
+    def _draw(self, names: list[str]) -> None:
+        self.drawings += 1
+        super()._draw(names)
+
+
+def live(quick: bool = False) -> dict[str, Any]:
+    """Measure which part of a `fit` of 100 epochs a `LivePlot` takes."""
+    (x, y), _ = fashion_mnist.load_sample()
+    train, validation = Batches(x[:-600], y[:-600], 128), Batches(x[-600:], y[-600:])
+    model = models.mlp()
+    model.compile(
+        "adam",
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+
+    def fit(*callbacks: keras.callbacks.Callback) -> float:
+        start = time.perf_counter()
+        model.fit(
+            train,
+            epochs=100,
+            validation_data=validation,
+            verbose=0,
+            callbacks=list(callbacks),
+        )
+        return time.perf_counter() - start
+
+    shares, seconds, drawings = [], [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(1 if quick else 5):
+            plot = Timed(Path(folder, "curves.png"))
+            seconds.append(fit(plot))
+            shares.append(plot.seconds / seconds[-1])
+            drawings.append(plot.drawings)
+    low, high = min(shares), max(shares)
+    return {
+        "name": "LivePlot in a fit of 100 epochs of the Fashion-MNIST sample",
+        "ratio": statistics.median(shares),
+        "spread": [low, high],
+        "unit": "share of the seconds of fit",
+        "detail": (
+            f"{statistics.median(seconds):.0f} s and {statistics.median(drawings):.0f} "
+            f"drawings in each of {len(shares)} fits; instead of quartiles the least "
+            "and the most"
+        ),
+        "target": "at most 0.02",
+    }
 
 
 def rows(quick: bool = False) -> list[dict[str, Any]]:
@@ -103,13 +177,16 @@ def rows(quick: bool = False) -> list[dict[str, Any]]:
             "no callbacks",
             detail=detail,
         ),
+        live(quick),
     ]
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m benchmarks.callbacks")
     parser.add_argument("--quick", action="store_true", help="fewer, shorter rounds")
-    for result in rows(parser.parse_args().quick):
+    parser.add_argument("--live", action="store_true", help="only LivePlot")
+    given = parser.parse_args()
+    for result in [live(given.quick)] if given.live else rows(given.quick):
         low, high = result["spread"]
         print(
             f"{result['name']}: {result['ratio']:.3f} ({low:.3f} to {high:.3f}), "
