@@ -17,14 +17,20 @@ export SHARE ?= 0/1
   docs site-test wheel-check release-check audit newcomer translations gallery bench chaos \
   chaos-data chaos-tuner sample clean
 
-help: ## list the targets
+help: ## list the targets, with the time each takes on two cores
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 # The exact versions of CI; pyproject.toml has the ranges of the package.
 PINS := tests/constraints/develop.txt
-PIP = $(PY) -m pip install -q --disable-pip-version-check -c $(PINS)
+TYPED = make $(or $(firstword $(MAKECMDGOALS)),setup)
+PIP = $(PY) scripts/pip_install.py "$(TYPED)" -c $(PINS)
+
+# One word if that Python is new enough; in words that Python 2 understands too.
+FOUND = $(shell $(PYTHON) -c 'import sys; print(sys.version.split()[0] + " (too old)" * (sys.version_info < (3, 11)))' 2> /dev/null || echo not there)
+REFUSAL = fmkit needs Python 3.11 or newer, and $(PYTHON) is: $(FOUND). Type: $(TYPED) PYTHON=python3.12
 
 $(VENV)/run.stamp: pyproject.toml $(PINS)
+	@$(if $(filter 1,$(words $(FOUND))),,$(error $(REFUSAL)))
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) -e .
 	@touch $@
@@ -36,7 +42,7 @@ $(VENV)/dev.stamp: $(VENV)/run.stamp
 setup: $(VENV)/dev.stamp ## make the virtual environment with all that development needs
 
 quickstart: $(VENV)/run.stamp ## set up, then train and judge the network of examples/quickstart.py
-	$(PY) examples/quickstart.py
+	$(PY) scripts/quiet.py examples/quickstart.py
 
 # REUSE_COMPILED is for JAX: see tests/conftest.py.
 PYTEST = REUSE_COMPILED=yes $(PY) -m pytest -q -n $(JOBS) --dist worksteal
