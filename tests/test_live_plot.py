@@ -16,6 +16,7 @@ needs.module("matplotlib")
 
 import matplotlib as mpl
 from matplotlib import image
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from fmkit.callbacks import ExactResume, LivePlot, _live_plot
 from fmkit.data import Batches
@@ -84,11 +85,11 @@ def test_draws_the_values_of_the_history_and_leaves_one_png(tmp_path, pictures):
 def axes_of(history, names, monkeypatch):
     """Return the lines of each axes: name, then epochs and values by label."""
     figures = []
-    save = mpl.figure.Figure.savefig
+    save = FigureCanvasAgg.print_png
     monkeypatch.setattr(
-        mpl.figure.Figure,
-        "savefig",
-        lambda self, *a, **k: (figures.append(self), save(self, *a, **k))[1],
+        FigureCanvasAgg,
+        "print_png",
+        lambda self, file: (figures.append(self.figure), save(self, file))[1],
     )
     live = LivePlot()
     live.set_state(history)

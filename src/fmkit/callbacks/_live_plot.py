@@ -219,7 +219,8 @@ class Budget:
         self.share, self.clock = share, clock
         self.began = clock()
         self.spent = self.latest = 0.0
-        self.epoch_ends: list[float] = []  # the last two
+        self.epoch_end = 0.0  # of the latest
+        self.shortest = math.inf
 
     @contextlib.contextmanager
     def spending(self) -> Iterator[None]:
@@ -237,12 +238,12 @@ class Budget:
             left: Epochs that are left.
         """
         now = self.clock()
-        self.epoch_ends = [*self.epoch_ends[-1:], now]
         total = now - self.began
-        if not self.spent:
-            # The first drawing may count on the time to come. An epoch takes what the
-            # latest one took, which is not the first: that one compiles.
-            total += left * (now - self.epoch_ends[0])
+        if self.epoch_end:  # the first epoch compiles: it is no measure of the others
+            self.shortest = min(self.shortest, now - self.epoch_end)
+            if not self.spent:  # the first drawing may count on the time to come
+                total += left * self.shortest
+        self.epoch_end = now
         return self.spent + 2 * (self.latest or guess) <= self.share * total
 
 
@@ -303,6 +304,8 @@ def picture(history: Any, names: Sequence[str]) -> bytes:
         wspace=0.9 / 4.1,
         hspace=0.7 / 2.9,
     )
+    # Not `savefig`, which draws everything once before it draws.
+    agg = require("matplotlib.backends.backend_agg", "callbacks.LivePlot")
     file = io.BytesIO()
-    figure.savefig(file, format="png")
+    agg.FigureCanvasAgg(figure).print_png(file)
     return file.getvalue()
