@@ -17,14 +17,20 @@ export SHARE ?= 0/1
   docs site-test wheel-check release-check audit newcomer translations gallery bench chaos \
   chaos-data chaos-tuner sample clean
 
-help: ## list the targets
+help: ## list the targets, with the time each takes on two cores
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 # The exact versions of CI; pyproject.toml has the ranges of the package.
 PINS := tests/constraints/develop.txt
-PIP = $(PY) -m pip install -q --disable-pip-version-check -c $(PINS)
+TYPED = make $(or $(firstword $(MAKECMDGOALS)),setup)
+PIP = $(PY) scripts/pip_install.py "$(TYPED)" -c $(PINS)
+
+# One word if that Python is new enough; in words that Python 2 understands too.
+FOUND = $(shell $(PYTHON) -c 'import sys; print(sys.version.split()[0] + " (too old)" * (sys.version_info < (3, 11)))' 2> /dev/null || echo not there)
+REFUSAL = fmkit needs Python 3.11 or newer, and $(PYTHON) is: $(FOUND). Type: $(TYPED) PYTHON=python3.12
 
 $(VENV)/run.stamp: pyproject.toml $(PINS)
+	@$(if $(filter 1,$(words $(FOUND))),,$(error $(REFUSAL)))
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) -e .
 	@touch $@
@@ -35,13 +41,13 @@ $(VENV)/dev.stamp: $(VENV)/run.stamp
 
 setup: $(VENV)/dev.stamp ## make the virtual environment with all that development needs
 
-quickstart: $(VENV)/run.stamp ## set up, then train and judge the network of examples/quickstart.py
-	$(PY) examples/quickstart.py
+quickstart: $(VENV)/run.stamp ## set up, then train and judge the network of examples/quickstart.py: 2 min, mostly the download
+	$(PY) scripts/quiet.py examples/quickstart.py
 
 # REUSE_COMPILED is for JAX: see tests/conftest.py.
 PYTEST = REUSE_COMPILED=yes $(PY) -m pytest -q -n $(JOBS) --dist worksteal
 
-test: $(VENV)/dev.stamp ## set up, then pass the tests on every backend (BACKENDS="jax" for one)
+test: $(VENV)/dev.stamp ## set up, then pass the tests on every backend (BACKENDS="jax" for one): 6 min
 	@for backend in $(BACKENDS); do \
 	  echo "== Keras on $$backend"; \
 	  KERAS_BACKEND=$$backend $(PYTEST) -m "not long and not slow" $(COV) || exit 1; \
@@ -51,7 +57,7 @@ test: $(VENV)/dev.stamp ## set up, then pass the tests on every backend (BACKEND
 # One target for each backend, so that `make -j2 -O test-long` passes two side by side.
 LONG := $(BACKENDS:%=test-long-%)
 
-test-long: $(LONG) ## set up, then pass the long tests: killed processes, devices, examples
+test-long: $(LONG) ## set up, then pass the long tests: killed processes, devices, examples: 70 min, a fifth of them with SHARE=1/5
 
 .PHONY: $(LONG)
 $(LONG): test-long-%: $(VENV)/dev.stamp
@@ -69,14 +75,14 @@ matrix: ## pass the core tests on other versions, and write docs/compatibility.m
 	$(PYTHON) scripts/matrix.py $(CORNERS) --backends $(BACKENDS) --jobs $(JOBS) \
 	  $(if $(LARGE),--large) $(if $(filter no,$(RECORD)),--no-record) $(if $(CORE),--core $(CORE))
 
-lint: $(VENV)/dev.stamp ## ruff: style and formatting
+lint: $(VENV)/dev.stamp ## ruff: style and formatting: 1 s
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(VENV)/dev.stamp ## mypy --strict over the package
+types: $(VENV)/dev.stamp ## mypy --strict over the package: a quarter of a minute
 	$(PY) -m mypy
 
-docs: $(VENV)/dev.stamp ## build the reference site into site/
+docs: $(VENV)/dev.stamp ## build the reference site into site/: half a minute
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict -q
 
 site-test: docs ## look at every page of the site in headless Chromium
@@ -102,10 +108,10 @@ newcomer: ## time a newcomer's way: clone, set up, train, first figure
 translations: ## fail if a Chinese page is missing or older than the English one
 	$(PYTHON) scripts/translations.py
 
-gallery: $(VENV)/dev.stamp ## run the examples that changed, at full size, and write their figures
+gallery: $(VENV)/dev.stamp ## run the examples that changed, at full size, and write their figures: 40 min for all
 	$(PY) scripts/make_gallery.py
 
-bench: $(VENV)/dev.stamp ## run the benchmarks and print the table of ratios
+bench: $(VENV)/dev.stamp ## run the benchmarks and print the table of ratios: 15 min
 	$(PY) -m benchmarks
 
 chaos: $(VENV)/dev.stamp ## kill trainings for a long time and compare every bit

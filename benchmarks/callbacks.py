@@ -1,11 +1,13 @@
-"""What ten stopping callbacks, and a `Fingerprint`, add to the steps of `fit`.
+"""What ten stopping callbacks, a `Fingerprint` and a `LivePlot` add to `fit`.
 
-Run it alone with `python -m benchmarks.callbacks [--quick]`.
+Run it alone with `python -m benchmarks.callbacks [--quick] [--live]`; with `--live` it
+measures `LivePlot` only.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from benchmarks._measure import interleave, row
-from fmkit.callbacks import Fingerprint, ThresholdStopping
+from benchmarks._measure import Cost, cost, interleave, row
+from fmkit import models
+from fmkit.callbacks import Fingerprint, LivePlot, ThresholdStopping
+from fmkit.data import Batches
+from fmkit.datasets import fashion_mnist
 
 BATCH = 128
 TARGET = "at most 1.03"
@@ -38,6 +43,77 @@ def _ten(every: str | int) -> list[ThresholdStopping]:
         ThresholdStopping("loss", -1.0 - i, every=every, name=f"never_{i}")
         for i in range(10)
     ]
+
+
+class Timed(LivePlot):
+    """A `LivePlot` that knows what it took."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.costs: list[Cost] = []
+        self.drawings = 0
+
+    def _timed(self, hook: Any, *given: Any) -> None:
+        self.costs.append(cost(lambda: hook(*given)))
+
+    def share_of(self, fit: Cost, kind: str) -> float:
+        """Return which part of the seconds of `fit` were the callback's."""
+        return sum(getattr(each, kind) for each in self.costs) / getattr(fit, kind)
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self._timed(super().on_train_begin, logs)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self._timed(super().on_epoch_end, epoch, logs)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        self._timed(super().on_train_end, logs)
+
+    def _draw(self, names: list[str]) -> None:
+        self.drawings += 1
+        super()._draw(names)
+
+
+def live(quick: bool = False) -> list[dict[str, Any]]:
+    """Measure which part of a `fit` of 100 epochs a `LivePlot` takes."""
+    (x, y), _ = fashion_mnist.load_sample()
+    train, validation = Batches(x[:-600], y[:-600], 128), Batches(x[-600:], y[-600:])
+    model = models.mlp()
+    model.compile(
+        "adam",
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+
+    def fit(epochs: int, plot: LivePlot) -> None:
+        given = {"validation_data": validation, "verbose": 0, "callbacks": [plot]}
+        model.fit(train, epochs=epochs, **given)
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "curves.png")
+        fit(2, LivePlot(file))  # compiles, and loads matplotlib
+        plots = [Timed(file) for _ in range(1 if quick else 5)]
+        costs = [cost(lambda plot=plot: fit(100, plot)) for plot in plots]
+    detail = (
+        f"{statistics.median(each.wall for each in costs):.0f} s and "
+        f"{statistics.median(plot.drawings for plot in plots):.0f} drawings in each of "
+        f"{len(plots)} fits; instead of quartiles the least and the most"
+    )
+    found = []
+    for kind, name in (("wall", ""), ("cpu", ", cpu of all cores")):
+        pairs = zip(plots, costs, strict=True)
+        shares = [plot.share_of(each, kind) for plot, each in pairs]
+        found.append(
+            {
+                "name": f"LivePlot in a fit of 100 epochs of the sample{name}",
+                "ratio": statistics.median(shares),
+                "spread": [min(shares), max(shares)],
+                "unit": "share of the seconds of fit",
+                "detail": detail,
+                "target": "at most 0.02",
+            }
+        )
+    return found
 
 
 def rows(quick: bool = False) -> list[dict[str, Any]]:
@@ -103,13 +179,16 @@ def rows(quick: bool = False) -> list[dict[str, Any]]:
             "no callbacks",
             detail=detail,
         ),
+        *live(quick),
     ]
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m benchmarks.callbacks")
     parser.add_argument("--quick", action="store_true", help="fewer, shorter rounds")
-    for result in rows(parser.parse_args().quick):
+    parser.add_argument("--live", action="store_true", help="only LivePlot")
+    given = parser.parse_args()
+    for result in (live if given.live else rows)(given.quick):
         low, high = result["spread"]
         print(
             f"{result['name']}: {result['ratio']:.3f} ({low:.3f} to {high:.3f}), "

@@ -6,7 +6,10 @@ sample that ships with fmkit. Without matplotlib it draws no pictures.
 """
 
 import importlib.util
+import os
 from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow prints errors only
 
 import keras
 import numpy as np

@@ -62,6 +62,7 @@ ROWS = {
     "LearningRateLogger": Row(
         lambda folder: callbacks.LearningRateLogger(), counts=False
     ),
+    "LivePlot": Row(lambda folder: callbacks.LivePlot(folder / "curves.png")),
     "StepStopping": Row(lambda folder: callbacks.StepStopping(99), BEGIN),
     "ThresholdStopping": Row(
         lambda folder: callbacks.ThresholdStopping("loss", 1e-9, within=9)

@@ -1,6 +1,10 @@
 """The examples at a small setting, with their claims asserted."""
 
 import importlib.util
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import keras
@@ -9,7 +13,8 @@ import pytest
 
 from fmkit import datasets
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = ROOT / "examples"
 
 
 @pytest.mark.needs("matplotlib")
@@ -48,7 +53,125 @@ def test_the_quickstart_without_matplotlib_says_what_would_draw(
 
 def test_the_quickstart_is_one_page():
     lines = (EXAMPLES / "quickstart.py").read_text(encoding="utf-8").splitlines()
-    assert len(lines) < 80
+    assert len(lines) < 84
+
+
+# --- the first screen: what the programs around the quickstart print --------------
+
+
+def quiet(*program, folder):
+    """Return what `make quickstart` shows of a program's standard error."""
+    return subprocess.run(
+        [sys.executable, ROOT / "scripts" / "quiet.py", *program],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.long
+@pytest.mark.needs("matplotlib")
+def test_the_quickstart_prints_nothing_of_other_libraries(tmp_path):
+    run = quiet(EXAMPLES / "quickstart.py", folder=tmp_path)
+    assert run.returncode == 0
+    assert run.stderr == ""
+    assert "Test accuracy" in run.stdout
+
+
+@pytest.mark.backend("torch")  # it loads none
+def test_errors_and_warnings_of_a_quiet_program_are_shown(tmp_path):
+    lines = [
+        "WARNING: All log messages before absl::InitializeLog() is called are written "
+        "to STDERR",
+        "I0000 00:00:17.685 30 cudart_stub.cc:31] Could not find cuda drivers on your "
+        "machine, GPU will not be used.",
+        "E0000 00:00:17.757 30 cuda_platform.cc:52] failed call to cuInit: INTERNAL: "
+        "CUDA error: Failed call to cuInit: CUDA_ERROR_NO_DEVICE",
+        "W0000 00:00:17.757 30 other.cc:1] a warning",
+    ]
+    program = tmp_path / "program.py"
+    program.write_text(
+        f"import sys\nsys.stderr.write({chr(10).join(lines)!r})\nsys.exit(3)\n"
+    )
+    run = quiet(program, folder=tmp_path)
+    assert run.returncode == 3
+    assert run.stderr.splitlines() == lines[2:]
+
+
+OLD_PYTHON = """#!/bin/sh
+exec {python} -c 'import sys
+sys.version_info, sys.version = (3, 9, 2), "3.9.2 (default)"
+exec(sys.argv[1])' "$2"
+"""
+
+
+@pytest.mark.backend("torch")
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [([], "python3 is: 3.9.2 (too old)"), (["PYTHON=no-python"], "not there")],
+)
+def test_an_old_python_is_refused_in_one_line_before_anything_is_made(
+    given, found, tmp_path
+):
+    python = tmp_path / "python3"
+    python.write_text(OLD_PYTHON.format(python=sys.executable))
+    python.chmod(0o755)
+    venv = tmp_path / "venv"
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    run = subprocess.run(
+        ["make", "quickstart", f"VENV={venv}", *given],
+        cwd=ROOT,
+        env=os.environ | {"PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 2
+    (line,) = (run.stdout + run.stderr).splitlines()
+    assert found in line
+    assert "needs Python 3.11 or newer" in line
+    assert "Type: make quickstart PYTHON=python3.12" in line
+    assert not venv.exists()
+
+
+@pytest.mark.backend("torch")
+@pytest.mark.parametrize(
+    ("printed", "line"),
+    [
+        (
+            "Retrying (Retry(total=4)) after connection broken by 'NewConnectionError("
+            "': Failed to establish a new connection: [Errno -3]')\nERROR: No matching",
+            "there is no network",
+        ),
+        ("OSError: [Errno 28] No space left on device", "Make room, and type: make x"),
+        (
+            "error: command 'x86_64-linux-gnu-gcc' failed: No such file or directory",
+            "there is no compiler. Type: make clean && make x PYTHON=python3.12",
+        ),
+        ("ERROR: ResolutionImpossible", None),  # pip's own words are shown
+    ],
+)
+def test_why_pip_failed_is_one_line_with_what_to_type(printed, line, program):
+    said = program("scripts/pip_install.py").reason(printed, "make x")
+    assert (line is None) == (said is None)
+    if line:
+        assert line in said
+        assert "\n" not in said
+
+
+@pytest.mark.backend("torch")
+@pytest.mark.parametrize("status", [0, 1])
+def test_what_pip_prints_is_shown_where_its_reason_is_not_known(
+    status, program, monkeypatch, capfd, tmp_path
+):
+    install = program("scripts/pip_install.py")
+    code = f"import sys; sys.stderr.write('a word of pip'); sys.exit({status})"
+    monkeypatch.setattr(install, "PIP", [sys.executable, "-c", code])
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    assert install.main("make x", "-e", ".") == status
+    assert capfd.readouterr().err == "a word of pip"
 
 
 @pytest.mark.long

@@ -349,6 +349,26 @@ def keras_log(path, rows):
     log.on_train_end()
 
 
+def test_learning_curves_leave_out_epochs_without_a_value():
+    history = {"loss": [3, 2, 1], "val_loss": [None, 2.5, None], "bad": [None] * 3}
+    training, validation = pictures.learning_curves(history).lines
+    assert training.get_xydata().tolist() == [[1, 3], [2, 2], [3, 1]]
+    assert validation.get_xydata().tolist() == [[2, 2.5]]
+    with pytest.raises(ValueError, match="must be in the history, got 'bad'"):
+        pictures.learning_curves(history, "bad")
+
+
+def test_learning_curves_of_nothing_but_nan_are_empty():
+    ax = pictures.learning_curves({"loss": [np.nan, np.nan]})
+    assert np.isnan(ax.lines[0].get_ydata()).all()
+    ax.figure.canvas.draw()
+
+
+def test_learning_curves_of_a_validation_metric_are_called_validation():
+    ax = pictures.learning_curves({"loss": [2, 1], "val_loss": [3, 2]}, "val_loss")
+    assert [line.get_label() for line in ax.lines] == ["validation"]
+
+
 def test_learning_curves_read_a_csv_log_with_gaps_and_repeated_epochs(tmp_path):
     path = tmp_path / "log.csv"
     keras_log(

@@ -4,6 +4,7 @@ from fmkit.callbacks._batch_validation import BatchValidation
 from fmkit.callbacks._evaluate_with_averages import EvaluateWithAverages
 from fmkit.callbacks._fingerprint import Fingerprint
 from fmkit.callbacks._learning_rate_logger import LearningRateLogger
+from fmkit.callbacks._live_plot import LivePlot
 from fmkit.callbacks._resume import ExactResume
 from fmkit.callbacks._stopping import (
     AllOf,
@@ -26,6 +27,7 @@ __all__ = [
     "ExactResume",
     "Fingerprint",
     "LearningRateLogger",
+    "LivePlot",
     "Reached",
     "StepStopping",
     "Stop",

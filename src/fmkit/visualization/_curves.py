@@ -46,9 +46,10 @@ def learning_curves(
     Epochs count from 1.
 
     Args:
-        history: What `fit` returned; or a mapping of names to one value for each
-            epoch; or the path of a file written by `keras.callbacks.CSVLogger`.
-            If such a file has an epoch twice, the later line counts.
+        history: What `fit` returned; or a `callbacks.LivePlot`; or a mapping of names
+            to one value for each epoch, `None` where there is none; or the path of a
+            file written by `keras.callbacks.CSVLogger`. If such a file has an epoch
+            twice, the later line counts.
         metrics: Name of the metric, or several names to draw together.
         best: `"min"` or `"max"`: ring the best value of the validation curve (of
             the training curve if there is none) and label its epoch.
@@ -223,6 +224,8 @@ def _draw_training_and_validation(
 ) -> None:
     """Draw a metric of training and, where there is one, of validation."""
     pair = [(name, "training"), (f"val_{name}", "validation")]
+    if name.startswith("val_"):
+        pair = [(name, "validation")]
     present = [(key, role) for key, role in pair if key in curves]
     for key, role in present:
         epochs, values = curves[key]

@@ -35,7 +35,10 @@ def read_history(history: Any) -> dict[str, Curve]:
                 "epochs, so it can't be known which epochs they belong to (as under "
                 "`validation_freq`). Draw from a keras.callbacks.CSVLogger's file."
             )
-        curves[name] = (epochs, numbers)
+        # Of an epoch without a value there is no point; NaN is a point, and a gap.
+        given = np.array([value is not None for value in series])
+        if given.any():
+            curves[name] = (epochs[given], numbers[given])
     return curves
 
 

@@ -70,6 +70,8 @@ def epoch_axis(ax: Axes) -> None:
     """Mark whole epochs only, and begin shortly before the first."""
     whole_ticks(ax)
     first, last = ax.dataLim.intervalx
+    if first > last:  # no point that is a number
+        return
     margin = min(0.03 * (last - first) + 0.05, 0.9)
     ax.set_xlim(first - margin, last + margin)
 
