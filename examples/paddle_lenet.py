@@ -12,6 +12,7 @@ this machine has it, and otherwise the sample that ships with fmkit. Writes
 """
 
 import gzip
+import importlib.util
 import json
 import time
 from collections.abc import Iterator
@@ -19,7 +20,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import keras
-import matplotlib.pyplot as plt
 import numpy as np
 
 from fmkit import data, datasets, losses, models, preprocessing
@@ -148,6 +148,18 @@ def main(epochs: int = 2, folder: str = "outputs", digits: str | None = None) ->
         raise RuntimeError("The loaded model and the saved one differ")
     print("The loaded model predicts the same bits as the saved one.")
 
+    if importlib.util.find_spec("matplotlib"):
+        four = (test[0][:4], test[1][:4], logits)
+        picture(accuracies, four, names, output / "paddle_lenet.png")
+    else:
+        print("No pictures without matplotlib. Type: pip install matplotlib")
+    return accuracies
+
+
+def picture(accuracies: dict, four: tuple, names: list[str], file: Path) -> None:
+    """Draw the accuracies, and four images with what LeNet predicts."""
+    import matplotlib.pyplot as plt
+
     _, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     rows = [
         {"network": name.replace(" ", "\n", 1), "test accuracy": value}
@@ -155,10 +167,9 @@ def main(epochs: int = 2, folder: str = "outputs", digits: str | None = None) ->
     ]
     draw.sweep(rows, "network", "test accuracy", ax=left)
     left.set_ylim(0, 1)
-    draw.image_grid(test[0][:4], test[1][:4], logits, class_names=names, ax=right)
-    left.figure.savefig(output / "paddle_lenet.png", dpi=110)
+    draw.image_grid(*four, class_names=names, ax=right)
+    left.figure.savefig(file, dpi=110)
     plt.close(left.figure)
-    return accuracies
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ MNIST's own files. The course trains with `--steps 50000`.
 """
 
 import argparse
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -20,7 +21,6 @@ import zipfile
 from pathlib import Path
 
 import keras
-import matplotlib.pyplot as plt
 import numpy as np
 
 from fmkit import callbacks, data, datasets, losses, models, optimizers, schedules
@@ -107,9 +107,11 @@ def main(
     table = report(records, killed_after, equal)
     print(table)
     (output / "tf1_mnist_ema.md").write_text(table + "\n", encoding="utf-8")
-    figure = picture(records, killed_after, len(load(source)[0][0]))
-    figure.savefig(output / "tf1_mnist_ema.png", dpi=120)
-    plt.close(figure)
+    if importlib.util.find_spec("matplotlib"):
+        size = len(load(source)[0][0])
+        picture(records, killed_after, size, output / "tf1_mnist_ema.png")
+    else:
+        print("No pictures without matplotlib. Type: pip install matplotlib")
     return records, equal
 
 
@@ -207,8 +209,10 @@ def report(records: list[dict], killed_after: int, equal: bool) -> str:
     )
 
 
-def picture(records: list[dict], killed_after: int, num_examples: int) -> plt.Figure:
+def picture(records: list[dict], killed_after: int, size: int, file: Path) -> None:
     """Plot the evaluator's accuracies and the learning rate."""
+    import matplotlib.pyplot as plt
+
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     steps = [record["step"] for record in records]
     left.axvline(killed_after, color="grey", linestyle="--", label="killed, resumed")
@@ -221,12 +225,13 @@ def picture(records: list[dict], killed_after: int, num_examples: int) -> plt.Fi
         ax=left,
     )
     draw.learning_rate_curve(
-        rate(num_examples), steps[-1], title="a stair for each epoch", ax=right
+        rate(size), steps[-1], title="a stair for each epoch", ax=right
     )
     right.set_ylim(None, None, auto=True)
     right.relim()
     right.autoscale_view()
-    return figure
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
 
 
 if __name__ == "__main__":
