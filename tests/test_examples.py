@@ -38,6 +38,7 @@ SHORT = {
     "ema_fashion_mnist": {"epochs": 1},
     "keras_stop_at_threshold": {"epochs": 1},
     "paddle_lenet": {"epochs": 1},
+    "tf1_read_digits": {"epochs": 1},
     "tf1_optimizers": {"steps": 4, "batch_sizes": (32, 64)},
     "tf1_regularization": {"steps": 20},
     "tf1_two_layers": {"steps": 8, "every": 4},

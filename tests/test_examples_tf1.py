@@ -1,15 +1,20 @@
 """The TensorFlow 1 course's examples at a small setting, with their claims asserted."""
+# ruff: noqa: E402 - Pillow comes with matplotlib, which may not be installed
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import keras
+import needs
 import numpy as np
 import pytest
 
-from fmkit import datasets, models
+needs.module("matplotlib")
 
-pytestmark = pytest.mark.needs("matplotlib")
+from PIL import Image
+
+from fmkit import datasets, models
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 PNG = b"\x89PNG"
@@ -174,6 +179,51 @@ def test_optimizers_batch_sizes_and_steps_are_compared_from_one_start(
     table = (tmp_path / "tf1_optimizers.md").read_text()
     assert "| Adam, 0.001 | 128 |" in table
     assert (tmp_path / "tf1_optimizers.png").read_bytes().startswith(PNG)
+
+
+@pytest.mark.long
+def test_a_network_that_learnt_the_digits_reads_drawn_ones(example, tmp_path, capsys):
+    module = example("tf1_read_digits")
+    drawings = [path.name for path in module.DRAWINGS]
+    assert drawings == ["2-chalk.png", "4-ink.png", "5-pencil.png"]
+    chances = module.main(folder=tmp_path)
+    assert list(chances) == drawings
+    for name, row in chances.items():
+        assert row.argmax() == int(name[0])
+        assert row.max() > 0.8
+        assert row.sum() == pytest.approx(1, abs=1e-5)
+    table = (tmp_path / "tf1_read_digits.md").read_text(encoding="utf-8")
+    assert table in capsys.readouterr().out
+    assert f"| 4-ink.png | 4 | {chances['4-ink.png'].max():.1%} |" in table
+    assert float(re.search(r"Test accuracy (\S+) after 5 epochs", table)[1]) > 0.94
+    assert (tmp_path / "tf1_read_digits.png").read_bytes().startswith(PNG)
+
+
+@pytest.mark.backend("torch")
+def test_three_drawings_differ_in_paper_ink_size_and_place(example):
+    chalk, ink, pencil = [Image.open(p) for p in example("tf1_read_digits").DRAWINGS]
+    papers = [
+        np.array(d.convert("RGB"))[0, 0].astype(int) for d in (chalk, ink, pencil)
+    ]
+    assert papers[0].max() < 100 < 200 < min(papers[1].min(), papers[2].min())
+    blue = np.array(ink.convert("RGB")).astype(int)
+    assert (blue[..., 2] - blue[..., 0]).max() > 80
+    grey = np.array(pencil.convert("L")).astype(int)
+    rows, columns = np.nonzero(grey < 200)
+    assert np.ptp(rows) < grey.shape[0] / 2
+    assert rows.mean() > 0.6 * grey.shape[0]
+    assert columns.mean() < 0.4 * grey.shape[1]
+
+
+@pytest.mark.backend("torch")
+def test_what_is_no_picture_is_refused_before_any_training(
+    example, tmp_path, monkeypatch
+):
+    module = example("tf1_read_digits")
+    monkeypatch.setattr(module, "train", lambda epochs: pytest.fail("it trained"))
+    (tmp_path / "notes.txt").write_text("a 7")
+    with pytest.raises(ValueError, match=r"notes\.txt is no picture"):
+        module.main(files=[tmp_path / "notes.txt"], folder=tmp_path)
 
 
 @pytest.mark.backend("torch")
