@@ -2,9 +2,9 @@
 
 Trains LeNet on real digits in seconds: the full MNIST if this machine has it, and
 otherwise the sample that ships with fmkit. Then reads three drawings from the folder
-`digits` beside this file, in ink, chalk and pencil, or the files that you name: photos
-or drawings of one digit each, dark on light or light on dark. Writes
-`tf1_read_digits.png` and `.md`. It needs no network.
+`digits` beside this file, in ink, chalk and pencil, or the files that you name: one
+digit each on even paper, dark on light or light on dark. Writes `tf1_read_digits.png`
+and `.md`. It needs no network.
 """
 
 import argparse
@@ -42,11 +42,9 @@ def train(epochs: int) -> tuple[keras.Model, str]:
 
 
 def main(
-    epochs: int = 5,
-    files: Sequence[str | Path] = DRAWINGS,
-    folder: str = "outputs",
-) -> dict[str, np.ndarray]:
-    """Train for `epochs` epochs; return each file's ten probabilities."""
+    epochs: int = 5, files: Sequence[str | Path] = DRAWINGS, folder: str = "outputs"
+) -> np.ndarray:
+    """Train for `epochs` epochs; return the ten probabilities of each file."""
     output = Path(folder)
     output.mkdir(parents=True, exist_ok=True)
     # First: a file that is no picture is refused before any training.
@@ -65,7 +63,7 @@ def main(
         picture(files, digits, chances, output / "tf1_read_digits.png")
     else:
         print("No pictures without matplotlib. Type: pip install matplotlib")
-    return {Path(file).name: row for file, row in zip(files, chances, strict=True)}
+    return chances
 
 
 def picture(
@@ -90,7 +88,7 @@ def picture(
         bars = row[2].bar(range(10), chance, color="lightgrey")
         bars[chance.argmax()].set_color("black")
         row[2].set(xticks=range(10), ylim=(0, 1))
-        row[2].set_title(f"a {chance.argmax()}, with {chance.max():.1%}")
+        row[2].set_title(f"{chance.argmax()}, with {chance.max():.1%}")
     figure.savefig(file, dpi=110)
     plt.close(figure)
 

@@ -187,14 +187,13 @@ def test_a_network_that_learnt_the_digits_reads_drawn_ones(example, tmp_path, ca
     drawings = [path.name for path in module.DRAWINGS]
     assert drawings == ["2-chalk.png", "4-ink.png", "5-pencil.png"]
     chances = module.main(folder=tmp_path)
-    assert list(chances) == drawings
-    for name, row in chances.items():
+    for name, row in zip(drawings, chances, strict=True):
         assert row.argmax() == int(name[0])
         assert row.max() > 0.8
         assert row.sum() == pytest.approx(1, abs=1e-5)
     table = (tmp_path / "tf1_read_digits.md").read_text(encoding="utf-8")
     assert table in capsys.readouterr().out
-    assert f"| 4-ink.png | 4 | {chances['4-ink.png'].max():.1%} |" in table
+    assert f"| 4-ink.png | 4 | {chances[1].max():.1%} |" in table
     assert float(re.search(r"Test accuracy (\S+) after 5 epochs", table)[1]) > 0.94
     assert (tmp_path / "tf1_read_digits.png").read_bytes().startswith(PNG)
 
