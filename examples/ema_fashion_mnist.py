@@ -6,10 +6,10 @@ network: it uses the full data set if this machine has it, and otherwise the sam
 ships with fmkit.
 """
 
+import importlib.util
 from pathlib import Path
 
 import keras
-import matplotlib.pyplot as plt
 
 from fmkit import callbacks, data, datasets, losses, models, optimizers, preprocessing
 from fmkit import visualization as draw
@@ -63,11 +63,10 @@ def main(epochs: int = 20, folder: str = "outputs") -> dict[str, list[float]]:
         seen["test_averaged"].append(accuracy(model, test_batches, [with_averages]))
 
     raw, averaged = seen["test_raw"], seen["test_averaged"]
-    labels = {"metric": "test accuracy", "xlabel": "epoch"}
-    ax = draw.raw_against_averaged(raw, averaged, steps=range(1, epochs + 1), **labels)
-    ax.set_xticks(range(5, epochs + 1, 5))
-    ax.figure.savefig(output / FIGURE, dpi=120, metadata={"Software": None})
-    plt.close(ax.figure)
+    if importlib.util.find_spec("matplotlib"):
+        picture(raw, averaged, output / FIGURE)
+    else:
+        print("No pictures without matplotlib. Type: pip install matplotlib")
     # The epoch is chosen by validation; the test images only measure its accuracy.
     chosen = accuracy(keras.saving.load_model(output / "best.keras"), test_batches)
     print(
@@ -75,6 +74,18 @@ def main(epochs: int = 20, folder: str = "outputs") -> dict[str, list[float]]:
     )
     print(f"Test of best.keras, chosen by validation: {chosen:.4f}")
     return seen
+
+
+def picture(raw: list[float], averaged: list[float], file: Path) -> None:
+    """Draw both test accuracies over the epochs."""
+    import matplotlib.pyplot as plt
+
+    epochs = range(1, len(raw) + 1)
+    labels = {"metric": "test accuracy", "xlabel": "epoch"}
+    ax = draw.raw_against_averaged(raw, averaged, steps=epochs, **labels)
+    ax.set_xticks(range(5, len(raw) + 1, 5))
+    ax.figure.savefig(file, dpi=120, metadata={"Software": None})
+    plt.close(ax.figure)
 
 
 if __name__ == "__main__":

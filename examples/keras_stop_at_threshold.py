@@ -10,10 +10,10 @@ Writes `keras_stop_at_threshold.png` and `.md`. It needs no network: it uses the
 data set if this machine has it, and otherwise the sample that ships with fmkit.
 """
 
+import importlib.util
 from pathlib import Path
 
 import keras
-import matplotlib.pyplot as plt
 
 import fmkit
 from fmkit import callbacks, data, datasets, losses, models
@@ -101,14 +101,28 @@ def main(epochs: int = 40, folder: str = "outputs") -> list[callbacks.Stop | Non
     (output / "keras_stop_at_threshold.md").write_text(text + "\n", encoding="utf-8")
     print(text)
 
+    if importlib.util.find_spec("matplotlib"):
+        stops = [(low_loss, short), (accurate, long)]
+        picture(stops, others, seen[1:], output / "keras_stop_at_threshold.png")
+    else:
+        print("No pictures without matplotlib. Type: pip install matplotlib")
+    return [low_loss.stop, accurate.stop]
+
+
+def picture(stops: list[tuple], others: dict, marks: list[int], file: Path) -> None:
+    """Draw the two runs that stop, the overfitting, and the networks beside it."""
+    import matplotlib.pyplot as plt
+
+    (low_loss, short), (accurate, long) = stops
     figure, axes = plt.subplots(2, 2, figsize=(10, 7.4), layout="constrained")
     draw.learning_curves(short, threshold=0.4, title=title(low_loss), ax=axes[0, 0])
     draw.learning_curves(
         long, "accuracy", threshold=0.95, title=title(accurate), ax=axes[0, 1]
     )
     draw.learning_curves(long, best="min", title="overfitting", ax=axes[1, 0])
-    for epoch in seen[1:]:
+    for epoch in marks:
         axes[1, 0].axvline(epoch, color="grey", linestyle=":")
+    few = min(5, len(long.epoch))
     results = [
         {"network": name, "test accuracy": history.history["val_accuracy"][few - 1]}
         for name, history in {"128 units": long, **others}.items()
@@ -116,9 +130,8 @@ def main(epochs: int = 40, folder: str = "outputs") -> list[callbacks.Stop | Non
     draw.sweep(
         results, "network", "test accuracy", title=f"{few} epochs", ax=axes[1, 1]
     )
-    figure.savefig(output / "keras_stop_at_threshold.png", dpi=100)
+    figure.savefig(file, dpi=100)
     plt.close(figure)
-    return [low_loss.stop, accurate.stop]
 
 
 def title(stopping: callbacks.ThresholdStopping) -> str:

@@ -7,11 +7,11 @@ and `tf1_optimizers.md`. It needs no network: it uses the full data set if this 
 has it, and otherwise the sample that ships with fmkit.
 """
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
 import keras
-import matplotlib.pyplot as plt
 
 from fmkit import callbacks, data, datasets, losses, models, preprocessing
 from fmkit import visualization as draw
@@ -88,8 +88,10 @@ def main(
     table = report(rows, at)
     print(table)
     (output / "tf1_optimizers.md").write_text(table + "\n", encoding="utf-8")
-    picture(rows, steps, batch_sizes).savefig(output / "tf1_optimizers.png", dpi=120)
-    plt.close("all")
+    if importlib.util.find_spec("matplotlib"):
+        picture(rows, steps, batch_sizes, output / "tf1_optimizers.png")
+    else:
+        print("No pictures without matplotlib. Type: pip install matplotlib")
     return rows
 
 
@@ -113,9 +115,11 @@ def report(rows: list[dict[str, Any]], at: list[int]) -> str:
 
 
 def picture(
-    rows: list[dict[str, Any]], steps: int, batch_sizes: tuple[int, ...]
-) -> plt.Figure:
+    rows: list[dict[str, Any]], steps: int, batch_sizes: tuple[int, ...], file: Path
+) -> None:
     """Plot accuracy by steps, then by batch size at equal steps and equal images."""
+    import matplotlib.pyplot as plt
+
     figure, axes = plt.subplots(
         1, 3, figsize=(12, 3.8), sharey=True, layout="constrained"
     )
@@ -144,7 +148,8 @@ def picture(
         ax.get_legend().remove()
     for ax in axes[1:]:
         ax.set_ylabel("")
-    return figure
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
 
 
 if __name__ == "__main__":

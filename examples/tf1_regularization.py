@@ -7,10 +7,10 @@ weights. Writes `tf1_regularization.png` and `tf1_regularization.md`. It needs n
 network.
 """
 
+import importlib.util
 from pathlib import Path
 
 import keras
-import matplotlib.pyplot as plt
 import numpy as np
 
 from fmkit import data, datasets, models
@@ -51,7 +51,6 @@ def main(
     """Train without and with the penalty; return the numbers of the table."""
     output = Path(folder)
     output.mkdir(parents=True, exist_ok=True)
-    x, y = datasets.toy.circle()
     networks = [train(network(penalty), steps) for penalty in (0.0, l2)]
     rows = [measure(model) for model in networks]
     lines = [
@@ -68,6 +67,18 @@ def main(
     print(table)
     (output / "tf1_regularization.md").write_text(table + "\n", encoding="utf-8")
 
+    if importlib.util.find_spec("matplotlib"):
+        picture(networks, l2, output / "tf1_regularization.png")
+    else:
+        print("No pictures without matplotlib. Type: pip install matplotlib")
+    return rows
+
+
+def picture(networks: list[keras.Model], l2: float, file: Path) -> None:
+    """Draw both boundaries over the points and the true circle."""
+    import matplotlib.pyplot as plt
+
+    x, y = datasets.toy.circle()
     figure, axes = plt.subplots(
         1, 2, figsize=(10, 4.2), sharex=True, sharey=True, layout="compressed"
     )
@@ -78,9 +89,8 @@ def main(
         names = ("outside", "inside")
         draw.decision_boundary(model, x, y, class_names=names, title=title, ax=ax)
     axes[0].get_legend().remove()
-    figure.savefig(output / "tf1_regularization.png", dpi=120)
+    figure.savefig(file, dpi=120)
     plt.close(figure)
-    return rows
 
 
 def measure(model: keras.Model) -> dict[str, float]:

@@ -7,10 +7,10 @@ weights (their eighth digit depends on the backend and the processor); writes
 `tf1_two_layers.png` and `tf1_two_layers.md`. It needs no network.
 """
 
+import importlib.util
 from pathlib import Path
 
 import keras
-import matplotlib.pyplot as plt
 import numpy as np
 
 from fmkit import data, datasets, models
@@ -55,15 +55,25 @@ def main(
     print(table)
     (output / "tf1_two_layers.md").write_text(table + "\n", encoding="utf-8")
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-    draw_losses(left, losses)
-    draw_forecasts(right, model)
-    figure.savefig(output / "tf1_two_layers.png", dpi=120)
-    plt.close(figure)
+    if importlib.util.find_spec("matplotlib"):
+        picture(losses, model, output / "tf1_two_layers.png")
+    else:
+        print("No pictures without matplotlib. Type: pip install matplotlib")
     return losses, [w1, w2]
 
 
-def draw_losses(ax: plt.Axes, losses: list[tuple[int, float]]) -> None:
+def picture(losses: list[tuple[int, float]], model: keras.Model, file: Path) -> None:
+    """Draw the losses, and the forecasts for each part."""
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    draw_losses(left, losses)
+    draw_forecasts(right, model)
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
+
+
+def draw_losses(ax, losses: list[tuple[int, float]]) -> None:
     """Plot the losses, each with the number that the course prints."""
     ax.plot(*zip(*losses, strict=True), "o-", color="black")
     ax.set(xlabel="step", ylabel="mean squared error", yscale="log", ylim=(0.3, 12))
@@ -76,7 +86,7 @@ def draw_losses(ax: plt.Axes, losses: list[tuple[int, float]]) -> None:
     ax.set_title("loss on all 32 parts")
 
 
-def draw_forecasts(ax: plt.Axes, model: keras.Model) -> None:
+def draw_forecasts(ax, model: keras.Model) -> None:
     """Plot the network's output for each part and the true label."""
     x, y = datasets.toy.half_plane()
     total, said = x.sum(axis=1), model.predict(x, verbose=0)[:, 0]

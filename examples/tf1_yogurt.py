@@ -6,10 +6,10 @@ more than an unsold pot, it is better to make too many than too few. Writes
 `tf1_yogurt.png` and `tf1_yogurt.md`. It needs no network.
 """
 
+import importlib.util
 from pathlib import Path
 
 import keras
-import matplotlib.pyplot as plt
 import numpy as np
 
 from fmkit import data, datasets, losses, models
@@ -57,11 +57,10 @@ def main(
     print(table)
     (output / "tf1_yogurt.md").write_text(table + "\n", encoding="utf-8")
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-    draw_costs(left)
-    draw_errors(right, weights)
-    figure.savefig(output / "tf1_yogurt.png", dpi=120)
-    plt.close(figure)
+    if importlib.util.find_spec("matplotlib"):
+        picture(weights, output / "tf1_yogurt.png")
+    else:
+        print("No pictures without matplotlib. Type: pip install matplotlib")
     return weights
 
 
@@ -93,7 +92,18 @@ def errors(w: np.ndarray) -> np.ndarray:
     return x @ w - y[:, 0]
 
 
-def draw_costs(ax: plt.Axes) -> None:
+def picture(weights: dict[str, np.ndarray], file: Path) -> None:
+    """Draw what a mistake costs, and each fit's errors."""
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    draw_costs(left)
+    draw_errors(right, weights)
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
+
+
+def draw_costs(ax) -> None:
     """Plot the three costs of one day as functions of the forecast's error."""
     error = np.linspace(-0.1, 0.1, 201)
     costs = [20 * error**2, np.maximum(-9 * error, error)]
@@ -107,7 +117,7 @@ def draw_costs(ax: plt.Axes) -> None:
     ax.legend(frameon=False, loc="upper center")
 
 
-def draw_errors(ax: plt.Axes, weights: dict[str, np.ndarray]) -> None:
+def draw_errors(ax, weights: dict[str, np.ndarray]) -> None:
     """Plot each fit's errors on the 32 days, from the lowest to the highest."""
     share = (np.arange(32) + 0.5) / 32
     for w, (colour, dash, marker) in zip(weights.values(), STYLES, strict=True):

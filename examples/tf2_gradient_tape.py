@@ -12,10 +12,10 @@ on TensorFlow.
 """
 
 import argparse
+import importlib.util
 from pathlib import Path
 
 import keras
-import matplotlib.pyplot as plt
 import numpy as np
 import tensorflow as tf
 from keras import ops
@@ -150,6 +150,17 @@ def main(epochs: int = 6, folder: str = "outputs") -> dict[str, list[float]]:
     columns = {"loop, MSE": looped, "fit, MSE": same, "fit, cross-entropy": other}
     (output / "tf2_gradient_tape.md").write_text(table(columns), encoding="utf-8")
     print(table(columns))
+    if importlib.util.find_spec("matplotlib"):
+        picture(printed, columns, output / "tf2_gradient_tape.png")
+    else:
+        print("No pictures without matplotlib. Type: pip install matplotlib")
+    return columns
+
+
+def picture(printed: list[dict], columns: dict[str, list[float]], file: Path) -> None:
+    """Draw the losses that the loop printed, and each run's accuracies."""
+    import matplotlib.pyplot as plt
+
     _, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     draw.sweep(printed, "step", "value", group="loss", title="the loop", ax=left)
     left.set(yscale="log", ylabel="loss of one batch")
@@ -162,9 +173,8 @@ def main(epochs: int = 6, folder: str = "outputs") -> dict[str, list[float]]:
     draw.sweep(runs, "epoch", "test accuracy", group="run", ax=right)
     right.legend(frameon=False, loc="lower right")
     right.xaxis.get_major_locator().set_params(integer=True)
-    left.figure.savefig(output / "tf2_gradient_tape.png", dpi=120)
+    left.figure.savefig(file, dpi=120)
     plt.close(left.figure)
-    return columns
 
 
 if __name__ == "__main__":

@@ -8,10 +8,10 @@ ships with fmkit, a tenth of Fashion-MNIST, so that it takes only a minute or tw
 """
 
 import csv
+import importlib.util
 from pathlib import Path
 
 import keras_tuner
-import matplotlib.pyplot as plt
 import numpy as np
 
 from fmkit import data, datasets, hypermodels, preprocessing
@@ -78,18 +78,15 @@ def main(
         return tuner
 
     rows = []
-    _, axes = plt.subplots(
-        1, len(questions), figsize=(3.4 * len(questions), 3.2), layout="constrained"
-    )
-    for ax, (name, values) in zip(np.ravel(axes), questions.items(), strict=True):
+    for name, values in questions.items():
         tuner = search(name, keras_tuner.GridSearch, {name: values})
         found = hypermodels.trial_rows(tuner)
-        draw.sweep(found, name, "score", log=name in ("units", "batch_size"), ax=ax)
-        ax.set_ylabel("validation accuracy")
         print(f"{name}: " + ", ".join(f"{r[name]} {r['score']:.4f}" for r in found))
         rows += [{"question": name, **row} for row in found]
-    ax.figure.savefig(output / "tune_mlp.png", dpi=120)
-    plt.close(ax.figure)
+    if importlib.util.find_spec("matplotlib"):
+        picture(rows, list(questions), output / "tune_mlp.png")
+    else:
+        print("No pictures without matplotlib. Type: pip install matplotlib")
 
     tuner = search(
         "together", keras_tuner.RandomSearch, TOGETHER, max_trials=trials, seed=0
@@ -111,6 +108,20 @@ def main(
     print(f"\nBest of {len(found)} combinations: {best}")
     print(f"Validation accuracy {again:.4f}, test accuracy {accuracy:.4f}")
     return accuracy
+
+
+def picture(rows: list[dict], questions: list[str], file: Path) -> None:
+    """Draw the answer to each question."""
+    import matplotlib.pyplot as plt
+
+    size = (3.4 * len(questions), 3.2)
+    figure, axes = plt.subplots(1, len(questions), figsize=size, layout="constrained")
+    for ax, name in zip(np.ravel(axes), questions, strict=True):
+        found = [row for row in rows if row["question"] == name]
+        draw.sweep(found, name, "score", log=name in ("units", "batch_size"), ax=ax)
+        ax.set_ylabel("validation accuracy")
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
 
 
 def write_table(path: Path, rows: list[dict]) -> None:

@@ -38,11 +38,11 @@ ARGUMENTS = {
 HEAD = """\
 # Gallery
 
-Every program in `examples/`, run at its full size, with the full Fashion-MNIST where it
-uses images: what it drew and what it printed. None needs a network. Each saves its
-figure and its table in `outputs/`, and falls back to the sample in the package if the
-full data set is not on the machine. [From the tutorials](guides/tutorials.md) lists
-which part of which tutorial is where.
+Every program in `examples/`, run at its full size: what it drew and what it printed.
+Fashion-MNIST was the full set, MNIST the 6,000 and 1,000 real digits in the package.
+None needs a network. Each saves its figure and its table in `outputs/`, takes the full
+data set where it is on the machine, and falls back to the sample in the package.
+[From the tutorials](guides/tutorials.md) lists which part of which tutorial is where.
 
 `make gallery` writes this page, its figures and its tables; a test fails if a program
 is newer than its figure.

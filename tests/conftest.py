@@ -154,4 +154,5 @@ def program():
 def example(program, monkeypatch):
     """Load an example, to run as on a machine that has nothing but fmkit."""
     monkeypatch.setattr(datasets.fashion_mnist, "find", lambda: None)
+    monkeypatch.setattr(datasets.mnist, "find", lambda: None)
     return lambda name: program(f"examples/{name}.py")

@@ -1,5 +1,6 @@
 """The examples at a small setting, with their claims asserted."""
 
+import ast
 import importlib.util
 import os
 import shutil
@@ -36,19 +37,86 @@ def test_the_quickstart_judges_draws_saves_and_reloads(example, tmp_path, capsys
     )
 
 
-def test_the_quickstart_without_matplotlib_says_what_would_draw(
-    example, tmp_path, capsys, monkeypatch
+# What each needs to run for a moment.
+SHORT = {
+    "quickstart": {"epochs": 1},
+    "ema_fashion_mnist": {"epochs": 1},
+    "keras_stop_at_threshold": {"epochs": 1},
+    "paddle_lenet": {"epochs": 1},
+    "tf1_read_digits": {"epochs": 1},
+    "tf1_optimizers": {"steps": 4, "batch_sizes": (32, 64)},
+    "tf1_regularization": {"steps": 20},
+    "tf1_two_layers": {"steps": 8, "every": 4},
+    "tf1_yogurt": {"steps": 400, "squared_steps": 400},
+    "tf2_gradient_tape": {"epochs": 1},
+    "tune_mlp": {"trials": 1, "epochs": 1, "questions": {"units": [8]}},
+}
+QUICK = {"quickstart", "tf1_two_layers"}
+DRAWING = [
+    path.stem
+    for path in sorted(EXAMPLES.glob("*.py"))
+    if ".savefig(" in path.read_text(encoding="utf-8")
+]
+
+
+def marks(name):
+    if name in QUICK:
+        yield pytest.mark.backend("torch")
+    else:
+        yield from (pytest.mark.backend("tensorflow"), pytest.mark.long)
+    if name == "tune_mlp":
+        yield pytest.mark.needs("keras_tuner")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[*marks(name)]) for name in SHORT]
+)
+def test_without_matplotlib_an_example_runs_and_says_what_would_draw(
+    name, example, tmp_path, capsys, monkeypatch
 ):
-    find_spec = importlib.util.find_spec
-
-    def without_matplotlib(name, package=None):
-        return None if name == "matplotlib" else find_spec(name, package)
-
-    quickstart = example("quickstart")
-    monkeypatch.setattr(importlib.util, "find_spec", without_matplotlib)
-    quickstart.main(epochs=1, folder=tmp_path)
+    for source in (datasets.fashion_mnist, datasets.mnist):
+        (x, y), (x_test, y_test) = source.load_sample()
+        few = (x[:600], y[:600]), (x_test[:100], y_test[:100])
+        monkeypatch.setattr(source, "load_sample", lambda few=few: few)
+    # Python then neither finds nor imports it.
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    example(name).main(**SHORT[name], folder=tmp_path)
     assert "Type: pip install matplotlib" in capsys.readouterr().out
-    assert [path.name for path in tmp_path.iterdir()] == ["quickstart.keras"]
+    assert list(tmp_path.iterdir())
+    assert not list(tmp_path.glob("*.png"))
+
+
+def imports(tree):
+    """Yield what the statements of a program import, those in functions left out."""
+    for node in tree.body:
+        if not isinstance(node, ast.FunctionDef):
+            for part in ast.walk(node):
+                if isinstance(part, ast.Import | ast.ImportFrom):
+                    yield ast.unparse(part)
+
+
+@pytest.mark.backend("torch")
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda p: p.stem)
+def test_nothing_imports_matplotlib_before_an_example_draws(path):
+    text = path.read_text(encoding="utf-8")
+    assert not [line for line in imports(ast.parse(text)) if "matplotlib" in line]
+    asks = 'if importlib.util.find_spec("matplotlib"):' in text
+    assert asks == (path.stem in DRAWING)
+
+
+@pytest.mark.backend("torch")
+def test_a_program_that_imports_matplotlib_at_its_top_would_be_seen():
+    at_its_top = "import keras\ntry:\n  import matplotlib.pyplot as plt\nfinally: 1"
+    assert list(imports(ast.parse(at_its_top)))[1:] == [
+        "import matplotlib.pyplot as plt"
+    ]
+    assert not list(imports(ast.parse("def picture():\n    import matplotlib")))
+
+
+@pytest.mark.backend("torch")
+def test_every_example_that_draws_is_tried_without_matplotlib():
+    # The processes that this one starts are tried where it is tried itself.
+    assert set(DRAWING) - set(SHORT) == {"tf1_mnist_ema"}
 
 
 def test_the_quickstart_is_one_page():

@@ -1,5 +1,7 @@
 """The programs of the GradientTape, Keras and Paddle tutorials, at a small setting."""
 
+import gzip
+import json
 import re
 import threading
 from pathlib import Path
@@ -17,7 +19,7 @@ STOPPING = "keras_stop_at_threshold"
 
 def rows_of(path):
     """Return the cells of a Markdown table, a list for each row below the head."""
-    lines = path.read_text(encoding="utf-8").splitlines()[2:]
+    lines = path.read_text(encoding="utf-8").split("\n\n")[0].splitlines()[2:]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
@@ -98,13 +100,14 @@ def test_the_tutorials_two_mistakes_are_named_before_any_training(example):
 @pytest.mark.long
 def test_the_paddle_program_goes_from_json_to_a_loaded_lenet(example, tmp_path, capsys):
     module = example("paddle_lenet")
-    accuracies = module.main(epochs=1, folder=tmp_path)
+    accuracies = module.main(epochs=2, folder=tmp_path)
     printed = capsys.readouterr().out
     assert "No problem found." in printed
+    assert "2 epochs of 5,000 digits, tested on 1,000." in printed
     assert "got 0 .. 10 (first at index 3)" in printed
     assert all(way in printed for way in ("synchronous", "asynchronous", "fit"))
     # Ten scores say more of a class than one number does.
-    assert accuracies["LeNet on [-1, 1]"] > 0.6
+    assert accuracies["LeNet on [-1, 1]"] > 0.85
     assert accuracies["LeNet on [-1, 1]"] > accuracies["linear regressor"] + 0.2
     table = rows_of(tmp_path / "paddle_lenet.md")
     assert [row[2] for row in table] == ["785", "7,971", "11,521", "20,350", "61,610"]
@@ -113,7 +116,7 @@ def test_the_paddle_program_goes_from_json_to_a_loaded_lenet(example, tmp_path, 
     )
     assert is_a_picture(tmp_path / "paddle_lenet.png")
     loaded = keras.saving.load_model(tmp_path / "paddle_lenet.keras")
-    (_, _), (x, y) = datasets.fashion_mnist.load_sample()
+    (_, _), (x, y) = datasets.mnist.load_sample()
     scores = loaded.predict((x.astype("float32") - 127.5) / 127.5, verbose=0)
     assert np.mean(scores.argmax(-1) == y) == pytest.approx(
         accuracies["LeNet on [-1, 1]"], abs=0.002
@@ -122,14 +125,23 @@ def test_the_paddle_program_goes_from_json_to_a_loaded_lenet(example, tmp_path, 
 
 def test_the_made_json_is_read_back_as_the_tutorials_file_would_be(example, tmp_path):
     module = example("paddle_lenet")
-    (x, y), _ = datasets.fashion_mnist.load_sample()
-    path = module.make_json(tmp_path / "mnist.json.gz", x, y)
+    (x, y), (x_test, y_test) = datasets.mnist.load_sample()
+    train, test = (x[:600], y[:600]), (x_test[:70], y_test[:70])
+    path = module.make_json(tmp_path / "mnist.json.gz", train, test)
+    with gzip.open(path, "rt") as file:
+        splits = json.load(file)
+    assert [len(images) for images, _ in splits] == [500, 100, 70]
     (x_train, y_train), (x_eval, y_eval) = module.read_json(path)
-    assert x_train.shape == (500, 28, 28)
-    assert x_eval.shape == (100, 28, 28)
-    np.testing.assert_allclose(x_train, x[:500] / 255, atol=6e-5)
+    # Every bit of every pixel.
+    np.testing.assert_array_equal(x_train, x[:500].astype("float32") / 256)
+    np.testing.assert_array_equal(x_eval, x_test[:70].astype("float32") / 256)
     np.testing.assert_array_equal(y_train, y[:500])
-    np.testing.assert_array_equal(y_eval, y[600:700])
+    np.testing.assert_array_equal(y_eval, y_test[:70])
+    np.testing.assert_array_equal(splits[1][0], x[500:600].reshape(-1, 784) / 256)
+    assert splits[1][1] == y[500:600].tolist()
+    # What was read from such a file can be written again, and is not divided twice.
+    again = module.make_json(tmp_path / "again.json.gz", (x_train, y_train), test)
+    assert module.read_json(again)[0][0].max() == x_train.max()
 
 
 def test_reading_ahead_gives_the_same_batches_from_another_thread(example):

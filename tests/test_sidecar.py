@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 from odd_files import damaged
 
-from fmkit import optimizers
+from fmkit import losses, models, optimizers
 from fmkit._commits import list_commits, list_variables, read_commit, write_commit
 from fmkit.callbacks import ExactResume
 from fmkit.callbacks._resume import _training_state
 from fmkit.data import Batches
+from fmkit.datasets import fashion_mnist, mnist
 from fmkit.evaluation import SidecarEvaluator
 from fmkit.evaluation.__main__ import main
 from fmkit.evaluation._checkpoint import NotReadableError, Target
@@ -699,6 +700,35 @@ def test_the_command_makes_the_model_from_what_the_run_wrote(trained, tmp_path, 
     found = json.loads(lines[-1])["results"]
     assert found["raw"]["test"] == _evaluate(trained[1], TEST)
     assert found["averaged"]["test"] == _evaluate(trained[1], TEST, averaged=True)
+
+
+@pytest.mark.backend("torch")
+def test_the_command_knows_two_sets_of_images_by_name(tmp_path, monkeypatch):
+    (x_train, y_train), (x, y) = mnist.load_sample()
+    found = (x[:200], y[:200])
+    (tmp_path / "mnist").mkdir()
+    arrays = {"x_train": x_train, "y_train": y_train, "x_test": x[:200]}
+    np.savez(tmp_path / "mnist" / "mnist.npz", **arrays, y_test=y[:200])
+    monkeypatch.setenv("FMKIT_DATA_DIR", str(tmp_path))
+    model = models.linear(10)
+    model.compile("sgd", losses.CrossentropyFromLogits(), metrics=["accuracy"])
+    (tmp_path / "run").mkdir()
+    model.save(tmp_path / "run" / "1.keras")
+    for number, (text, images) in enumerate(
+        {
+            "mnist": found,
+            f"mnist={tmp_path / 'mnist'}": found,
+            "mnist=sample": (x, y),
+            "fashion_mnist=sample": fashion_mnist.load_sample()[1],
+        }.items()
+    ):
+        output = tmp_path / str(number)
+        options = ["--output", str(output), "--max-evaluations", "1", "--quiet"]
+        assert main([str(tmp_path / "run"), "--data", text, *options]) == 0
+        record = json.loads((output / "results.jsonl").read_text())
+        name = text.partition("=")[0]
+        expected = model.evaluate(Batches(*images, 100), verbose=0, return_dict=True)
+        assert record["results"]["raw"] == {name: pytest.approx(expected, rel=1e-5)}
 
 
 @pytest.mark.backend("torch")

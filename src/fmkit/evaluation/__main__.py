@@ -99,8 +99,9 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         metavar="DATA",
         help="fashion_mnist (default: its test images), fashion_mnist=PATH, "
-        "fashion_mnist=sample (the 1,000 test images in fmkit), "
-        "mnist=PATH, or NAME=FILE.npz with arrays x and y; may be given several times",
+        "fashion_mnist=sample (the 1,000 test images in fmkit); mnist, mnist=PATH, "
+        "mnist=sample; or NAME=FILE.npz with arrays x and y; may be given several "
+        "times",
     )
     add(
         "--map",
@@ -245,17 +246,17 @@ def _data(given: list[str] | None, map_: str, batch_size: int) -> dict[str, Any]
 
 
 def _arrays(name: str, path: str) -> tuple[Any, Any]:
-    if name == "fashion_mnist":
-        if path == "sample":
-            return fashion_mnist.load_sample()[1]
-        return fashion_mnist.load_data(path or None)[1]
-    if name == "mnist" and path:
-        return mnist.load_data(path)[1]
+    if name in ("fashion_mnist", "mnist"):
+        source = fashion_mnist if name == "fashion_mnist" else mnist
+        splits = (
+            source.load_sample() if path == "sample" else source.load_data(path or None)
+        )
+        return splits[1]
     if not path.endswith(".npz"):
         raise _UsageError(
             f"--data {name}{'=' + path if path else ''} is not known. Give "
-            "fashion_mnist, fashion_mnist=PATH, fashion_mnist=sample, mnist=PATH, or "
-            "NAME=FILE.npz with the arrays x and y."
+            "fashion_mnist or mnist, alone or with =PATH or =sample, or NAME=FILE.npz "
+            "with the arrays x and y."
         )
     arrays = read_npz(Path(path), ["x", "y"])
     return arrays["x"], arrays["y"]
