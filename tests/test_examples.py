@@ -1,7 +1,6 @@
 """The examples at a small setting, with their claims asserted."""
 
 import ast
-import importlib.util
 import os
 import shutil
 import subprocess
