@@ -53,11 +53,11 @@ test: $(VENV)/dev.stamp ## set up, then pass the tests on every backend (BACKEND
 	  KERAS_BACKEND=$$backend $(PYTEST) -m "not long and not slow" $(COV) || exit 1; \
 	done
 
-# `make test-long SHARE=1/5` runs a fifth of them, and all that kill processes.
+# `make test-long SHARE=1/8` runs an eighth of them, and all that kill processes.
 # One target for each backend, so that `make -j2 -O test-long` passes two side by side.
 LONG := $(BACKENDS:%=test-long-%)
 
-test-long: $(LONG) ## set up, then pass the long tests: killed processes, devices, examples: 70 min, a fifth of them with SHARE=1/5
+test-long: $(LONG) ## set up, then pass the long tests: killed processes, devices, examples: 70 min, an eighth of them with SHARE=1/8
 
 .PHONY: $(LONG)
 $(LONG): test-long-%: $(VENV)/dev.stamp

@@ -1,6 +1,6 @@
 """`tests/slow.txt`: each test in it exists, and `make test` runs it on some backend.
 
-And `SHARE=1/5`, with which the server runs a fifth of the long tests.
+And `SHARE=1/8`, with which the server runs an eighth of the long tests.
 """
 
 import ast
