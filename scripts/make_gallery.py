@@ -42,7 +42,8 @@ Every program in `examples/`, run at its full size, with the full Fashion-MNIST 
 uses images: what it drew and what it printed. None needs a network. Each saves its
 figure and its table in `outputs/`, and falls back to the sample in the package if the
 full data set is not on the machine. [From the tutorials](guides/tutorials.md) lists
-which part of which tutorial is where.
+which part of which tutorial is where. `notebooks/` has the tutorials' programs as
+notebooks, which [open in Colab](getting-started.md) too.
 
 `make gallery` writes this page, its figures and its tables; a test fails if a program
 is newer than its figure.
