@@ -241,6 +241,30 @@ def test_after_an_error_no_lock_is_held_and_no_handler_left(tmp_path):
         assert is_free(tmp_path / "run")
 
 
+IN_A_THREAD = """
+import threading
+callbacks = [WaitAt((0, 3)), ExactResume("run", every=7)]
+fit = threading.Thread(target=model.fit, args=(batches,), kwargs=dict(
+    epochs=2, verbose=0, callbacks=callbacks
+))
+fit.start()
+while not Path("run/lock").exists():
+    time.sleep(0.01)
+"""
+
+
+@pytest.mark.backend("torch")  # the same code on the others
+def test_a_fit_in_a_thread_keeps_its_lock_when_the_cell_ends(tmp_path):
+    with started(tmp_path, SETUP, IN_A_THREAD) as kernel:
+        assert kernel.run("assert fit.is_alive()").error is None
+        assert not is_free(tmp_path / "run")
+        (tmp_path / "go-0-3").touch()
+        assert kernel.run("fit.join(); print(callbacks[1].finished)").last_line() == (
+            "True"
+        )
+        assert is_free(tmp_path / "run")
+
+
 MANY = """
 class Chatty(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
