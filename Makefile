@@ -14,8 +14,8 @@ export SHARE ?= 0/1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart test test-long coverage forget-coverage matrix lint types \
-  docs site-test wheel-check release-check audit newcomer translations gallery bench chaos \
-  chaos-data chaos-tuner sample clean
+  docs site-test wheel-check release-check audit newcomer translations gallery notebooks \
+  bench chaos chaos-data chaos-tuner sample clean
 
 help: ## list the targets, with the time each takes on two cores
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -110,6 +110,9 @@ translations: ## fail if a Chinese page is missing or older than the English one
 
 gallery: $(VENV)/dev.stamp ## run the examples that changed, at full size, and write their figures: 40 min for all
 	$(PY) scripts/make_gallery.py
+
+notebooks: ## write the notebooks of the tutorials' programs, in English and Chinese
+	$(PYTHON) scripts/make_notebooks.py
 
 bench: $(VENV)/dev.stamp ## run the benchmarks and print the table of ratios: 15 min
 	$(PY) -m benchmarks

@@ -43,6 +43,8 @@ Fashion-MNIST was the full set, MNIST the 6,000 and 1,000 real digits in the pac
 None needs a network. Each saves its figure and its table in `outputs/`, takes the full
 data set where it is on the machine, and falls back to the sample in the package.
 [From the tutorials](guides/tutorials.md) lists which part of which tutorial is where.
+`notebooks/` has the tutorials' programs as notebooks, which [open in
+Colab](getting-started.md) too.
 
 `make gallery` writes this page, its figures and its tables; a test fails if a program
 is newer than its figure.

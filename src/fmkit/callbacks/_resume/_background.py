@@ -1,10 +1,11 @@
-"""What `ExactResume` runs beside the steps: a thread that writes, and two signals."""
+"""What `ExactResume` runs beside the steps: a writer, two signals, a cell's end."""
 
 from __future__ import annotations
 
 import logging
 import os
 import signal
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import Any
 
 from fmkit import _keras_private as private
 
-__all__ = ["Signals", "Writer"]
+__all__ = ["Signals", "Writer", "close_after_cell"]
 
 _logger = logging.getLogger("fmkit.callbacks")
 
@@ -94,6 +95,29 @@ class Signals:
             return
         self.give_back()
         signal.raise_signal(number)
+
+
+def close_after_cell(close: Callable[[], object], callback_list: Any) -> None:
+    """In a notebook, call `close` when the cell ends, unless `fit` is running then.
+
+    IPython keeps the last exception, and with it the frames of a `fit` that it ended:
+    nothing there is collected before the next exception.
+
+    Args:
+        close: Does nothing if it has been called before.
+        callback_list: A weak reference to that of `fit`.
+    """
+    module = sys.modules.get("IPython")
+    shell = module and module.get_ipython()
+    if shell is None:
+        return
+
+    def end_of_cell() -> None:
+        if not private.is_running(callback_list()):  # a thread may outlast the cell
+            shell.events.unregister("post_execute", end_of_cell)
+            close()
+
+    shell.events.register("post_execute", end_of_cell)
 
 
 # Those whose handlers a forked child would inherit.

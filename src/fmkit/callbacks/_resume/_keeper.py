@@ -22,7 +22,7 @@ from fmkit._job import current_job
 from fmkit._layer_state import refresh
 from fmkit._swap import raw_weights
 from fmkit.callbacks._resume import _callback_state, _program, _training_state
-from fmkit.callbacks._resume._background import Signals, Writer
+from fmkit.callbacks._resume._background import Signals, Writer, close_after_cell
 from fmkit.callbacks._resume._differences import (
     Difference,
     check_machine,
@@ -98,6 +98,7 @@ class Keeper(keras.callbacks.Callback):
             self.directory,
             self.place,
         )
+        close_after_cell(self.close, self.callback_list)
         self.restoring: Commit | None = None
         self.restored: Commit | None = None
         self.changes: list[Difference] = []
