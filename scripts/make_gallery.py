@@ -5,10 +5,11 @@
     python scripts/make_gallery.py --all      # all of them: minutes
     python scripts/make_gallery.py --check    # run nothing, say what is out of date
 
-Each example runs in a folder of its own, as a user would run it. What it draws is
-stored smaller under `docs/figures/gallery`, and what it prints in `manifest.json`
-there, with the SHA-256 of the program and of each picture: so a program that is newer
-than its figure is found, and a figure that did not come from this command.
+Each example runs in a folder of its own, as a user would run it. What it draws, for
+light pages and for dark ones, is stored smaller under `docs/figures/gallery`, and what
+it prints in `manifest.json` there, with the SHA-256 of the program and of each picture:
+so a program that is newer than its figure is found, and a figure that did not come from
+this command.
 """
 
 import argparse
@@ -129,8 +130,8 @@ class Gallery:
             output = Path(folder) / "outputs"
             figures = {}
             for picture in sorted(output.glob("*.png")):
-                same = picture.stem == path.stem
-                name = f"{path.stem}.png" if same else f"{path.stem}-{picture.name}"
+                same = picture.stem in (path.stem, f"{path.stem}-dark")
+                name = picture.name if same else f"{path.stem}-{picture.name}"
                 (self.figures / name).write_bytes(small_png(picture))
                 content = (self.figures / name).read_bytes()
                 figures[name] = hashlib.sha256(content).hexdigest()
@@ -151,7 +152,8 @@ class Gallery:
             if path.stem not in entries:
                 continue
             entry, sentence = entries[path.stem], first_sentence(path)
-            pictures = [f"![{sentence}](figures/gallery/{f})" for f in entry["figures"]]
+            light = [f for f in entry["figures"] if not f.endswith("-dark.png")]
+            pictures = [f"![{sentence}](figures/gallery/{f})" for f in light]
             given = ARGUMENTS.get(path.stem, [])
             command = " ".join(["python", f"examples/{path.name}", *given])
             parts += [
@@ -173,8 +175,8 @@ def first_sentence(path: Path) -> str:
 def run_program(path: Path, folder: str, root: Path) -> str:
     """Run a program in `folder`; return what it printed."""
     setting = {
-        "PYTHONPATH": str(root / "src"),
-        "MPLBACKEND": "Agg",
+        "PYTHONPATH": os.pathsep.join([str(root / "src"), str(ROOT / "scripts")]),
+        "MPLBACKEND": "module://both_themes",
         "TF_CPP_MIN_LOG_LEVEL": "2",
         "KERAS_BACKEND": os.environ.get("KERAS_BACKEND", "tensorflow"),
     }

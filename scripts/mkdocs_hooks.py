@@ -4,6 +4,7 @@
   each text stands in one place.
 - Formulas become MathML while the site is built. Every current browser draws MathML
   itself, so the pages need no script, from here or elsewhere.
+- A figure is drawn for light pages and for dark ones (`both_themes.py`).
 - The picture of the floors is drawn from the imports, and the figures of the guides by
   the programs in `docs/figures`. (Those of the gallery take minutes: `make gallery`.)
 - Pages under `zh/` have the theme's words in Chinese, and each page that exists in both
@@ -32,6 +33,9 @@ SHARED = {
     "contributing.md": "CONTRIBUTING.md",
 }
 PAGES: dict[str, str] = {}  # source of each page -> its address in the site
+# Pictures with a dark twin beside them, by the last part of their address.
+TWINS: set[str] = set()
+PICTURE = re.compile(r'<img [^>]*?src="(?P<base>[^"]*/(?P<name>[^"/]+))\.png"[^>]*>')
 FORMULA = re.compile(
     r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL
 )
@@ -57,6 +61,8 @@ def on_files(files, config):
     for name, content in drawn_figures().items():
         files.append(File.generated(config, f"figures/{name}", content=content))
     PAGES.update({file.src_uri: file.url for file in files.documentation_pages()})
+    stems = {Path(file.src_uri).stem for file in files.media_files()}
+    TWINS.update(stem for stem in stems if f"{stem}-dark" in stems)
     return files
 
 
@@ -64,7 +70,11 @@ def drawn_figures():
     """Run the programs in `docs/figures`; return the pictures that they write."""
     with tempfile.TemporaryDirectory() as folder:
         for program in sorted((ROOT / "docs" / "figures").glob("*.py")):
-            setting = {"MPLBACKEND": "Agg", "TF_CPP_MIN_LOG_LEVEL": "3"}
+            setting = {
+                "MPLBACKEND": "module://both_themes",
+                "PYTHONPATH": os.pathsep.join([str(ROOT / "scripts"), *sys.path]),
+                "TF_CPP_MIN_LOG_LEVEL": "3",
+            }
             subprocess.run(
                 [sys.executable, program, folder], env=os.environ | setting, check=True
             )
@@ -106,4 +116,14 @@ def on_page_content(page_html, page, **_):
         except Exception as error:
             raise ValueError(f"{page.file.src_path}: formula {latex!r}") from error
 
+    page_html = PICTURE.sub(for_both_themes, page_html)
     return other_language(page) + FORMULA.sub(to_mathml, page_html)
+
+
+def for_both_themes(match):
+    """Return a picture with its dark twin: the theme shows the one that fits."""
+    image, base = match.group(), match["base"]
+    if match["name"] not in TWINS:
+        return image
+    light = image.replace(f"{base}.png", f"{base}.png#only-light")
+    return light + image.replace(f"{base}.png", f"{base}-dark.png#only-dark")
