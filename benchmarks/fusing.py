@@ -59,18 +59,19 @@ def by_fused(
 
 
 def by_hand(model: keras.Model, x: np.ndarray, y: np.ndarray, batch: int) -> Run:
-    """A loop around the layers of a model, in the backend's own words."""
+    """A loop around the layers of a model; returns the loss of its last epoch."""
     step = STEPS[keras.backend.backend()](model)
     pixels, labels = x.astype("float32") / 255, y.astype("int32")
 
-    def epochs() -> None:
+    def epochs() -> float:
         rng = np.random.RandomState(0)
         for _ in range(EPOCHS):
             order, total = rng.permutation(len(x)), 0.0
             for first in range(0, len(x), batch):
                 places = order[first : first + batch]
-                total = total + step(pixels[places], labels[places])
-            float(total)
+                total = total + step(pixels[places], labels[places]) * len(places)
+            loss_of_epoch = float(total) / len(x)
+        return loss_of_epoch
 
     return epochs
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as suite
-from benchmarks import _page, memory, training
+from benchmarks import _page, fusing, memory, training
 from benchmarks._measure import in_backend, not_run, number, row
+from fmkit import models
 from fmkit.data import Batches
 
 BACKEND = keras.backend.backend()
@@ -40,6 +41,8 @@ def test_every_contestant_computes_the_same_epoch():
     ours = trained(training.by_fmkit, x, y)
     assert_same(ours, trained(training.BY_HAND[BACKEND], x, y))
     assert_same(ours, trained(training.by_fused, x, y))
+    if BACKEND == "torch":
+        assert_same(ours, trained(training.by_hand_torch_as_keras, x, y))
     # The same order by hand, for those who shuffle by themselves.
     straight = [training.by_fit]
     if BACKEND == "tensorflow":
@@ -50,6 +53,28 @@ def test_every_contestant_computes_the_same_epoch():
     # Negative control: in another order the weights differ by far more.
     with pytest.raises(AssertionError):
         assert_same(ours, trained(training.by_fit, x, y, shuffle=False))
+
+
+@pytest.mark.long
+def test_the_contestants_of_fusing_train_the_same_network():
+    # One batch: whatever the order, the losses of the two steps are the same.
+    pixels, y = training.images(64)
+    x = pixels[..., None]
+    losses = {}
+    ways = [fusing.by_fused, fusing.by_settings, fusing.by_fit, fusing.by_hand]
+    for way in ways:
+        keras.utils.set_random_seed(5)
+        model = models.simple_cnn((4,), input_shape=(28, 28, 1))
+        found = way(model, x, y, len(x))()
+        losses[way] = getattr(found, "history", {"loss": [found]})["loss"][-1]
+    expected = losses[fusing.by_fit]
+    assert [*losses.values()] == pytest.approx([expected] * len(ways), rel=1e-3)
+    # Negative control: the loss of the first step is another.
+    assert fusing.EPOCHS == 2
+    model = models.simple_cnn((4,), input_shape=(28, 28, 1))
+    run = fusing.by_fit(model, x, y, len(x))
+    first, second = run().history["loss"]
+    assert first != pytest.approx(second, rel=1e-3)
 
 
 @pytest.mark.long
