@@ -4,9 +4,9 @@
 
 Loss, average, schedule, stop, logger of the rate, and exact resume with one commit an
 epoch; against Keras's loss, a constant rate and no callbacks, on the same batches with
-the same settings. The stop never fires. Keras's own parts of the same purpose run
-beside it: `use_ema`, its schedule, `EarlyStopping`, `BackupAndRestore`. Each backend
-runs in a process of its own.
+the same settings: a `keras.Model`, and a `FusedModel`. The stop never fires. Keras's
+own parts of the same purpose run beside it: `use_ema`, its schedule, `EarlyStopping`,
+`BackupAndRestore`. Each backend runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from benchmarks._measure import cost, on_each_backend, print_rows, row
 from benchmarks.training import BATCH, images, loss, network
 from fmkit import callbacks, losses, optimizers, schedules
 from fmkit.data import Batches
-from fmkit.performance import fit_settings
+from fmkit.performance import fit_settings, fused
 
 EPOCHS = 3
 KERAS, ALL, PLAIN = "Keras's own parts", "everything", "fit with nothing added"
+FUSED_ALL, FUSED_PLAIN = "everything, FusedModel", "FusedModel with nothing added"
 
 
 def extras(folder: Path) -> list[keras.callbacks.Callback]:
@@ -57,6 +58,10 @@ def contestants(count: int, folder: Path) -> dict[str, Any]:
         ALL: (averaged, losses.CrossentropyFromLogits(), extras),
         PLAIN: (keras.optimizers.Adam(1e-3), loss(), lambda folder: []),
     }
+    for name, twin in ((ALL, FUSED_ALL), (PLAIN, FUSED_PLAIN)):
+        optimizer, criterion, make = recipes[name]
+        own = type(optimizer).from_config(optimizer.get_config())
+        recipes[twin] = (own, criterion, make)
     if keras.backend.backend() != "jax":  # there a second `fit` with use_ema fails
         theirs = keras.optimizers.Adam(
             keras.optimizers.schedules.ExponentialDecay(1e-3, 1000, 0.96),
@@ -67,6 +72,8 @@ def contestants(count: int, folder: Path) -> dict[str, Any]:
     ways = {}
     for name, (optimizer, criterion, callbacks_in) in recipes.items():
         model = network()
+        if name in (FUSED_ALL, FUSED_PLAIN):
+            model = fused(model)
         settings = fit_settings(model, batches, epochs=20)
         model.compile(optimizer, criterion, **settings.compile)
 
@@ -103,6 +110,8 @@ def backend_rows(quick: bool) -> list[dict[str, Any]]:
         }
         name = f"everything together {where}"
         found.append(row(name, times, ALL, PLAIN, target="at most 1.10"))
+        name = f"everything together {where}, FusedModel"
+        found.append(row(name, times, FUSED_ALL, FUSED_PLAIN, target="at most 1.10"))
         if KERAS in times:
             name = f"Keras's own parts together {where}"
             found.append(row(name, times, KERAS, PLAIN))
