@@ -41,6 +41,7 @@ SETTINGS = "## Settings"
 RUN = "## Run"
 PIECES = "## The pieces"
 FILE = "## The program\n\nIt starts itself as processes, so it has to be a file."
+CLOSE = "plt.close("
 SETTINGS_TAG = "parameters"  # papermill's word for the cell that one may replace
 
 
@@ -75,15 +76,18 @@ class Program:
 
     def __init__(self, path: Path):
         self.name, self.source = path.stem, path.read_text(encoding="utf-8")
-        self.lines = self.source.splitlines()
-        self.tree = ast.parse(self.source)
+        # A figure that is closed isn't shown.
+        lines = self.source.splitlines()
+        self.lines = [line for line in lines if not line.strip().startswith(CLOSE)]
+        self.tree = ast.parse("\n".join(self.lines))
         body = [node for node in self.tree.body[1:] if not is_start(node)]
         functions = (node for node in body if isinstance(node, ast.FunctionDef))
         self.main = next(node for node in functions if node.name == "main")
         self.imports = [node for node in body if is_import(node)]
-        self.others = [
-            node for node in body if node not in self.imports and node is not self.main
-        ]
+        rest = [n for n in body if n not in self.imports and n is not self.main]
+        last = self.imports[-1].lineno
+        self.between = [node for node in rest if node.lineno < last]  # the imports
+        self.others = [node for node in rest if node.lineno > last]
 
     def cells(self) -> list[Cell]:
         """Return the cells of the English notebook."""
@@ -127,7 +131,8 @@ class Program:
 
     def _imports(self) -> str:
         """Return the imports, without what only the command line needs."""
-        used = {name for name, _ in names_in([*self.others, self.main])}
+        using = [*self.between, *self.others, self.main]
+        used = {name for name, _ in names_in(using)}
         lines = dict(enumerate(self.lines, start=1))
         for node in self.imports:
             if bound_by(node) and not bound_by(node) & used:
@@ -166,14 +171,7 @@ class Program:
                     "can't. Let it return at its end only."
                 )
         docstring = self.main.body[0].end_lineno or 0
-        kept, last = [], docstring
-        for node in body:
-            between = self.lines[last : node.lineno - 1]
-            lines = self.lines[node.lineno - 1 : node.end_lineno]
-            # A figure that is closed isn't shown.
-            if not ast.unparse(node).startswith("plt.close("):
-                kept += [*between, *lines]
-            last = node.end_lineno or 0
+        kept = self.lines[docstring : body[-1].end_lineno]
         return re.split(r"\n\n(?=    \S)", "\n".join(kept).strip("\n"))
 
     def _check_names(self) -> None:
