@@ -83,8 +83,12 @@ def test_every_example_stands_on_the_page_with_a_figure_and_what_it_printed(scri
         else:
             assert len(entry["printed"]) >= 3
             assert entry["figures"]
-        for name in entry["figures"]:
+        light = [each for each in entry["figures"] if not each.endswith("-dark.png")]
+        dark = {each.replace(".png", "-dark.png") for each in light}
+        assert dark == {*entry["figures"]} - {*light}
+        for name in light:
             assert f"](figures/gallery/{name})" in page
+        for name in entry["figures"]:
             assert (gallery.figures / name).stat().st_size < 100_000
             assert width_of(gallery.figures / name) > 400
     stored = {path.name for path in gallery.figures.glob("*.png")}
