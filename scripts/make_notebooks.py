@@ -141,16 +141,13 @@ class Program:
         first, last = self.imports[0].lineno, self.imports[-1].end_lineno or 0
         return "\n".join(lines[n] for n in range(first, last + 1) if n in lines)
 
-    def _between(self, first: int, last: int | None) -> str:
-        return "\n".join(self.lines[first - 1 : last])
-
     def _with_comments(self, node: ast.stmt) -> str:
         """Return a statement with its decorators and the comments right above it."""
         decorators = getattr(node, "decorator_list", [])
         first = min([node.lineno, *(each.lineno for each in decorators)])
         while self.lines[first - 2].startswith("#"):
             first -= 1
-        return self._between(first, node.end_lineno)
+        return "\n".join(self.lines[first - 1 : node.end_lineno])
 
     def _settings(self) -> Cell:
         """Return the arguments of `main` as assignments of their defaults."""
@@ -300,16 +297,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing")
     options = parser.parse_args()
+    made = notebooks()
     outdated = [
         path
-        for path, wanted in notebooks().items()
+        for path, wanted in made.items()
         if not path.exists() or path.read_bytes() != wanted.encode()
     ]
     if options.check:
         for path in outdated:
             print(f"{path.relative_to(ROOT)} is out of date: run `make notebooks`.")
         sys.exit(bool(outdated))
-    for path, wanted in notebooks().items():
+    for path, wanted in made.items():
         path.write_bytes(wanted.encode())
     print(f"{len(outdated)} notebooks changed")
 
