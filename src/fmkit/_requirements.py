@@ -7,9 +7,10 @@ doesn't need one neither waits for it nor fails without it.
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import Any
 
-__all__ = ["require"]
+__all__ = ["ipython_shell", "require"]
 
 # Names to install, where they differ from the names to import.
 _PIP_NAMES = {"PIL": "pillow", "keras_tuner": "keras-tuner"}
@@ -39,3 +40,12 @@ def require(name: str, user: str) -> Any:
             f"Type: pip install {_PIP_NAMES.get(missing, missing)}",
             name=missing,
         ) from None
+
+
+def ipython_shell() -> Any:
+    """Return the shell of IPython that runs this process; `None` if none does.
+
+    IPython is not imported to ask: where it runs it is there already.
+    """
+    ipython: Any = sys.modules.get("IPython")
+    return ipython.get_ipython() if hasattr(ipython, "get_ipython") else None

@@ -7,7 +7,6 @@ import importlib
 import io
 import math
 import os
-import sys
 import tempfile
 import time
 import warnings
@@ -20,7 +19,7 @@ import keras
 from fmkit._checks import check_number, check_path, did_you_mean
 from fmkit._files import open_regular, whole_file
 from fmkit._job import current_job
-from fmkit._requirements import require
+from fmkit._requirements import ipython_shell, require
 from fmkit.visualization import learning_curves
 
 __all__ = ["LivePlot"]
@@ -257,13 +256,9 @@ def numbers_of(logs: dict[str, Any]) -> dict[str, float]:
 
 
 def notebook_display() -> Any:
-    """Return `IPython.display` if a kernel runs this, whose page shows pictures.
-
-    IPython is not imported to ask: in a notebook it is there already.
-    """
-    ipython: Any = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if hasattr(ipython, "get_ipython") else None
-    if getattr(shell, "kernel", None) is None:  # IPython in a terminal has none
+    """Return `IPython.display` if a kernel runs this, whose page shows pictures."""
+    kernel = getattr(ipython_shell(), "kernel", None)
+    if kernel is None:  # IPython in a terminal has none
         return None
     return importlib.import_module("IPython.display")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 from fmkit import _keras_private as private
+from fmkit._requirements import ipython_shell
 
 __all__ = ["Signals", "Writer", "close_after_cell"]
 
@@ -107,8 +107,7 @@ def close_after_cell(close: Callable[[], object], callback_list: Any) -> None:
         close: Does nothing if it has been called before.
         callback_list: A weak reference to that of `fit`.
     """
-    module = sys.modules.get("IPython")
-    shell = module and module.get_ipython()
+    shell = ipython_shell()
     if shell is None:
         return
 
