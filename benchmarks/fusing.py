@@ -7,18 +7,23 @@ with Keras's defaults and `fit(x, y)`. An epoch is of 100 steps, of 20 with
 convolutions, and is not the first of its `fit`. From two hidden layers of 128 units,
 batches of 128 and the steps in one program that `fit_settings` chooses, one thing at a
 time is made smaller or larger. The hand-written loop around a convolutional network
-calls the same layers and nothing of `fit`.
+calls the same layers and nothing of `fit`. The profile counts the calls of Python in a
+step, and says which packages they are of and what share of the time they take.
 """
 
 from __future__ import annotations
 
+import cProfile
+import pstats
+from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
-from benchmarks._measure import interleave, on_each_backend, print_rows, row
+from benchmarks._measure import interleave, number, on_each_backend, print_rows, row
 from benchmarks.training import BATCH, FUSED, RATE, images, loss
 from fmkit import models
 from fmkit.data import Batches
@@ -203,9 +208,51 @@ def convolutional_rows(quick: bool) -> list[dict[str, Any]]:
     return found
 
 
+def profile_of(run: Run, steps: int) -> tuple[float, str]:
+    """Return the calls of Python in a step, and the packages that take the time."""
+    run()
+    with cProfile.Profile() as profile:
+        run()
+    calls, seconds = 0, Counter[str]()
+    # What is written in C has no file: its time is its caller's.
+    for (file, _, _), (_, count, own, _, callers) in pstats.Stats(
+        profile
+    ).stats.items():
+        if file == "~":
+            for (caller, _, _), (*_, spent, _) in callers.items():
+                seconds[package(caller)] += spent
+        else:
+            calls += count
+            seconds[package(file)] += own
+    whole = sum(seconds.values())
+    shares = [f"{name} {each / whole:.0%}" for name, each in seconds.most_common(3)]
+    return calls / steps, ", ".join(shares)
+
+
+def package(file: str) -> str:
+    parts = Path(file).parts
+    for mark in ("site-packages", "src"):
+        if mark in parts[:-1]:
+            return parts[parts.index(mark) + 1]
+    return "the standard library"
+
+
+def profile_rows(quick: bool) -> list[dict[str, Any]]:
+    """Return a row with the profile of a step, plain and fused."""
+    steps = 20 if quick else 100
+    calls, detail = {}, []
+    for name, run in dense("width", 128, steps).items():
+        calls[name], shares = profile_of(run, steps * EPOCHS)
+        detail.append(f"{name} {number(calls[name])} calls, time in {shares}")
+    name = f"calls of Python in a step, {keras.backend.backend()}"
+    one = row(name, {k: [v] for k, v in calls.items()}, FUSED, FIT)
+    unit = f"calls of {FUSED} / calls of {FIT}"
+    return [{**one, "unit": unit, "detail": "; ".join(detail)}]
+
+
 def backend_rows(quick: bool) -> list[dict[str, Any]]:
     """Measure on the backend of this process."""
-    return [*growth_rows(quick), *convolutional_rows(quick)]
+    return [*growth_rows(quick), *convolutional_rows(quick), *profile_rows(quick)]
 
 
 def rows(quick: bool = False) -> list[dict[str, Any]]:
