@@ -13,7 +13,7 @@ PyTorch the steps are eager).
   `a` and `w` and writes `a`. That `w` must be read is part of the floor: the step has
   just written it, but 40 MB do not stay in a cache. The row below it has the stricter
   floor `a *= c`, one read and one write, for comparison. A difference of two times is
-  noisy: look at its quartiles.
+  noisy: look at its quartiles. Three averages stand against three such passes.
 - Memory: bytes of the variables that the average adds, over those of the weights.
 - A swap in and out, over reading and writing every weight twice, once each way.
 """
@@ -46,7 +46,8 @@ def optimizer(kind: str) -> keras.optimizers.Optimizer:
     if kind == "Keras":
         return keras.optimizers.SGD(0.01, use_ema=True, ema_momentum=DECAY)
     plain = keras.optimizers.SGD(0.01)
-    return ExponentialMovingAverage(plain, DECAY) if kind == "fmkit" else plain
+    decays = {"fmkit": DECAY, "three": [0.9, DECAY, 0.999]}
+    return ExponentialMovingAverage(plain, decays[kind]) if kind in decays else plain
 
 
 def network(kind: str, hidden: tuple[int, ...], steps: int = 1) -> keras.Model:
@@ -166,10 +167,15 @@ def large_rows(quick: bool) -> list[dict[str, Any]]:
         "with averages": training(model, LARGE_BATCH, steps),
         "without averages": training(network("none", LARGE, steps), LARGE_BATCH, steps),
         "with use_ema": training(network("Keras", LARGE, steps), LARGE_BATCH, steps),
+        "with three averages": training(
+            network("three", LARGE, steps), LARGE_BATCH, steps
+        ),
         both: floor(shapes, True),
         "a pass over the averages only": floor(shapes, False),
     }
     times = interleave(contestants, rounds, warm_up=3)
+    thrice = "three such passes"
+    times[thrice] = [3 * each for each in times[both]]
 
     def added(kind: str, over: str, name: str, target: str = "") -> dict[str, Any]:
         added = [
@@ -189,6 +195,12 @@ def large_rows(quick: bool) -> list[dict[str, Any]]:
             f"{weights}: added by {AVERAGE}, against the smaller pass",
         ),
         added("with use_ema", both, f"{weights}: added by use_ema"),
+        added(
+            "with three averages",
+            thrice,
+            f"{weights}: added by three averages",
+            "at most 1.25",
+        ),
         row(
             f"{weights}: whole step with {AVERAGE}",
             times,

@@ -38,6 +38,20 @@ OPTIMIZERS = {
         exclude=["bias"],
         name="mine",
     ),
+    "WeightAverages": lambda: optimizers.WeightAverages(
+        keras.optimizers.Adam(0.1),
+        [
+            optimizers.ExponentialRule(0.9, zero_debias=True),
+            optimizers.WarmupRule(0.9, gamma=2, power=0.7, min_decay=0.1),
+            optimizers.EqualRule(start_step=1, update_interval=2),
+            optimizers.PowerRule(0.1),
+        ],
+        exclude=["bias"],
+        name="mine",
+    ),
+    "Lookahead": lambda: optimizers.Lookahead(
+        keras.optimizers.Adam(0.1), 4, 0.25, name="mine"
+    ),
 }
 # On JAX each small operation of an eager step is compiled: once is enough.
 TRAINED = [

@@ -7,13 +7,19 @@ import keras
 import numpy as np
 import pytest
 from bits import array, bits, state
-from resuming import Stateless, StopError
+from resuming import Stateless, StopError, broken_and_resumed
 
 from fmkit import callbacks
 from fmkit.callbacks import EvaluateWithAverages, ExactResume
 from fmkit.data import Batches
 from fmkit.evaluation import update_batch_norm
-from fmkit.optimizers import ExponentialMovingAverage, averaged, averaged_model
+from fmkit.optimizers import (
+    EqualRule,
+    ExponentialMovingAverage,
+    WeightAverages,
+    averaged,
+    averaged_model,
+)
 
 BACKEND = keras.backend.backend()
 X = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")
@@ -575,3 +581,115 @@ def test_averaged_statistics_are_not_taken_over_by_another_policy():
     # Negative control: the two that carry nothing may follow each other.
     for old, new in (("copy", "recompute"), ("average", "average")):
         show(new).set_state(show(old).get_state())
+
+
+# Several averages.
+
+
+def make_several(**arguments):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            keras.layers.Dense(3),
+            keras.layers.BatchNormalization(),
+            keras.layers.Dense(1),
+        ]
+    )
+    rules = [0.3, 0.9, EqualRule(start_step=2)]
+    model.compile(WeightAverages(keras.optimizers.SGD(0.05), rules), "mse")
+    return model
+
+
+def test_each_average_is_logged_under_its_name_and_the_chosen_one_is_seen(tmp_path):
+    model = make_several()
+    saved = keras.callbacks.ModelCheckpoint(tmp_path / "last.keras")
+    with_averages = EvaluateWithAverages(which="swa", raw_validation_data=(X, Y))
+    logs = fit(model, [with_averages, saved], epochs=2)
+    names = {"loss", "val_loss", "val_raw_loss", "val_ema_0.3_loss", "val_ema_0.9_loss"}
+    assert set(logs) == names
+    expected = {"val_raw_loss": model.evaluate(X, Y, batch_size=32, verbose=0)}
+    for name, key in (
+        ("swa", "val_loss"),
+        ("ema_0.3", "val_ema_0.3_loss"),
+        ("ema_0.9", "val_ema_0.9_loss"),
+    ):
+        with averaged(model, name):
+            expected[key] = model.evaluate(X, Y, batch_size=32, verbose=0)
+    assert len(set(expected.values())) == 4
+    for key, value in expected.items():
+        assert logs[key][-1] == pytest.approx(value, rel=1e-5), key
+    with averaged(model, "swa"):
+        assert bits(keras.saving.load_model(tmp_path / "last.keras").variables) == bits(
+            model.variables
+        )
+
+
+def test_the_best_of_all_weights_is_kept(tmp_path):
+    model = make_several()
+    path = tmp_path / "best.keras"
+    keeper = EvaluateWithAverages(raw_validation_data=(X, Y), best=path)
+    logs = fit(model, [keeper], epochs=4)
+    results = {
+        (name, epoch): value
+        for name, key in (
+            ("ema_0.3", "val_loss"),
+            ("raw", "val_raw_loss"),
+            ("ema_0.9", "val_ema_0.9_loss"),
+            ("swa", "val_swa_loss"),
+        )
+        for epoch, value in enumerate(logs[key])
+    }
+    best = min(results, key=results.get)
+    assert keeper.best_weights == best[0]
+    assert keeper.best_value == results[best]
+    loaded = keras.saving.load_model(path)
+    assert loaded.evaluate(X, Y, verbose=0) == pytest.approx(results[best], rel=1e-5)
+    worst = EvaluateWithAverages(
+        raw_validation_data=(X, Y), best=path, mode="max", monitor="val_loss"
+    )
+    fit(make_several(), [worst], epochs=4)
+    assert worst.best_value == max(results.values())
+
+
+def test_the_best_weights_survive_a_resume(tmp_path):
+    def train(directory, *others):
+        keeper = EvaluateWithAverages(
+            batch_norm="average",
+            raw_validation_data=(X, Y),
+            best=directory / "best.keras",
+        )
+        resume = ExactResume(directory, every=2, verbose=0)
+        model = make_several()
+        model.fit(
+            Batches(X, Y, 8, map=None),
+            epochs=3,
+            validation_data=(X, Y),
+            verbose=0,
+            callbacks=[keeper, resume, *others],
+        )
+        best = keras.saving.load_model(directory / "best.keras")
+        return keeper.best_weights, keeper.best_value, state(model), bits(best.weights)
+
+    for name in ("once", "twice"):
+        (tmp_path / name).mkdir()
+    straight = train(tmp_path / "once")
+    assert broken_and_resumed(tmp_path / "twice", train, at=(2, 1)) == straight
+
+
+def test_what_best_needs_is_said():
+    with pytest.raises(ValueError, match=r"must end with '\.keras'"):
+        EvaluateWithAverages(best="best.h5")
+    with pytest.raises(ValueError, match="`best` needs monitor='val_accuracy'"):
+        fit(
+            make_several(),
+            [EvaluateWithAverages(best="best.keras", monitor="val_accuracy")],
+        )
+    with pytest.raises(ValueError, match="keeps no average 'ema'"):
+        fit(make_several(), [EvaluateWithAverages(which="ema")])
+
+
+def test_a_stop_can_watch_any_of_the_averages():
+    stop = callbacks.ThresholdStopping("val_ema_0.9_loss", 1e9)
+    with_averages = EvaluateWithAverages(raw_validation_data=(X, Y))
+    assert len(fit(make_several(), [with_averages, stop], epochs=3)["loss"]) == 1

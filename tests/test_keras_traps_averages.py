@@ -254,3 +254,23 @@ def test_trap_10_keras_steps_down_a_stair_too_early_at_a_large_count():
     assert float(theirs(counter)) == 0.5**40, mended(10)
     ours = schedules.ExponentialDecay(1.0, 1_000_003, 0.5, staircase=True)
     assert float(ours(counter)) == pytest.approx(0.5**39, rel=1e-6)
+
+
+# Trap 6: the optimizer that averages by itself.
+
+
+@pytest.mark.open_on("3.14")
+def test_trap_6_schedule_free_takes_the_new_point_for_the_old_one():
+    """Keras reads `z` when it has changed it; on JAX a value it holds can't change."""
+    optimizer = keras.optimizers.ScheduleFreeAdamW(0.05)
+    variable = keras.Variable(np.array([1.0, -2.0], "float32"))
+    optimizer.build([variable])
+    z = mean = np.array([1.0, -2.0])
+    velocity = np.zeros(2)
+    for step, gradient in enumerate(np.random.default_rng(0).normal(size=(8, 2)), 1):
+        optimizer.apply([ops.convert_to_tensor(gradient, "float32")], [variable])
+        velocity = 0.999 * velocity + 0.001 * gradient**2
+        z = z - 0.05 * gradient / (np.sqrt(velocity / (1 - 0.999**step)) + 1e-8)
+        mean = mean + (z - mean) / step
+    is_the_papers = np.allclose(array(variable), 0.1 * z + 0.9 * mean, rtol=1e-4)
+    assert is_the_papers == (keras.backend.backend() == "jax"), mended(6)

@@ -30,6 +30,7 @@ def decay():
 # One row per class, with every argument away from its default: tests/test_contracts.py.
 SCHEDULES = {
     "ExponentialDecay": decay,
+    "CyclicDecay": lambda: schedules.CyclicDecay(0.5, 0.1, 7),
     "join": lambda: schedules.join([0.1, decay()], [50]),
 }
 
@@ -251,3 +252,35 @@ def test_a_step_that_is_not_whole_is_refused():
 def test_a_sequence_that_does_not_fit_is_refused(parts, boundaries, error):
     with pytest.raises(error, match=r"`schedules`|`boundaries`"):
         schedules.join(parts, boundaries)
+
+
+# Cycles, as in the paper of stochastic weight averaging.
+
+
+@pytest.mark.parametrize("cycle", [1, 5, 469])
+def test_each_cycle_falls_in_a_line_and_ends_at_the_final_rate(cycle):
+    steps = np.arange(3 * cycle)
+    found = rates(schedules.CyclicDecay(0.05, 0.01, cycle), steps)
+    # Izmailov et al. 2018, section 3.1, whose first step is 1.
+    i = steps + 1
+    t = ((i - 1) % cycle + 1) / cycle
+    np.testing.assert_allclose(found, (1 - t) * 0.05 + t * 0.01, rtol=1e-6)
+    assert found[cycle - 1] == found[-1] == np.float32(0.01)
+
+
+def test_averages_at_the_ends_of_cycles_see_the_final_rate():
+    from fmkit.optimizers import EqualRule
+
+    schedule = schedules.join([0.1, schedules.CyclicDecay(0.05, 0.01, 10)], [30])
+    rule = EqualRule(start_step=30, update_interval=10)
+    averaged = [n for n in range(1, 71) if 0 <= rule.decay_at(n) < 1 and n > 30]
+    assert averaged == [40, 50, 60, 70]
+    # Update n is made at step n - 1, by the last rate of a cycle.
+    assert set(rates(schedule, np.array(averaged) - 1)) == {np.float32(0.01)}
+
+
+@pytest.mark.parametrize("bad", [{"cycle_steps": 0}, {"final_learning_rate": -1.0}])
+def test_a_cycle_needs_steps_and_rates(bad):
+    good = {"initial_learning_rate": 0.1, "final_learning_rate": 0.0, "cycle_steps": 3}
+    with pytest.raises(ValueError, match=f"`{next(iter(bad))}`"):
+        schedules.CyclicDecay(**good | bad)

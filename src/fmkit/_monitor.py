@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from fmkit import _keras_private as private
+from fmkit._swap import keeper_of, walk
 
 __all__ = ["greater_is_better"]
 
@@ -24,9 +25,12 @@ def greater_is_better(monitor: str, model: Any = None) -> bool:
     """
     directions = {} if model is None else private.metric_directions(model)
     name = monitor.removeprefix("val_")
-    if name not in directions and name.startswith("raw_"):
-        # What `EvaluateWithAverages` writes for the raw weights.
-        monitor = name = name.removeprefix("raw_")
+    if name not in directions:
+        # What `EvaluateWithAverages` writes for the raw weights and further averages.
+        prefixes = [f"{each}_" for each in ("raw", *_averages_of(model))]
+        found = next((each for each in prefixes if name.startswith(each)), "")
+        if found:
+            monitor = name = name.removeprefix(found)
     if name in directions:
         return directions[name] == "up"
     early_stopping = keras.callbacks.EarlyStopping(monitor, patience=10)
@@ -43,3 +47,9 @@ def greater_is_better(monitor: str, model: Any = None) -> bool:
         ) from error
     early_stopping.on_epoch_end(1, {monitor: 1.0})
     return bool(early_stopping.best == 1.0)
+
+
+def _averages_of(model: Any) -> list[str]:
+    """Return the names of the averages that a model's optimizer keeps."""
+    keepers = map(keeper_of, walk(getattr(model, "optimizer", None)))
+    return [name for keeper in keepers if keeper is not None for name in keeper.kept]

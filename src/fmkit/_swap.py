@@ -7,23 +7,28 @@ need to know only this module. It makes no averages itself.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, TypeGuard
+import weakref
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from typing import Any, Protocol
 
 import keras
 from keras import ops
 
 from fmkit import _keras_private as private
+from fmkit._checks import did_you_mean
 
 __all__ = [
     "Averages",
+    "Keeper",
     "Swap",
     "active_swaps",
     "find_averages",
-    "has_swap",
+    "find_keepers",
+    "keeper_of",
     "path_of",
     "raw_weights",
     "replicas_of",
+    "select",
     "swapped",
     "value_of",
     "walk",
@@ -33,15 +38,12 @@ __all__ = [
 class Averages(Protocol):
     """One average of each weight that an optimizer trains.
 
-    An optimizer that keeps one kind of averages is that itself. For several kinds an
-    optimizer would make one such object per kind: they share its `swap`, so the weights
-    hold one kind at a time.
-
-    Attributes:
-        swap: The optimizer's weights, and what they were while they hold averages.
+    Those of one optimizer share its `swap`, so the weights hold one of them at a time.
     """
 
-    swap: Swap
+    @property
+    def swap(self) -> Swap:
+        """The optimizer's weights, and what they were while they hold averages."""
 
     @property
     def averages(self) -> list[tuple[Any, Any]]:
@@ -55,8 +57,24 @@ class Averages(Protocol):
     def updates(self) -> int:
         """Updates of the weights so far."""
 
+    @property
+    def power(self) -> tuple[float, int] | None:
+        """Exponent and length so far of a power-function average; of others `None`."""
+
     def decay_at(self, update: int) -> float:
         """Return the decay that the given update of the weights applied."""
+
+
+class Keeper(Protocol):
+    """What keeps averages: an optimizer, or what stands for one of Keras's."""
+
+    @property
+    def swap(self) -> Swap:
+        """The swap of its averages."""
+
+    @property
+    def kept(self) -> Mapping[str, Averages]:
+        """The averages by name; the first is used where none is named."""
 
 
 class Swap:
@@ -114,13 +132,20 @@ def walk(optimizer: Any) -> Iterator[Any]:
         yield from walk(part)
 
 
-def has_swap(optimizer: Any) -> TypeGuard[Averages]:
-    """Return whether `optimizer` keeps averages."""
-    return isinstance(getattr(optimizer, "swap", None), Swap)
+def keeper_of(optimizer: Any) -> Keeper | None:
+    """Return what keeps averages in this optimizer itself, not inside it, if any."""
+    if isinstance(getattr(optimizer, "swap", None), Swap):
+        return optimizer  # type: ignore[no-any-return]
+    kind = getattr(keras.optimizers, "ScheduleFreeAdamW", None)
+    if kind is None or not isinstance(optimizer, kind):
+        return None
+    if optimizer not in _schedule_free:
+        _schedule_free[optimizer] = ScheduleFreeAverage(optimizer)
+    return _schedule_free[optimizer]
 
 
-def find_averages(model: keras.Model) -> list[Averages]:
-    """Return the averages of the weights of `model`.
+def find_keepers(model: keras.Model) -> list[Keeper]:
+    """Return what keeps averages of the weights of `model`.
 
     Args:
         model: A compiled model.
@@ -138,7 +163,7 @@ def find_averages(model: keras.Model) -> list[Averages]:
             f"ExponentialMovingAverage, got {model!r} ({type(model).__name__})."
         )
     optimizer = getattr(model, "optimizer", None)
-    found = [part for part in walk(optimizer) if has_swap(part)]
+    found = [k for part in walk(optimizer) if (k := keeper_of(part)) is not None]
     if not found:
         name = getattr(optimizer, "name", None)
         raise ValueError(
@@ -147,6 +172,101 @@ def find_averages(model: keras.Model) -> list[Averages]:
             f"ExponentialMovingAverage({name or 'adam'!r}, decay=0.99), ...)"
         )
     return found
+
+
+def find_averages(model: keras.Model, which: str | None = None) -> list[Averages]:
+    """Return the averages of one name, by default the first, of each keeper.
+
+    Raises:
+        TypeError: As `find_keepers`.
+        ValueError: As `find_keepers`, or if one has no average of this name.
+    """
+    return [select(keeper, which) for keeper in find_keepers(model)]
+
+
+def select(keeper: Keeper, which: str | None = None) -> Averages:
+    """Return an average by its name; by default the first.
+
+    Raises:
+        ValueError: If there is none of this name.
+    """
+    if which is None:
+        return next(iter(keeper.kept.values()))
+    if which not in keeper.kept:
+        raise ValueError(
+            f"The optimizer keeps no average {which!r}, only {list(keeper.kept)}."
+            f"{did_you_mean(which, keeper.kept)}"
+        )
+    return keeper.kept[which]
+
+
+class ScheduleFreeAverage:
+    r"""The average at which Keras's `ScheduleFreeAdamW` is to be evaluated.
+
+    It trains at $y = (1 - \beta_1) z + \beta_1 x$ and keeps $z$; so
+    $x = (y - (1 - \beta_1) z) / \beta_1$, the plain mean of all $z$.
+
+    Args:
+        optimizer: The optimizer.
+    """
+
+    def __init__(self, optimizer: Any) -> None:
+        # The optimizer is the key under which this object is found: no cycle.
+        self._optimizer = weakref.ref(optimizer)
+        self._swap = Swap()
+
+    def _living(self) -> Any:
+        optimizer = self._optimizer()
+        assert optimizer is not None
+        return optimizer
+
+    @property
+    def swap(self) -> Swap:
+        """The optimizer's weights, once it is built."""
+        optimizer = self._living()
+        if optimizer.built and self._swap.weights is None:
+            self._swap.weights = list(private.trainable_variables(optimizer))
+        return self._swap
+
+    @property
+    def kept(self) -> dict[str, Averages]:
+        """Itself, the only average."""
+        return {"schedule_free": self}
+
+    @property
+    def averages(self) -> list[tuple[Any, Any]]:
+        """Pairs of a model's variable and its average, computed now."""
+        optimizer = self._living()
+        # One for each weight, in their order: what its gradients change.
+        leading = [v for v in optimizer.variables if v.path.endswith("_momentum")]
+        pairs = zip(self.swap.weights or [], leading, strict=True)
+        return [(y, _evaluation_point(y, z, optimizer.beta_1)) for y, z in pairs]
+
+    @property
+    def has_averages(self) -> bool:
+        """Whether a step was made."""
+        return bool(self._living().built) and self.updates > 0
+
+    @property
+    def updates(self) -> int:
+        """Steps so far."""
+        return int(ops.convert_to_numpy(self._living().iterations))
+
+    @property
+    def power(self) -> None:
+        """Not a power-function average."""
+
+    def decay_at(self, update: int) -> float:
+        """Return the decay of a plain mean."""
+        return 1 - 1 / update
+
+
+def _evaluation_point(trained: Any, leading: Any, beta: float) -> Any:
+    y, z = (ops.cast(v, "float32") for v in (trained, leading))
+    return (y - (1.0 - beta) * z) / beta
+
+
+_schedule_free: MutableMapping[Any, ScheduleFreeAverage] = weakref.WeakKeyDictionary()
 
 
 # Averages in, raw weights back
@@ -194,7 +314,8 @@ def raw_weights(model: keras.Model) -> Iterator[keras.Model]:
     Within `swapped` the averages are back in their place afterwards; elsewhere nothing
     is to be done.
     """
-    swaps = [each.swap for each in walk(model.optimizer) if has_swap(each)]
+    keepers = [keeper_of(each) for each in walk(model.optimizer)]
+    swaps = [keeper.swap for keeper in keepers if keeper is not None]
     saved = [pair for swap in swaps for pair in swap.saved or []]
     if saved:
         private.synchronize(model)

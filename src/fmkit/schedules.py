@@ -1,9 +1,10 @@
 r"""Learning-rate schedules that change at exactly the step they promise.
 
 `ExponentialDecay` is TensorFlow 1's formula with the number of stairs computed in
-integers; `join` runs schedules one after another. Both make a `LearningRateSchedule`
-for `keras.optimizers.*(learning_rate=...)`; `visualization.learning_rate_curve` draws
-any schedule.
+integers, `CyclicDecay` the one of stochastic weight averaging; `join` runs schedules
+one after another. Each makes a `LearningRateSchedule` for
+`keras.optimizers.*(learning_rate=...)`; `visualization.learning_rate_curve` draws any
+schedule.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from keras.optimizers.schedules import LearningRateSchedule
 
 from fmkit._checks import check_int, check_number
 
-__all__ = ["ExponentialDecay", "join"]
+__all__ = ["CyclicDecay", "ExponentialDecay", "join"]
 
 # Two fractions with denominators up to this differ by at least its inverse square,
 # 2.3e-10: still more than the spacing of floats around a million steps.
@@ -248,6 +249,71 @@ class ExponentialDecay(LearningRateSchedule):
             "transition_begin": self.transition_begin,
             "warmup_steps": self.warmup_steps,
             "warmup_initial": self.warmup_initial,
+        }
+
+
+@keras.saving.register_keras_serializable("fmkit")
+class CyclicDecay(LearningRateSchedule):
+    r"""Learning rate that falls in a straight line, again and again.
+
+    At step $n$ of cycles of $c$ steps,
+
+    $$\eta(n) = (1 - t)\, \eta_1 + t\, \eta_2, \qquad
+      t = \frac{(n \bmod c) + 1}{c},$$
+
+    so the last step of a cycle has the rate $\eta_2$. `join` starts it after another
+    schedule, and an `optimizers.EqualRule` with `update_interval` $c$ averages the
+    weights at the end of each cycle: stochastic weight averaging.
+
+    Args:
+        initial_learning_rate: $\eta_1 \ge 0$, which the rate falls from.
+        final_learning_rate: $\eta_2 \ge 0$.
+        cycle_steps: $c$, in optimizer steps, not epochs.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+        TypeError: If an argument is not a number, or a step is not an integer.
+
+    Examples:
+        >>> schedule = CyclicDecay(0.5, 0.1, 4)
+        >>> [round(float(schedule(step)), 4) for step in (0, 3, 4)]
+        [0.4, 0.1, 0.4]
+
+    References:
+        Izmailov et al., [*Averaging weights leads to wider optima and better
+        generalization*](https://arxiv.org/abs/1803.05407), 2018, section 3.1.
+    """
+
+    def __init__(
+        self,
+        initial_learning_rate: float,
+        final_learning_rate: float,
+        cycle_steps: int,
+    ) -> None:
+        self.initial_learning_rate = check_number(
+            "initial_learning_rate", initial_learning_rate, at_least=0
+        )
+        self.final_learning_rate = check_number(
+            "final_learning_rate", final_learning_rate, at_least=0
+        )
+        self.cycle_steps = check_int("cycle_steps", cycle_steps)
+
+    def __call__(self, step: Any) -> Any:
+        """Return the rate at `step`, a whole number or an integer tensor."""
+        if not isinstance(step, numbers.Integral):
+            step = _integer_tensor(step)
+        place = ops.cast(step % self.cycle_steps, "float32") + 1.0
+        share = place / self.cycle_steps
+        return (
+            1.0 - share
+        ) * self.initial_learning_rate + share * self.final_learning_rate
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments as plain Python values."""
+        return {
+            "initial_learning_rate": self.initial_learning_rate,
+            "final_learning_rate": self.final_learning_rate,
+            "cycle_steps": self.cycle_steps,
         }
 
 

@@ -15,8 +15,10 @@ import numpy as np
 from fmkit._commits._format import (
     Commit,
     DamagedCommitError,
+    averages_path,
     commit_name,
     commit_number,
+    list_averages,
     list_commits,
     read_commit,
     read_meta,
@@ -29,7 +31,9 @@ __all__ = ["CommitDirectory"]
 
 Array = np.ndarray[Any, Any]
 
-_TEMPORARY = re.compile(r"\.(?:commit-\d+\.npz|model\.json)\.[0-9a-f-]+\.tmp")
+_TEMPORARY = re.compile(
+    r"\.(?:(?:commit|averages)-\d+\.npz|model\.json)\.[0-9a-f-]+\.tmp"
+)
 
 
 class CommitDirectory:
@@ -181,6 +185,25 @@ class CommitDirectory:
             with whole_file(path) as file:
                 file.write(data)
 
+    def write_averages(
+        self, length: int, meta: Meta, arrays: Mapping[str, Array]
+    ) -> None:
+        """Write a snapshot of averages that have seen `length` updates.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        self._write(averages_path(self.path, length), meta, arrays)
+
+    def drop_averages(self, beyond: int) -> None:
+        """Delete the snapshots of averages that have seen more than `beyond` updates.
+
+        A run that goes on from before them makes them again.
+        """
+        for length, path in list_averages(self.path).items():
+            if length > beyond:
+                os.unlink(path)
+
     def write(self, meta: Meta, arrays: Mapping[str, Array]) -> Path:
         """Write the next commit; when it is durable, delete those not kept.
 
@@ -188,14 +211,7 @@ class CommitDirectory:
             OSError: If it cannot be written. Older commits are all still there.
         """
         path = self._path(self._next)
-        try:
-            write_commit(path, meta, arrays)
-        except OSError as error:
-            size = sum(array.nbytes for array in arrays.values())
-            raise OSError(
-                f"A commit of {size / 1e6:.1f} MB could not be written to "
-                f"{self.path}: {error}. {self._what_is_left()}"
-            ) from error
+        self._write(path, meta, arrays)
         self._next += 1
         self._scores[path] = meta.score
         for old in self._superfluous():
@@ -205,6 +221,16 @@ class CommitDirectory:
             if not old.exists():
                 del self._scores[old]
         return path
+
+    def _write(self, path: Path, meta: Meta, arrays: Mapping[str, Array]) -> None:
+        try:
+            write_commit(path, meta, arrays)
+        except OSError as error:
+            size = sum(array.nbytes for array in arrays.values())
+            raise OSError(
+                f"A commit of {size / 1e6:.1f} MB could not be written to "
+                f"{self.path}: {error}. {self._what_is_left()}"
+            ) from error
 
     def _what_is_left(self) -> str:
         """Return what the next start will find after a failed write."""

@@ -35,8 +35,10 @@ from fmkit._files import open_regular, whole_file
 __all__ = [
     "Commit",
     "DamagedCommitError",
+    "averages_path",
     "commit_name",
     "commit_number",
+    "list_averages",
     "list_commits",
     "number_in",
     "pack_part",
@@ -52,6 +54,7 @@ FORMAT = "fmkit commit"
 VERSION = 1
 _META = "meta.json"
 _NAME = re.compile(r"commit-(\d{8,18})\.npz")
+_AVERAGES = re.compile(r"averages-(\d{8,18})\.npz")
 
 
 class DamagedCommitError(ValueError):
@@ -104,6 +107,20 @@ def commit_number(path: str | Path) -> int:
     number = number_in(Path(path).name)
     assert number is not None
     return number
+
+
+def list_averages(directory: str | os.PathLike[str]) -> dict[int, Path]:
+    """Return the snapshots of averages in `directory`, by how many updates they saw."""
+    names = os.listdir(directory) if os.path.isdir(directory) else []
+    found = {
+        int(match[1]): match[0] for match in map(_AVERAGES.fullmatch, names) if match
+    }
+    return {length: Path(directory, found[length]) for length in sorted(found)}
+
+
+def averages_path(directory: Path, length: int) -> Path:
+    """Return the path of a snapshot of averages that have seen `length` updates."""
+    return directory / f"averages-{length:08d}.npz"
 
 
 # Writing

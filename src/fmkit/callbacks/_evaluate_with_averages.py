@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,8 +14,10 @@ from keras import ops
 
 from fmkit import _keras_private as private
 from fmkit._batch_norm import batch_norm_statistics, update_batch_norm
-from fmkit._checks import check_one_of
-from fmkit._swap import Averages, active_swaps, find_averages, swapped
+from fmkit._checks import check_one_of, check_path
+from fmkit._files import whole_file
+from fmkit._monitor import greater_is_better
+from fmkit._swap import Averages, active_swaps, find_averages, find_keepers, swapped
 from fmkit.callbacks._evaluation import evaluate_undisturbed
 from fmkit.callbacks._saved_settings import check_settings
 
@@ -41,23 +44,39 @@ class EvaluateWithAverages(keras.callbacks.Callback):
     weights.
 
     Args:
+        which: The name of the average, where the optimizer keeps several; by default
+            the first.
         batch_norm: Statistics of `BatchNormalization` while the averages are in:
             `"copy"`, the model's own, as in TensorFlow 1; `"average"`, an average of
-            them with the same decays as the weights; `"recompute"`, measured on
+            them with the same decays as the weights'; `"recompute"`, measured on
             `batch_norm_data` by `fmkit.evaluation.update_batch_norm` each time.
             `"average"` reads them after each step, or each group of
             `steps_per_execution` steps, which on JAX and accelerators waits for the
             step to end.
         batch_norm_data: Data for `"recompute"`; part of the training set is enough.
         raw_validation_data: `(x, y)`, `(x, y, sample_weight)` or a data set, on which
-            the raw weights are evaluated too at the end of each epoch; the training is
-            not affected. The logs have the results as `val_raw_...`, beside the
-            `val_...` of the averages.
+            the raw weights and the other averages are evaluated too at the end of each
+            epoch; the training is not affected. The logs have the results as
+            `val_raw_...` and, for an average named `swa`, `val_swa_...`, beside the
+            `val_...` of `which`.
+        best: A `.keras` file, which holds the model with the best weights of all
+            epochs so far, raw or averaged: those whose result in the logs is best. They
+            are the model's weights there. The file is replaced by one rename.
+        monitor: By which result `best` judges: `"val_loss"` stands for `val_raw_loss`
+            and its like too. The first of equals stays.
+        mode: `"min"`, `"max"`, or `"auto"` for Keras's rule.
+
+    Attributes:
+        best_weights: The name of the weights in `best`, `"raw"` or an average's;
+            `None` before the first epoch.
+        best_value: Their result.
 
     Raises:
         ValueError: If `batch_norm` is not one of these, or `batch_norm_data` does not
             go with it; when training or evaluation begins, if the model's optimizer
-            keeps no averages.
+            keeps no averages, or none of this name; at the end of an epoch, if
+            `monitor` is not in the logs.
+        OSError: If `best` can't be written.
         RuntimeError: If it is not called by `fit`, `evaluate` or `predict`.
 
     Examples:
@@ -75,11 +94,16 @@ class EvaluateWithAverages(keras.callbacks.Callback):
     def __init__(
         self,
         *,
+        which: str | None = None,
         batch_norm: str = "copy",
         batch_norm_data: Any = None,
         raw_validation_data: Any = None,
+        best: str | os.PathLike[str] | None = None,
+        monitor: str = "val_loss",
+        mode: str = "auto",
     ) -> None:
         super().__init__()
+        self.which = which
         self.batch_norm = check_one_of(
             "batch_norm", batch_norm, ["copy", "average", "recompute"]
         )
@@ -91,7 +115,15 @@ class EvaluateWithAverages(keras.callbacks.Callback):
             )
         self.batch_norm_data = batch_norm_data
         self.raw_validation_data = raw_validation_data
-        self._statistics: list[Any] | None = None
+        self.best = None if best is None else check_path("best", best)
+        if self.best is not None and self.best.suffix != ".keras":
+            raise ValueError(f"`best` must end with '.keras', got best={str(best)!r}.")
+        self.monitor = monitor
+        self.mode = check_one_of("mode", mode, ["auto", "min", "max"])
+        self.best_weights: str | None = None
+        self.best_value = math.nan
+        # By the name of the average; "" is the one that is evaluated.
+        self._statistics: dict[str, list[Any]] = {}
         self._seen_updates = 0
         if self.batch_norm == "average":
             # On this instance only: with this method on the class, Keras would not
@@ -103,12 +135,12 @@ class EvaluateWithAverages(keras.callbacks.Callback):
     def set_model(self, model: keras.Model) -> None:
         """Take the model; averages of a different model's statistics are dropped."""
         if private.model_of(self) not in (None, model):
-            self._statistics, self._seen_updates = None, 0
+            self._statistics, self._seen_updates = {}, 0
         super().set_model(model)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Check that there are averages, and put them in at the end of every epoch."""
-        find_averages(self.model)
+        find_averages(self.model, self.which)
         fit = private.running_fit(self)
         if fit is None:
             raise _not_in_a_call("fit")
@@ -123,17 +155,24 @@ class EvaluateWithAverages(keras.callbacks.Callback):
         self._put_around_steps("predict")
 
     def _put_around_steps(self, name: str) -> None:
-        find_averages(self.model)
+        find_averages(self.model, self.which)
         if not private.around_steps(self, self._averages_in):
             raise _not_in_a_call(name)
 
     def get_state(self) -> dict[str, Any]:
-        """Return what an exact resume must carry: averaged statistics, if any."""
-        arrays = [np.asarray(ops.convert_to_numpy(s)) for s in self._statistics or []]
+        """Return what an exact resume must carry: statistics, and the best so far."""
+        arrays = {
+            name: [np.asarray(ops.convert_to_numpy(s)) for s in statistics]
+            for name, statistics in self._statistics.items()
+        }
+        best = {} if self.best is None else {"best": self._best_so_far()}
         return {
             "settings": {"batch_norm": self.batch_norm},
             "seen_updates": self._seen_updates,
-            "statistics": arrays,
+            # Under this name they stood alone before there were several averages.
+            "statistics": arrays.pop("", []),
+            **({"statistics_of_others": arrays} if arrays else {}),
+            **best,
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -148,65 +187,119 @@ class EvaluateWithAverages(keras.callbacks.Callback):
         if "average" in (*state.get("settings", {}).values(), self.batch_norm):
             check_settings(type(self).__name__, state, own)
         self._seen_updates = int(state["seen_updates"])
-        self._statistics = [
-            ops.convert_to_tensor(array) for array in state["statistics"]
-        ] or None
+        arrays = {"": state["statistics"], **state.get("statistics_of_others", {})}
+        self._statistics = {
+            name: [ops.convert_to_tensor(array) for array in of_one]
+            for name, of_one in arrays.items()
+            if of_one
+        }
+        best = state.get("best") or {"weights": None, "value": math.nan}
+        self.best_weights, self.best_value = best["weights"], float(best["value"])
+
+    def _best_so_far(self) -> dict[str, Any]:
+        return {"weights": self.best_weights, "value": self.best_value}
 
     # Averages in, raw weights back.
 
     @contextlib.contextmanager
-    def _averages_in(self) -> Iterator[None]:
+    def _averages_in(self, name: str = "") -> Iterator[None]:
+        """Let the model hold an average, by default the one that is evaluated."""
         model = self.model  # on JAX this synchronises
-        averages = find_averages(model)
+        averages = find_averages(model, name or self.which)
         if active_swaps(averages) or not any(each.has_averages for each in averages):
             yield
             return
         with swapped(model, averages):
-            self._put_in_statistics(model, averages)
+            self._put_in_statistics(model, averages, name)
             yield
 
     @contextlib.contextmanager
     def _epoch_end(self, logs: dict[str, Any]) -> Iterator[None]:
         if self.raw_validation_data is not None:
-            logs.update(self._evaluate_raw())
+            logs.update(self._evaluate("raw"))
+            for name in self._others():
+                with self._averages_in(name):
+                    logs.update(self._evaluate(name))
+        if self.best is not None:
+            self._keep_best(logs)
         with self._averages_in():
             yield
 
-    def _put_in_statistics(self, model: keras.Model, averages: list[Averages]) -> None:
+    def _others(self) -> list[str]:
+        """Return the names of the averages that are not `which`."""
+        names = list(find_keepers(self.model)[0].kept)
+        return [name for name in names if name != (self.which or names[0])]
+
+    def _put_in_statistics(
+        self, model: keras.Model, averages: list[Averages], name: str
+    ) -> None:
         if self.batch_norm == "copy":
             return
         statistics = batch_norm_statistics(model)
         active_swaps(averages)[0].save(statistics)
         if self.batch_norm == "recompute":
             update_batch_norm(model, self.batch_norm_data)
-        elif self._statistics is not None:
-            for variable, value in zip(statistics, self._statistics, strict=True):
+        elif name in self._statistics:
+            for variable, value in zip(statistics, self._statistics[name], strict=True):
                 variable.assign(ops.copy(value))
 
     def _average_statistics(
         self, batch: int, logs: dict[str, Any] | None = None
     ) -> None:
-        model = self.model
-        averages = find_averages(model)[0]
-        now = averages.updates
-        # The share that the old average keeps after all updates since the last call.
-        share = math.prod(
-            averages.decay_at(update)
-            for update in range(self._seen_updates + 1, now + 1)
-        )
+        current = [ops.copy(each) for each in batch_norm_statistics(self.model)]
+        others = self._others() if self.raw_validation_data is not None else []
+        now = find_averages(self.model, self.which)[0].updates
+        for name in ("", *others):
+            averages = find_averages(self.model, name or self.which)[0]
+            # The share that the old average keeps after all updates since the last
+            # call.
+            share = math.prod(
+                averages.decay_at(update)
+                for update in range(self._seen_updates + 1, now + 1)
+            )
+            old = self._statistics.get(name, current)
+            self._statistics[name] = [
+                a + (1.0 - share) * (b - a) for a, b in zip(old, current, strict=True)
+            ]
         self._seen_updates = now
-        current = [ops.copy(each) for each in batch_norm_statistics(model)]
-        old = self._statistics
-        if old is None:
-            self._statistics = current
-            return
-        self._statistics = [
-            a + (1.0 - share) * (b - a) for a, b in zip(old, current, strict=True)
-        ]
 
-    def _evaluate_raw(self) -> dict[str, Any]:
+    def _evaluate(self, name: str) -> dict[str, Any]:
         results = evaluate_undisturbed(self.model, self.raw_validation_data)
-        return {f"val_raw_{name}": value for name, value in results.items()}
+        return {f"val_{name}_{metric}": value for metric, value in results.items()}
+
+    # The best weights of all
+
+    def _keep_best(self, logs: dict[str, Any]) -> None:
+        metric = self.monitor.removeprefix("val_")
+        results: dict[str, Any] = {"": logs.get(self.monitor)}
+        if self.raw_validation_data is not None:
+            names = ("raw", *self._others())
+            results |= {name: logs.get(f"val_{name}_{metric}") for name in names}
+        if not all(isinstance(each, (int, float)) for each in results.values()):
+            raise ValueError(
+                f"`best` needs monitor={self.monitor!r} in the logs of each epoch, as "
+                f"one number; there are {sorted(logs)}."
+            )
+        if self.mode == "auto":
+            rises = greater_is_better(self.monitor, self.model)
+        else:
+            rises = self.mode == "max"
+        for name, value in results.items():
+            value = float(value)
+            better = value > self.best_value if rises else value < self.best_value
+            if better or (math.isnan(self.best_value) and not math.isnan(value)):
+                self._save(name)
+                self.best_value = value
+                self.best_weights = name or self.which or self._first()
+
+    def _first(self) -> str:
+        return next(iter(find_keepers(self.model)[0].kept))
+
+    def _save(self, name: str) -> None:
+        assert self.best is not None
+        put_in = contextlib.nullcontext() if name == "raw" else self._averages_in(name)
+        with put_in, whole_file(self.best, suffix=".keras") as file:
+            self.model.save(file.name)
 
 
 def _not_in_a_call(name: str) -> RuntimeError:

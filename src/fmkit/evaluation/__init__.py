@@ -1,11 +1,19 @@
 """Evaluation during training in a second process, and of averaged weights.
 
 `SidecarEvaluator` evaluates the checkpoints of a training run; the command is
-`python -m fmkit.evaluation DIRECTORY`. `update_batch_norm` recomputes the statistics of
-BatchNormalization for averaged weights.
+`python -m fmkit.evaluation DIRECTORY`. `synthesize` makes averages of any length after
+training, `sweep_widths` evaluates them. `update_batch_norm` recomputes the statistics
+of BatchNormalization for averaged weights.
 """
 
 from fmkit._batch_norm import update_batch_norm
 from fmkit.evaluation._sidecar import SidecarEvaluator
+from fmkit.evaluation._synthesize import Synthesis, sweep_widths, synthesize
 
-__all__ = ["SidecarEvaluator", "update_batch_norm"]
+__all__ = [
+    "SidecarEvaluator",
+    "Synthesis",
+    "sweep_widths",
+    "synthesize",
+    "update_batch_norm",
+]

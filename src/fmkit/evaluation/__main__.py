@@ -13,11 +13,11 @@ from typing import Any
 import keras
 
 from fmkit import _keras_private as private
-from fmkit._layer_state import restore_assets
 from fmkit._npz import read_npz
 from fmkit.data import Batches
 from fmkit.datasets import fashion_mnist, mnist
 from fmkit.evaluation import SidecarEvaluator
+from fmkit.evaluation._described import NotDescribedError, model_from_json
 from fmkit.evaluation._listing import list_checkpoints
 from fmkit.preprocessing import preprocess
 
@@ -165,11 +165,11 @@ def _model(options: argparse.Namespace) -> Any:
         raise _UsageError(f"There is no file {path}. Give --model FILE.keras.")
     try:
         if path.name == "model.json":
-            model = _from_json(json.loads(path.read_bytes()))
+            model = model_from_json(json.loads(path.read_bytes()))
         else:
             model = keras.saving.load_model(path, safe_mode=True)
-    except _UsageError:
-        raise
+    except NotDescribedError as error:
+        raise _UsageError(str(error)) from error
     except Exception as error:
         raise _UsageError(
             f"No model could be built from {path}: {error}\nIf it has layers, losses "
@@ -181,32 +181,6 @@ def _model(options: argparse.Namespace) -> Any:
             f"{path} holds no compiled model. Compile the model with loss and metrics, "
             "save it with model.save('model.keras'), and give --model model.keras."
         )
-    return model
-
-
-def _from_json(config: dict[str, Any]) -> Any:
-    # Absent if an earlier version wrote it.
-    assets = config.pop("fmkit_assets", [])
-    written = config.pop("fmkit_keras", keras.__version__)
-    try:
-        model = keras.saving.deserialize_keras_object(config, safe_mode=True)
-    except (TypeError, ValueError) as error:
-        if written == keras.__version__:
-            raise
-        raise _UsageError(
-            f"No model could be built from model.json: Keras {written} wrote it, and "
-            f"this is {keras.__version__}, which does not know all of it: "
-            f"{str(error).splitlines()[-1]}. Evaluate under Keras {written}; or build "
-            "the model in a program, and pass it to "
-            "fmkit.evaluation.SidecarEvaluator, which needs the weights only."
-        ) from error
-    try:
-        restore_assets(model, assets)
-    except (KeyError, TypeError, ValueError) as error:
-        raise _UsageError(
-            f"model.json is not enough to rebuild the model: {error}. Save the "
-            "model with model.save('model.keras'), and give --model model.keras."
-        ) from error
     return model
 
 

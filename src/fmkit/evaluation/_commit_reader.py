@@ -18,7 +18,7 @@ from fmkit.evaluation._checkpoint import (
 )
 from fmkit.evaluation._listing import CheckpointFile
 
-__all__ = ["read_commit_file"]
+__all__ = ["is_same_place", "read_commit_file"]
 
 Entries = list[tuple[str, Array]]
 
@@ -99,7 +99,7 @@ def _check_model(
     for (path, value), variable in zip(entries, own, strict=False):
         here = _kind(variable.dtype, variable.shape)
         there = _kind(value.dtype.name, value.shape)
-        if not _is_same_place(path, variable.path) or here != there:
+        if not is_same_place(path, variable.path) or here != there:
             differences.append(f"{path} {there} there, {variable.path} {here} here")
     if differences:
         listed = "\n".join(f"  {line}" for line in differences[:5])
@@ -113,7 +113,7 @@ def _kind(dtype: str, shape: Any) -> str:
     return f"{dtype} {[int(size) for size in shape]}"
 
 
-def _is_same_place(one: str, other: str) -> bool:
+def is_same_place(one: str, other: str) -> bool:
     """Whether two paths name the same variable of a model built twice.
 
     Keras counts layers of a kind through a whole process (dense_1, dense_2), and a

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import keras
 from keras import ops
 
+from fmkit._batch_norm import update_batch_norm
 from fmkit._layer_state import copy_state
 from fmkit._swap import find_averages, swapped
 
 
 @contextlib.contextmanager
-def averaged(model: keras.Model) -> Iterator[keras.Model]:
+def averaged(model: keras.Model, which: str | None = None) -> Iterator[keras.Model]:
     """Let `model` hold the averages of its weights for the length of a block.
 
     At the end of the block, also by an exception or Ctrl-C, every weight is restored
@@ -23,22 +25,26 @@ def averaged(model: keras.Model) -> Iterator[keras.Model]:
     weights. Statistics of `BatchNormalization` are not touched.
 
     Args:
-        model: A model compiled with `ExponentialMovingAverage`.
+        model: A model compiled with `WeightAverages`, `ExponentialMovingAverage` or
+            Keras's `ScheduleFreeAdamW`.
+        which: The name of the average, where several are kept; by default the first.
 
     Yields:
         `model` itself.
 
     Raises:
         TypeError: If `model` is not a model.
-        ValueError: If the model's optimizer keeps no averages, or was built for a
-            different model.
+        ValueError: If the model's optimizer keeps no averages, none of this name, or
+            was built for a different model.
         RuntimeError: If the block trained the model: those steps are undone.
     """
-    with swapped(model, find_averages(model)):
+    with swapped(model, find_averages(model, which)):
         yield model
 
 
-def averaged_model(model: keras.Model) -> keras.Model:
+def averaged_model(
+    model: keras.Model, which: str | None = None, *, batch_norm_data: Any = None
+) -> keras.Model:
     """Return a copy of `model`, with no optimizer, whose weights are the averages.
 
     For serving and export, like TensorFlow 1's `variables_to_restore`. All else is
@@ -47,7 +53,10 @@ def averaged_model(model: keras.Model) -> keras.Model:
     (`save_own_variables`, `save_assets`).
 
     Args:
-        model: A built model compiled with `ExponentialMovingAverage`.
+        model: As in `averaged`; built.
+        which: As in `averaged`.
+        batch_norm_data: Data on which `fmkit.evaluation.update_batch_norm` measures the
+            statistics of `BatchNormalization` anew; part of the training set is enough.
 
     Returns:
         A model of the same class that shares nothing with `model`.
@@ -57,7 +66,7 @@ def averaged_model(model: keras.Model) -> keras.Model:
         ValueError: If the model's optimizer keeps no averages, or the copy has
             different variables, as when the `get_config` of a subclass is incomplete.
     """
-    find_averages(model)
+    find_averages(model, which)
     copy = keras.models.clone_model(model)
     copy.compile(optimizer=None)  # the clone has an averaging optimizer of its own
     shapes = [tuple(v.shape) for v in model.variables]
@@ -67,9 +76,11 @@ def averaged_model(model: keras.Model) -> keras.Model:
             "variables from the model's. Make the copy by hand, and assign to it in "
             "`with fmkit.optimizers.averaged(model)`."
         )
-    with averaged(model):
+    with averaged(model, which):
         for target, source in zip(copy.variables, model.variables, strict=True):
             target.assign(ops.copy(source))
         # Within the block: a layer may compute with values made from its weights.
         copy_state(model, copy)
+    if batch_norm_data is not None:
+        update_batch_norm(copy, batch_norm_data)
     return copy

@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from fmkit._checks import did_you_mean
-from fmkit._swap import has_swap, walk
+from fmkit._swap import keeper_of, walk
 
 __all__ = ["check_inner", "counts_differ", "to_optimizer", "update_counts"]
 
@@ -64,7 +64,7 @@ def check_inner(optimizer: Any) -> Any:
     """
     for part in walk(optimizer):
         name = part.name
-        if has_swap(part):
+        if keeper_of(part) is not None:
             raise ValueError(
                 f"`optimizer` must not average already, got {optimizer.name!r} around "
                 f"{name!r}. Wrap once."
@@ -92,7 +92,11 @@ def check_inner(optimizer: Any) -> Any:
 
 def update_counts(optimizer: Any) -> list[Any]:
     """Return how often each part updated its weights, if any accumulates gradients."""
-    parts = list(getattr(optimizer, "optimizers", ())) or [optimizer]
+    parts = [
+        part
+        for part in walk(optimizer)
+        if not hasattr(part, "inner_optimizer") and not hasattr(part, "optimizers")
+    ]
     if not any(part.gradient_accumulation_steps for part in parts):
         return []
     # The quotient is a fresh tensor; a bare counter would change in place.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -13,9 +14,11 @@ from keras import ops
 from fmkit._swap import path_of, value_of
 
 __all__ = [
-    "add_average",
+    "Untracked",
+    "add_copy",
     "add_scalar",
     "are_initialized",
+    "assign_to_replicas",
     "check_patterns",
     "is_excluded",
     "outside_of_functions",
@@ -47,8 +50,15 @@ def is_excluded(variable: Any, patterns: Sequence[str]) -> bool:
     return any(re.search(pattern, path_of(variable)) for pattern in patterns)
 
 
-def add_average(optimizer: Any, variable: Any, *, copy: bool) -> Any:
-    """Add a variable for the average of `variable` to `optimizer`.
+@dataclass(frozen=True)
+class Untracked:
+    """Weights in a place where Keras does not make them variables of an optimizer."""
+
+    variables: list[Any]
+
+
+def add_copy(optimizer: Any, variable: Any, suffix: str, *, copy: bool) -> Any:
+    """Add a variable of at least 32 bits that follows a weight to `optimizer`.
 
     It starts as a copy of the weight, or else at 0.
     """
@@ -66,7 +76,7 @@ def add_average(optimizer: Any, variable: Any, *, copy: bool) -> Any:
         # What lets a replica of tf.distribute assign to it.
         aggregation="only_first_replica",
         layout=distribution and distribution.get_variable_layout(variable),
-        name=f"{path.replace('/', '_').replace(':', '_')}_average",
+        name=f"{path.replace('/', '_').replace(':', '_')}{suffix}",
     )
 
 
@@ -94,4 +104,25 @@ def are_initialized(variables: list[Any]) -> bool:
         bool(value.is_initialized())
         for value in values
         if hasattr(value, "is_initialized")
+    )
+
+
+def assign_to_replicas(variable: Any, value: Any) -> None:
+    """Assign to a weight what each replica of `tf.distribute` has computed alike.
+
+    A plain assignment would average the values, which rounds where there are three.
+    """
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        replica = tf.distribute.get_replica_context()
+        if tf.distribute.has_strategy() and replica is not None:
+            replica.merge_call(_assign_each, args=(value_of(variable), value))
+            return
+    variable.assign(value)
+
+
+def _assign_each(strategy: Any, variable: Any, value: Any) -> None:
+    strategy.extended.update(
+        variable, lambda part, own: part.assign(own), args=(value,), group=False
     )

@@ -58,6 +58,9 @@ class ExactResume(keras.callbacks.Callback):
             the training is always committed.
         keep: How many of the newest commits stay on disk.
         keep_best: How many of the best epochs' commits stay besides.
+        snapshot_growth: Where the optimizer keeps averages by a `PowerRule`, a
+            snapshot of them stays with a commit each time their length has grown by
+            this factor, for `fmkit.evaluation.synthesize`; `None` for none.
         monitor: By what `keep_best` judges, from an epoch's logs.
         mode: `"min"` if a lower `monitor` is better, or `"max"`.
         stop_on_signal: On `SIGTERM` or Ctrl-C, commit at the next step and end
@@ -118,6 +121,7 @@ class ExactResume(keras.callbacks.Callback):
         *,
         keep: int = 2,
         keep_best: int = 0,
+        snapshot_growth: float | None = 1.15,
         monitor: str = "val_loss",
         mode: str = "min",
         stop_on_signal: bool = True,
@@ -132,6 +136,11 @@ class ExactResume(keras.callbacks.Callback):
         self.unit, self.every = _parse_every(every)
         self.keep = check_int("keep", keep)
         self.keep_best = check_int("keep_best", keep_best, minimum=0)
+        self.snapshot_growth = (
+            None
+            if snapshot_growth is None
+            else check_number("snapshot_growth", snapshot_growth, at_least=1)
+        )
         self.monitor = monitor
         self.mode = check_one_of("mode", mode, ["min", "max"])
         self.stop_on_signal = bool(stop_on_signal)

@@ -22,6 +22,7 @@ from fmkit._job import current_job
 from fmkit._layer_state import refresh
 from fmkit._swap import raw_weights
 from fmkit.callbacks._resume import _callback_state, _program, _training_state
+from fmkit.callbacks._resume._averages import AverageSnapshots
 from fmkit.callbacks._resume._background import Signals, Writer, close_after_cell
 from fmkit.callbacks._resume._differences import (
     Difference,
@@ -86,6 +87,9 @@ class Keeper(keras.callbacks.Callback):
         self.writer = Writer(settings.background)
         self.signals = Signals(self.callback_list)
         self.job = current_job()
+        self.snapshots = AverageSnapshots(
+            self.directory, settings.snapshot_growth, self.job
+        )
         self.place = place_in(fit, self.job, settings.data)
         self.signal: int | None = None
         # Runs when `fit` ends by an exception too: then Keras calls nothing, but
@@ -132,10 +136,12 @@ class Keeper(keras.callbacks.Callback):
             number = self.job.exchange(commit and commit.number)[0]
             commit = self.job.together(lambda: self._of_this_process(commit, number))
         if commit is None:
+            self.job.together(lambda: self._start_snapshots(resumed=False))
             self._say(f"no commit in {settings.directory}: starting from the beginning")
             self._commit_the_start()
         else:
             self._go_to(commit)
+            self.job.together(lambda: self._start_snapshots(resumed=True))
         self._say_what_is_not_exact()
         if settings.stop_on_signal:
             self.signals.install()
@@ -160,6 +166,10 @@ class Keeper(keras.callbacks.Callback):
         if self.job.index == 0:
             self._describe_model()
         return commit
+
+    def _start_snapshots(self, *, resumed: bool) -> None:
+        if self.job.index == 0:
+            self.snapshots.start(self.network, resumed=resumed)
 
     def _check(self, commit: Commit) -> None:
         """Refuse a commit of another program; warn of another machine."""
@@ -497,10 +507,18 @@ class Keeper(keras.callbacks.Callback):
         self.committed_epoch = where["epoch"]
         self.committed_time = time.monotonic()
 
+        averages = self.snapshots.take(model, last=where.get("finished", False))
+
+        def to_disk() -> None:
+            # First: one without its commit is made again, the reverse would be missing.
+            if averages is not None:
+                self.directory.write_averages(*averages)
+            self.directory.write(meta, arrays)
+
         def write() -> None:
             self.saved = (where["epoch"], where["step"])
             if self.job.index == 0:
-                self.writer.start(lambda: self.directory.write(meta, arrays))
+                self.writer.start(to_disk)
 
         if at_epoch_end:
             write()

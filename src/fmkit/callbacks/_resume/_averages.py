@@ -1,0 +1,104 @@
+"""Snapshots of power-function averages, at growing distances, beside the commits."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fmkit._commits import CommitDirectory, Meta, list_averages
+from fmkit._job import Job
+from fmkit._swap import Averages, keeper_of, path_of, walk
+from fmkit.callbacks._resume._training_state import Array, arrays_of
+
+__all__ = ["AverageSnapshots", "Snapshot"]
+
+
+class Snapshot(NamedTuple):
+    """What `CommitDirectory.write_averages` writes."""
+
+    length: int
+    meta: Meta
+    arrays: dict[str, Array]
+
+
+class AverageSnapshots:
+    """Takes a snapshot each time the averages have seen `growth` times the updates.
+
+    Args:
+        directory: Where they go.
+        growth: The factor; `None` for no snapshots.
+        job: The processes that train together.
+    """
+
+    def __init__(
+        self, directory: CommitDirectory, growth: float | None, job: Job
+    ) -> None:
+        self._directory = directory
+        self._job = job
+        self._growth = growth
+
+    def start(self, model: Any, *, resumed: bool) -> None:
+        """Make the snapshots those of this run.
+
+        Raises:
+            ValueError: If a run that starts from the beginning finds any.
+        """
+        found = list_averages(self._directory.path)
+        if found and not resumed:
+            raise ValueError(
+                f"{self._directory.path} has no commit, but {len(found)} snapshots of "
+                "averages of another run (averages-*.npz). Move them away, or give "
+                "another directory."
+            )
+        if found:
+            # What lies after the commit is made again, with the same bits unless the
+            # program has changed.
+            self._directory.drop_averages(_length(_power_averages(model)))
+
+    def take(self, model: Any, *, last: bool) -> Snapshot | None:
+        """Return a copy of the averages if it is time.
+
+        Args:
+            model: The model.
+            last: Whether the run ends here.
+        """
+        averages = _power_averages(model)
+        length = _length(averages)
+        if self._growth is None or length < 1:
+            return None
+        newest = max([*list_averages(self._directory.path), 0])
+        if self._job.count > 1:
+            newest = self._job.exchange(newest)[0]
+        if newest == length or not (last or length >= newest * self._growth):
+            return None
+        arrays: dict[str, Array] = {}
+        told = []
+        places = {id(w): place for place, w in enumerate(model.trainable_variables)}
+        for name, average in averages.items():
+            own = {f"{name}/{i}": pair for i, pair in enumerate(average.averages)}
+            for key, (_, held) in own.items():
+                arrays[key] = np.array(arrays_of(held)[0], copy=True)
+            gamma, seen = average.power or (0.0, 0)
+            weights = [(places[id(w)], path_of(w)) for w, _ in own.values()]
+            told.append(
+                {"name": name, "gamma": gamma, "length": seen, "weights": weights}
+            )
+        return Snapshot(length, Meta(program={"averages": told}), arrays)
+
+
+def _power_averages(model: Any) -> dict[str, Averages]:
+    """Return the averages whose width can be chosen later, by name."""
+    keepers = map(keeper_of, walk(model.optimizer))
+    return {
+        name: average
+        for keeper in keepers
+        if keeper is not None
+        for name, average in keeper.kept.items()
+        if average.power is not None
+    }
+
+
+def _length(averages: dict[str, Averages]) -> int:
+    """Return how many updates the longest of them has seen."""
+    return max((a.power[1] for a in averages.values() if a.power), default=0)
