@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from bits import array, bits
 from contracts import assert_complete
+from fresh_process import run_python
 from keras import ops
-from resuming import broken_and_resumed, build, fit
+from resuming import broken_and_resumed, build, data, fit
 from test_optimizers import Follow, walk, weight
 
 import fmkit
-from fmkit import optimizers
+from fmkit import optimizers, performance
 from fmkit.optimizers import (
     AverageRule,
     EqualRule,
@@ -413,11 +414,13 @@ def test_lookahead_counts_updates_and_not_accumulated_steps():
     assert abs(every - plain).max() > 1e-3
 
 
-def composed():
+def averaging():
     inner = Lookahead(keras.optimizers.Adam(0.01), sync_period=3)
-    return keras.optimizers.LossScaleOptimizer(
-        WeightAverages(inner, [0.9, EqualRule(start_step=2, update_interval=2)])
-    )
+    return WeightAverages(inner, [0.9, EqualRule(start_step=2, update_interval=2)])
+
+
+def composed():
+    return keras.optimizers.LossScaleOptimizer(averaging())
 
 
 def test_averages_lookahead_and_loss_scaling_compose_and_resume_to_the_bit(tmp_path):
@@ -497,3 +500,60 @@ def test_a_schedule_free_model_is_evaluated_at_its_average(schedule_free):
 def test_a_schedule_free_optimizer_is_not_averaged_twice(schedule_free):
     with pytest.raises(ValueError, match="must not average already"):
         WeightAverages(schedule_free, [0.9])
+
+
+# Where they train
+
+
+def test_a_fused_model_keeps_the_same_averages():
+    def train(fuse):
+        model = fuse(build(optimizer=averaging()))
+        model.fit(data(), epochs=3, verbose=0)
+        assert getattr(model, "why_not_fused", None) is None
+        kept = model.optimizer.kept.values()
+        return [array(average) for each in kept for _, average in each.averages]
+
+    pairs = list(zip(train(lambda model: model), train(performance.fused), strict=True))
+    for plain, fused in pairs:
+        np.testing.assert_allclose(fused, plain, rtol=1e-5, atol=1e-6)
+    if BACKEND == "torch":  # the same kernels
+        assert all(plain.tobytes() == fused.tobytes() for plain, fused in pairs)
+
+
+@pytest.mark.long
+@pytest.mark.backend("tensorflow")
+def test_three_mirrored_replicas_look_ahead_alike():
+    code = """
+        import numpy as np, tensorflow as tf, keras
+        from fmkit.optimizers import EqualRule, Lookahead, WeightAverages
+        tf.config.set_logical_device_configuration(
+            tf.config.list_physical_devices("CPU")[0],
+            [tf.config.LogicalDeviceConfiguration()] * 3)
+        x = np.random.default_rng(0).normal(size=(48, 4)).astype("float32")
+        y = x.sum(axis=1, keepdims=True)
+
+        def train():
+            keras.utils.set_random_seed(0)
+            model = keras.Sequential([
+                keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(1)])
+            inner = Lookahead(keras.optimizers.SGD(0.05), sync_period=3)
+            model.compile(WeightAverages(inner, [0.9, EqualRule()]), "mse")
+            model.fit(x, y, batch_size=12, epochs=3, shuffle=False, verbose=0)
+            return model
+
+        alone = train()
+        places = [f"CPU:{i}" for i in range(3)]
+        with tf.distribute.MirroredStrategy(places).scope():
+            model = train()
+        for a, b in zip(alone.variables + alone.optimizer.variables,
+                        model.variables + model.optimizer.variables):
+            np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-5, atol=1e-6)
+        for v in model.trainable_variables:
+            parts = [p.numpy().tobytes() for p in v.value.values]
+            assert len(parts) == 3 and len(set(parts)) == 1, v.path
+        lookahead = model.optimizer.inner_optimizer
+        for weight, slow in lookahead.copies:  # 12 updates: the last one synchronised
+            assert weight.numpy().tobytes() == slow.numpy().tobytes(), weight.path
+        print("same")
+    """
+    assert run_python(code).split()[-1] == "same"

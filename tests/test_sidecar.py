@@ -210,7 +210,7 @@ def test_averages_of_keras_itself_and_an_averaging_sidecar(tmp_path):
     listed = {
         e["path"].rpartition("/")[2]: e["arrays"][0] for e in commit.meta.variables
     }
-    found = {v.path: a for v, a in first.averages}
+    found = {v.path: a for v, a in first.averages["averaged"]}
     assert len(found) == 6
     for weight in model.trainable_variables:
         expected = commit.arrays[listed[weight.path.replace("/", "_") + "_average"]]
@@ -240,6 +240,45 @@ def test_weights_chooses_raw_or_averaged_and_best_holds_them(trained, model, tmp
         evaluator(model, tmp_path / "plain", weights="averaged").run()
     records = evaluator(model, tmp_path / "plain").run()
     assert all(list(r["results"]) == ["raw"] for r in records)
+
+
+@pytest.mark.backend("torch")
+def test_each_of_several_averages_has_its_results(tmp_path):
+    rules = [0.5, optimizers.EqualRule(start_step=2), optimizers.PowerRule(0.1)]
+    trained = build(optimizers.WeightAverages(keras.optimizers.Adam(0.05), rules))
+    resume = ExactResume(tmp_path / "run", every="epoch", keep=1, verbose=0)
+    trained.fit(Batches(X, Y, 8, map=None), epochs=2, callbacks=[resume], verbose=0)
+    (record,) = evaluator(build("sgd"), tmp_path / "run", monitor="test/loss").run()
+    results = {name: each["test"]["loss"] for name, each in record["results"].items()}
+    expected = {"raw": _evaluate(trained, TEST)["loss"]}
+    for key, name in (("averaged", None), ("swa", "swa"), ("power_0.1", "power_0.1")):
+        with optimizers.averaged(trained, name):
+            expected[key] = _evaluate(trained, TEST)["loss"]
+    assert results == pytest.approx(expected, rel=1e-5)
+    assert len(set(results.values())) == 4
+    assert record["best"]["weights"] == min(results, key=results.get)
+
+
+@pytest.mark.open_on("3.14")
+@pytest.mark.backend("torch")
+def test_a_schedule_free_run_is_evaluated_at_its_average(tmp_path):
+    trained = build(keras.optimizers.ScheduleFreeAdamW(0.05))
+    resume = ExactResume(tmp_path / "run", every="epoch", keep=1, verbose=0)
+    saved = keras.callbacks.ModelCheckpoint(tmp_path / "files" / "1.keras")
+    trained.fit(
+        Batches(X, Y, 8, map=None), epochs=2, callbacks=[resume, saved], verbose=0
+    )
+    expected = [
+        _evaluate(trained, TEST, averaged)["loss"] for averaged in (False, True)
+    ]
+    assert expected[0] != expected[1]
+    model = build(keras.optimizers.ScheduleFreeAdamW(0.05))
+    for folder in ("run", "files"):
+        record = evaluator(model, tmp_path / folder, idle_seconds=0).run()[-1]
+        found = [
+            record["results"][name]["test"]["loss"] for name in ("raw", "averaged")
+        ]
+        assert found == pytest.approx(expected, rel=1e-5), folder
 
 
 # Waiting and ending

@@ -52,7 +52,8 @@ class BestModel:
 
         Args:
             model: The model.
-            weights: Which weights it holds: "raw" or "averaged".
+            weights: Which weights it holds: "raw", "averaged", or the name of one of
+                several averages.
             by_data: Its results, by data set and metric.
         """
         value = self._value_in(by_data)

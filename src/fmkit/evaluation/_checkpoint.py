@@ -21,6 +21,7 @@ __all__ = [
     "assign",
     "find_averages",
     "numpy_of",
+    "schedule_free_average",
 ]
 
 Array = np.ndarray[Any, Any]
@@ -50,7 +51,9 @@ class Checkpoint:
         step: Optimizer steps since the beginning, where known.
         finished: Whether the run had ended when it was written.
         raw: Every variable of the model with its value.
-        averages: The averaged variables with their averages; empty without any.
+        averages: The averaged variables with their averages, by what the results call
+            them: the first is "averaged", others have their own names. Empty without
+            any.
         digest: SHA-256 of the weights and the averages, the same for the same bits.
     """
 
@@ -59,7 +62,7 @@ class Checkpoint:
     step: int | None
     finished: bool
     raw: Pairs
-    averages: Pairs
+    averages: dict[str, Pairs]
     digest: str
 
 
@@ -88,12 +91,14 @@ class Target:
         own, optimizer, _ = group_variables(model)
         return cls(model, own, optimizer, [(v, numpy_of(v)) for v in optimizer])
 
-    def checkpoint(self, raw: Pairs, averages: Pairs, **where: Any) -> Checkpoint:
+    def checkpoint(
+        self, raw: Pairs, averages: dict[str, Pairs], **where: Any
+    ) -> Checkpoint:
         """Return a checkpoint with its digest."""
         weights = {id(variable) for variable in self.model.weights}
         # Without the seeds of dropout, which evaluation does not use.
         counted = [value for variable, value in raw if id(variable) in weights]
-        counted += [value for _, value in averages]
+        counted += [value for pairs in averages.values() for _, value in pairs]
         return Checkpoint(raw=raw, averages=averages, digest=_digest(counted), **where)
 
 
@@ -120,11 +125,12 @@ def _digest(values: list[Array]) -> str:
 
 def find_averages(
     places: list[tuple[Any, str]], entries: list[tuple[str, Array]]
-) -> Pairs:
+) -> dict[str, Pairs]:
     """Pair variables with their averages among an optimizer's variables, by name.
 
-    fmkit's optimizer and Keras's `use_ema` both name the average of `a/b`
-    `a_b_average`. Paths come from one process, so the names agree exactly.
+    fmkit's optimizers and Keras's `use_ema` both name the average of `a/b`
+    `a_b_average`, and fmkit's any further one `a_b_average.name`. Paths come from one
+    process, so the names agree exactly.
 
     Args:
         places: Variables, each with its path in the process that trained.
@@ -133,10 +139,35 @@ def find_averages(
     by_name: dict[str, list[Array]] = {}
     for path, value in entries:
         by_name.setdefault(path.rpartition("/")[2], []).append(value)
-    found = []
+    found: dict[str, Pairs] = {}
     for variable, path in places:
-        candidates = by_name.get(path.replace("/", "_") + "_average")
-        if candidates and candidates[0].shape == tuple(variable.shape):
-            # "a/b_c" and "a_b/c" share a name; both lists have the same order.
-            found.append((variable, candidates.pop(0)))
+        first = path.replace("/", "_") + "_average"
+        for name, candidates in by_name.items():
+            which, _, further = name.partition(f"{first}.")
+            if not (name == first or (further and not which)):
+                continue
+            if candidates and candidates[0].shape == tuple(variable.shape):
+                # "a/b_c" and "a_b/c" share a name; both lists have the same order.
+                pairs = found.setdefault(further or "averaged", [])
+                pairs.append((variable, candidates.pop(0)))
     return found
+
+
+def schedule_free_average(
+    values: list[tuple[Any, str, Array]], entries: list[tuple[str, Array]], beta: float
+) -> dict[str, Pairs]:
+    """Compute the average at which `ScheduleFreeAdamW` is to be evaluated.
+
+    Args:
+        values: Variables, each with its path in the process that trained, and its
+            value there.
+        entries: The paths of the optimizer's variables there, with their values.
+        beta: The optimizer's `beta_1`.
+    """
+    leading = {path.rpartition("/")[2]: value for path, value in entries}
+    found = []
+    for variable, path, trained in values:
+        own = leading.get(path.replace("/", "_") + "_momentum")
+        if own is not None and own.shape == tuple(variable.shape):
+            found.append((variable, (trained - (1 - beta) * own) / beta))
+    return {"averaged": found} if found else {}

@@ -15,6 +15,7 @@ from fmkit.evaluation._checkpoint import (
     Pairs,
     Target,
     find_averages,
+    schedule_free_average,
 )
 from fmkit.evaluation._listing import CheckpointFile
 
@@ -39,7 +40,9 @@ def read_commit_file(file: CheckpointFile, target: Target) -> Checkpoint:
             for entry in meta.variables
         ]
         described = list(meta.program["model"])
-        trained_by = (meta.program["optimizer"] or {}).get("class")
+        optimizer = dict(meta.program["optimizer"] or {})
+        is_schedule_free = optimizer.get("class") == "ScheduleFreeAdamW"
+        beta = float(optimizer["beta_1"]) if is_schedule_free else None
     except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
         reason = f"{file.path}: not what ExactResume writes ({error!r})"
         raise NotReadableError(reason, final=True) from error
@@ -48,11 +51,15 @@ def read_commit_file(file: CheckpointFile, target: Target) -> Checkpoint:
     places = [(v, path) for v, (path, _) in zip(target.own, own, strict=True)]
     raw = [(v, value) for v, (_, value) in zip(target.own, own, strict=True)]
     step = meta.steps_before + meta.step
+    averages: dict[str, Pairs] = {}
+    if step:  # Before the first one there are none; Keras's own are zeros then.
+        averages = find_averages(places, others)
+        if beta is not None:
+            values = [(v, *entry) for v, entry in zip(target.own, own, strict=True)]
+            averages = schedule_free_average(values, others, beta)
     return target.checkpoint(
-        raw + _optimizer_pairs(trained_by, others, target),
-        # Before the first step there is nothing to average; Keras's own averages
-        # are zeros then.
-        find_averages(places, others) if step else [],
+        raw + _optimizer_pairs(optimizer.get("class"), others, target),
+        averages,
         name=file.path.name,
         epoch=meta.epoch,
         step=step,

@@ -26,6 +26,7 @@ from fmkit.evaluation._checkpoint import (
     assign,
     find_averages,
     numpy_of,
+    schedule_free_average,
 )
 from fmkit.evaluation._listing import CheckpointFile, signature_of
 
@@ -54,12 +55,17 @@ def read_keras_file(file: CheckpointFile, target: Target) -> Checkpoint:
             reason = f"{file.path}: {str(error) or type(error).__name__}"
             raise NotReadableError(reason, final=False) from error
     raw = [(v, numpy_of(v)) for v in target.own]
-    state, averages = target.fresh, Pairs()
+    optimizer = target.model.optimizer
+    state: Pairs = target.fresh
+    averages: dict[str, Pairs] = {}
     if has_optimizer:
         state = [(v, numpy_of(v)) for v in target.optimizer]
         places = [(v, v.path) for v in target.own]
-        averages = find_averages(places, [(v.path, value) for v, value in state])
-    optimizer = target.model.optimizer
+        entries = [(v.path, value) for v, value in state]
+        averages = find_averages(places, entries)
+        if type(optimizer).__name__ == "ScheduleFreeAdamW":
+            values = [(v, v.path, value) for v, value in raw]
+            averages = schedule_free_average(values, entries, optimizer.beta_1)
     return target.checkpoint(
         raw + state,
         averages,

@@ -161,7 +161,7 @@ class Session:
             )
         wanted = [] if weights == "averaged" else ["raw"]
         if weights != "raw" and checkpoint.averages:
-            wanted.append("averaged")
+            wanted += checkpoint.averages
         return wanted
 
     def _is_recorded(self, checkpoint: Checkpoint, wanted: list[str]) -> bool:
@@ -179,7 +179,7 @@ class Session:
         started = time.perf_counter()
         results, best = {}, None
         for weights in wanted:
-            self._put_in(checkpoint, averages=weights == "averaged")
+            self._put_in(checkpoint, weights)
             by_data = {
                 name: _results_on(data, self._model, self._settings.batch_size)
                 for name, data in self._settings.data.items()
@@ -204,11 +204,10 @@ class Session:
         self._file.append(record)
         return record
 
-    def _put_in(self, checkpoint: Checkpoint, *, averages: bool) -> None:
+    def _put_in(self, checkpoint: Checkpoint, weights: str) -> None:
         """Put a checkpoint into the model; let layers derive from it what they need."""
         assign(checkpoint.raw)
-        if averages:
-            assign(checkpoint.averages)
+        assign(checkpoint.averages.get(weights, []))
         found = fingerprint(self._model)
         if found != self._made_of:
             refresh(self._model)

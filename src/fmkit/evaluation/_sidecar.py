@@ -68,6 +68,8 @@ class SidecarEvaluator:
             turn comes, and warns of commits that don't (give `ExactResume` a larger
             `keep`); `"newest"` always takes the newest.
         weights: `"raw"`, `"averaged"`, or `"both"`: averages too where there are any.
+            Of several averages, the results have the first as `"averaged"`, and the
+            others by their names.
         monitor: What the best checkpoint is best in: the name of a result, such as
             `"loss"` or `"accuracy"`, on the first data set; or
             `"name of the data/accuracy"`.
