@@ -90,7 +90,8 @@ class Lookahead(OptimizerWrapper):
             fast, old = ops.cast(weight, slow.dtype), ops.convert_to_tensor(slow)
             new = ops.where(due, old + self.slow_step_size * (fast - old), old)
             slow.assign(new)
-            start = ops.where(due, ops.cast(new, weight.dtype), weight)
+            own = ops.convert_to_tensor(weight)
+            start = ops.where(due, ops.cast(new, own.dtype), own)
             _variables.assign_to_replicas(weight, start)
 
     def get_config(self) -> dict[str, Any]:
