@@ -4,8 +4,8 @@ Real Fashion-MNIST, the network of the first tutorial, five seeds, each with a c
 learning rate and with one that falls. One `fit` keeps six averages. The length of the
 last is chosen after training: `synthesize` makes it from the snapshots of two, and the
 validation images choose. The test images are looked at once, at the end. Writes a
-figure. It needs no network: it uses the full data set if this machine has it, and
-otherwise the sample that ships with fmkit.
+figure and a table. It needs no network: it uses the full data set if this machine has
+it, and otherwise the sample that ships with fmkit.
 """
 
 import importlib.util
@@ -24,7 +24,7 @@ from fmkit.optimizers import EqualRule, PowerRule, WeightAverages, averaged
 from fmkit.performance import fit_settings, fused
 from fmkit.schedules import ExponentialDecay
 
-FIGURE = "which-average.png"
+FIGURE = "weight_averages.png"
 WIDTHS = (0.02, 0.05, 0.08, 0.1, 0.15, 0.2, 0.25)
 RATE = 0.001
 BATCH = 128
@@ -95,7 +95,19 @@ def main(
             with tempfile.TemporaryDirectory() as own:
                 splits = (train, *fixed)
                 rows += one_run(seed, falls, epochs, splits, Path(own))
-    print(f"\n{'rate':14} {'weights':13} mean    lowest  highest")
+    text = table(rows)
+    (output / "weight_averages.md").write_text(text + "\n", encoding="utf-8")
+    print(f"\n{text}")
+    if importlib.util.find_spec("matplotlib"):
+        picture(rows, output / FIGURE)
+    else:
+        print("No pictures without matplotlib. Type: pip install matplotlib")
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the mean accuracy of each kind of weights, and its range, in Markdown."""
+    lines = ["| rate | weights | mean | lowest | highest |", "|---|---|---:|---:|---:|"]
     for rate, weights in dict.fromkeys((r["rate"], r["weights"]) for r in rows):
         values = [
             row["test accuracy"]
@@ -103,12 +115,9 @@ def main(
             if (row["rate"], row["weights"]) == (rate, weights)
         ]
         numbers = (np.mean(values), min(values), max(values))
-        print(f"{rate:14} {weights:13} " + "  ".join(f"{n:.4f}" for n in numbers))
-    if importlib.util.find_spec("matplotlib"):
-        picture(rows, output / FIGURE)
-    else:
-        print("No pictures without matplotlib. Type: pip install matplotlib")
-    return rows
+        told = " | ".join(f"{number:.4f}" for number in numbers)
+        lines.append(f"| {rate} | {weights} | {told} |")
+    return "\n".join(lines)
 
 
 def picture(rows: list[dict[str, Any]], file: Path) -> None:

@@ -33,7 +33,7 @@ LARGEST = 100_000  # bytes of a picture
 ORDER = ("quickstart", "tf2", "tf1", "paddle", "keras")
 # What the tutorial's own length takes, where the program's default is shorter.
 ARGUMENTS = {
-    "tf1_mnist_ema": ["--steps", "50000"],
+    "tf1_mnist_ema": ["--steps", "10000"],
     "tf2_gradient_tape": ["--epochs", "20"],
 }
 HEAD = """\

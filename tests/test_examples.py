@@ -48,6 +48,7 @@ SHORT = {
     "tf1_two_layers": {"steps": 8, "every": 4},
     "tf1_yogurt": {"steps": 400, "squared_steps": 400},
     "tf2_gradient_tape": {"epochs": 1},
+    "weight_averages": {"epochs": 1, "seeds": 1},
     "tune_mlp": {"trials": 1, "epochs": 1, "questions": {"units": [8]}},
 }
 QUICK = {"quickstart", "tf1_two_layers"}
@@ -256,3 +257,24 @@ def test_averages_are_judged_beside_raw_weights_and_saved(example, tmp_path, cap
     best = int(np.argmax(seen["val_accuracy"]))
     saved = f"best.keras, chosen by validation: {seen['test_averaged'][best]:.4f}"
     assert saved in capsys.readouterr().out
+
+
+@pytest.mark.long
+@pytest.mark.backend("tensorflow")
+@pytest.mark.needs("matplotlib")
+def test_all_averages_are_compared_and_the_test_images_choose_nothing(
+    example, tmp_path, capsys
+):
+    program = example("weight_averages")
+    rows = program.main(epochs=3, seeds=2, folder=tmp_path)
+    assert (tmp_path / "weight_averages.png").read_bytes().startswith(b"\x89PNG")
+    kinds = {(row["rate"], row["weights"]) for row in rows}
+    assert len(kinds) == 12
+    assert len(rows) == 24
+    assert all(row["width"] in program.WIDTHS for row in rows)
+    table = (tmp_path / "weight_averages.md").read_text().splitlines()
+    assert len(table) == 2 + len(kinds)
+    first = [r["test accuracy"] for r in rows if r["rate"] == rows[0]["rate"]][::6]
+    raw = f"| {np.mean(first):.4f} | {min(first):.4f} | {max(first):.4f} |"
+    assert table[2] == f"| constant rate | raw {raw}"
+    assert table[2] in capsys.readouterr().out
