@@ -557,3 +557,23 @@ def test_three_mirrored_replicas_look_ahead_alike():
         print("same")
     """
     assert run_python(code).split()[-1] == "same"
+
+
+@pytest.mark.long
+@pytest.mark.backend("tensorflow")
+def test_an_exported_average_predicts_the_same_where_fmkit_is_not(tmp_path):
+    model = trained(WeightAverages("adam", [0.9, EqualRule(start_step=3)]))
+    x = np.random.default_rng(2).normal(size=(5, 3)).astype("float32")
+    averaged_model(model, "swa").export(tmp_path / "served", verbose=False)
+    code = f"""
+        import sys, numpy as np, tensorflow as tf
+        served = tf.saved_model.load({str(tmp_path / "served")!r})
+        np.save({str(tmp_path / "y.npy")!r}, served.serve(tf.constant({x.tolist()})))
+        print("fmkit" in sys.modules)
+    """
+    assert run_python(code).split()[-1] == "False"
+    with averaged(model, "swa"):
+        expected = model.predict(x, verbose=0)
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected, rtol=1e-6)
+    raw = model.predict(x, verbose=0)
+    assert abs(raw - expected).max() > 1e-4
