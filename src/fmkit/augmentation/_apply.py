@@ -57,15 +57,10 @@ def augment(
     """
     if callable(functions):
         functions = [functions]
+    draws = Draws(seed, epoch, index, size=size)
     for number, function in enumerate(functions):
-        draws = Draws(
-            seed,
-            epoch,
-            index,
-            number=number,
-            read=read and _after(functions[:number], read, seed, epoch, size),
-            size=size,
-        )
+        others = read and _after(functions[:number], read, seed, epoch, size)
+        draws = draws._of_function(number, others)
         pair = function(x, y, draws)
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
             raise ValueError(

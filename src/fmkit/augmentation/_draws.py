@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -61,11 +62,20 @@ class Draws:
         self.index = np.atleast_1d(np.asarray(index, np.int64))
         self.number = check_int("number", number, minimum=0)
         self._read, self._size = read, size
-        self._calls = 0
         key = _splitmix.word(0, self.seed)
-        for level in (self.epoch, self.index, self.number):
-            key = _splitmix.word(key, level)
-        self._keys = key
+        self._samples = _splitmix.word(_splitmix.word(key, self.epoch), self.index)
+        self._begin(self.number)
+
+    def _begin(self, number: int) -> None:
+        self.number, self._calls = number, 0
+        self._keys = _splitmix.word(self._samples, number)
+
+    def _of_function(self, number: int, read: Read | None) -> Draws:
+        """Return new draws for the same rows and another function of the sequence."""
+        found = copy.copy(self)
+        found._read = read
+        found._begin(number)
+        return found
 
     def __len__(self) -> int:
         """Return the number of rows."""
