@@ -429,6 +429,12 @@ def test_each_cycle_begins_at_exactly_its_step_up_to_the_end_of_an_int32(factor)
     assert float(schedule(2**40)) <= 0.5
 
 
+def test_a_cosine_longer_than_an_int32_falls_as_slowly_as_asked():
+    step = ops.convert_to_tensor(np.array(2**30, "int32"))
+    schedule = schedules.CosineDecay(0.5, 2**31)
+    assert float(schedule(step)) == pytest.approx(0.25, rel=1e-5)
+
+
 def test_a_one_cycle_without_ends_has_those_of_pytorch():
     config = schedules.OneCycle(0.5, 3, 7).get_config()
     assert config["warmup_initial"] == 0.02

@@ -87,7 +87,9 @@ def _within(count: Any, steps: int | None) -> Any:
     if isinstance(count, int):
         return max(0, count if steps is None else min(count, steps))
     count = count * ops.cast(count > 0, count.dtype)
-    if steps is None:
+    is_narrow = keras.backend.standardize_dtype(count.dtype) == "int32"
+    # A counter this narrow never comes to the end, which it could not hold.
+    if steps is None or (is_narrow and steps >= 2**31):
         return count
     over = count - steps
     return count - over * ops.cast(over > 0, count.dtype)
