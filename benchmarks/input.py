@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks._measure import interleave, not_run, row, seconds
+from fmkit.augmentation import HorizontalFlip, RandomErasing, Shift
 from fmkit.data import Batches
 from fmkit.data._order import Order, sorted_order
 
@@ -34,6 +35,7 @@ def rows(quick: bool = False) -> list[dict[str, Any]]:
     return [
         *tensorflow_rows(x, y, rounds),
         numpy_row(x, y, rounds),
+        *augmented_rows(x, y, rounds),
         *order_rows(),
     ]
 
@@ -120,6 +122,27 @@ def numpy_row(x: np.ndarray, y: np.ndarray, rounds: int) -> dict[str, Any]:
         "NumPy into reused buffers",
         target="at most 2",
     )
+
+
+def augmented_rows(x: np.ndarray, y: np.ndarray, rounds: int) -> list[dict[str, Any]]:
+    """What augmentation adds to an epoch read as NumPy arrays, in one thread."""
+    flip, shift, erasing = HorizontalFlip(), Shift(2), RandomErasing()
+    plain = "not augmented"
+    found: list[dict[str, Any]] = []
+    for name, functions, target in (
+        ("flipped", [flip], "at most 2"),
+        ("shifted", [shift], "at most 2"),
+        ("erased", [erasing], "at most 2"),
+        ("flipped, shifted and erased", [flip, shift, erasing], ""),
+    ):
+        batches = {
+            name: Batches(x, y, BATCH, augment=functions),
+            plain: Batches(x, y, BATCH),
+        }
+        contestants = {key: lambda b=b: list(map(len, b)) for key, b in batches.items()}
+        times = interleave(contestants, rounds)
+        found.append(row(f"input read {name}", times, name, plain, target=target))
+    return found
 
 
 def into_reused_buffers(x: np.ndarray, y: np.ndarray) -> Callable[[], None]:

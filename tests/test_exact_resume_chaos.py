@@ -68,6 +68,10 @@ for backend, names in {
     TRIALS[backend] += [(kills, {"every": 3, "network": name}) for name in names]
 
 
+for trials in TRIALS.values():
+    trials.append((1, {"every": 3, "augment": True}))
+
+
 # With each kind of data; the others are broken off in tests/test_exact_resume_data.py.
 for backend, names in {
     "tensorflow": [

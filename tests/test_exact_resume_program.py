@@ -51,6 +51,7 @@ DEFAULTS = {
     "class_weight": None,
     "sample_weight": None,
     "map": None,
+    "augment": None,
     "drop": False,
     "skip": False,
     "validation": None,
@@ -69,6 +70,17 @@ def other_map(x, y):
 
 
 other_map.__name__, other_map.__qualname__ = "own_map", "own_map"
+
+
+def own_noise(x, y, draws):
+    return x + draws.uniform(0, 1, (3,)), y
+
+
+def other_noise(x, y, draws):
+    return x + draws.uniform(0, 2, (3,)), y
+
+
+other_noise.__name__, other_noise.__qualname__ = "own_noise", "own_noise"
 
 
 class Scaled(layers.Layer):
@@ -132,6 +144,7 @@ def train(directory, resume=None, **changes):
         options["y"],
         8,
         map=options["map"],
+        augment=options["augment"],
         sample_weight=options["sample_weight"],
         drop_remainder=options["drop"],
     )
@@ -179,6 +192,10 @@ CHANGES = {
         r"optimizer\.learning_rate",
     ),
     "map": ({"map": own_map}, r"data\.map: only here, '.*own_map"),
+    "augmentation": (
+        {"augment": own_noise},
+        r"data\.augment: only here, \['.*own_noise",
+    ),
     "drop remainder": ({"drop": True, "batch": 7}, r"data\.drop_remainder: False"),
     "validation": ({"validation": (X, Y)}, r"fit\.validation_data"),
     "layer": ({"layer": Scaled}, r"layer scaled: only here"),
@@ -218,6 +235,11 @@ def test_what_is_changed_on_purpose_passes(committed, tmp_path):
     [
         ({"loss": own_loss}, {"loss": another_loss}, "loss: '.*own_loss"),
         ({"map": own_map}, {"map": other_map}, r"data\.map: '.*own_map"),
+        (
+            {"augment": own_noise},
+            {"augment": other_noise},
+            r"data\.augment\[0\]: '.*own_noise",
+        ),
         ({"layer": Scaled}, {"layer": changed_layer}, r"layer scaled\.code"),
         (
             {"optimizer": lambda: ExponentialMovingAverage("adam", 0.9)},
@@ -240,7 +262,16 @@ def test_what_is_changed_on_purpose_passes(committed, tmp_path):
             r"fit\.validation_data",
         ),
     ],
-    ids=["loss", "map", "layer", "decay", "exotic", "object", "validation data"],
+    ids=[
+        "loss",
+        "map",
+        "augment",
+        "layer",
+        "decay",
+        "exotic",
+        "object",
+        "validation data",
+    ],
 )
 def test_an_edited_function_of_the_same_name_is_another(tmp_path, old, new, named):
     train(tmp_path, **old)

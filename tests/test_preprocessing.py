@@ -410,3 +410,17 @@ def test_a_report_is_an_array_report():
     assert isinstance(
         preprocessing.check_arrays(train=clean()), preprocessing.ArrayReport
     )
+
+
+def test_dense_labels_stay_beside_whole_numbers_that_become_one_hot():
+    to_network = preprocessing.Preprocess(num_classes=3)
+    dense = np.array([[0.25, 0.0, 0.75]])
+    for labels in (dense, keras.ops.convert_to_tensor(dense)):
+        found = to_network.map_y(labels)
+        assert keras.backend.standardize_dtype(found.dtype) == "float32"
+        assert np.asarray(keras.ops.convert_to_numpy(found)).tolist() == dense.tolist()
+    assert to_network.map_y(np.array([2])).tolist() == [[0.0, 0.0, 1.0]]
+    # Floats of another length are labels, as before.
+    assert to_network.map_y(np.array([2.0, 0.0])).shape == (2, 3)
+    with pytest.raises(ValueError, match="whole numbers"):
+        to_network.map_y(np.array([0.5, 1.0]))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from keras import ops
 
 from fmkit import schedules, visualization
+from fmkit.schedules._decay import _divide_exactly
 
 
 def decay():
@@ -27,10 +28,21 @@ def decay():
     )
 
 
+END = {"end_value": 0.01, "warmup_steps": 50, "warmup_initial": 0.02}
 # One row per class, with every argument away from its default: tests/test_contracts.py.
 SCHEDULES = {
     "ExponentialDecay": decay,
     "CyclicDecay": lambda: schedules.CyclicDecay(0.5, 0.1, 7),
+    "CosineDecay": lambda: schedules.CosineDecay(0.3, 700, **END),
+    "CosineDecayRestarts": lambda: schedules.CosineDecayRestarts(
+        0.3, 100, cycle_factor=3, **END
+    ),
+    "PolynomialDecay": lambda: schedules.PolynomialDecay(0.3, 700, power=2.5, **END),
+    "WarmupStableDecay": lambda: schedules.WarmupStableDecay(0.3, 300, 700, **END),
+    "OneCycle": lambda: schedules.OneCycle(
+        0.3, 50, 700, warmup_initial=0.02, end_value=0.01
+    ),
+    "InverseSquareRoot": lambda: schedules.InverseSquareRoot(0.3, 70, **END),
     "join": lambda: schedules.join([0.1, decay()], [50]),
 }
 
@@ -122,7 +134,7 @@ def test_the_quotient_of_a_fraction_is_exact_in_32_bits(numerator, denominator, 
     counter = ops.convert_to_tensor(np.array(step, "int32"))
     # floor(step / period) itself must fit the counter.
     if step / period < 2**31:
-        whole, rest = schedules._divide_exactly(counter, period)
+        whole, rest = _divide_exactly(counter, period)
         assert int(whole) == step // period
         assert float(rest) == pytest.approx(float(step / period % 1), abs=1e-6)
 
@@ -284,3 +296,164 @@ def test_a_cycle_needs_steps_and_rates(bad):
     good = {"initial_learning_rate": 0.1, "final_learning_rate": 0.0, "cycle_steps": 3}
     with pytest.raises(ValueError, match=f"`{next(iter(bad))}`"):
         schedules.CyclicDecay(**good | bad)
+
+
+# One shape each: PyTorch's schedulers and optax's formulas as oracles.
+
+
+def torch_rates(make, count, rate=0.3):
+    import torch
+
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=rate)
+    scheduler = make(torch.optim.lr_scheduler, optimizer)
+    found = []
+    for _ in range(count):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return np.array(found)
+
+
+ORACLES = {
+    "cosine": (
+        lambda: schedules.CosineDecay(0.3, 200, end_value=0.02),
+        lambda m, o: m.CosineAnnealingLR(o, 200, eta_min=0.02),
+        200,  # PyTorch's rises again afterwards
+    ),
+    "equal restarts": (
+        lambda: schedules.CosineDecayRestarts(0.3, 70, end_value=0.02),
+        lambda m, o: m.CosineAnnealingWarmRestarts(o, 70, 1, eta_min=0.02),
+        300,
+    ),
+    "growing restarts": (
+        lambda: schedules.CosineDecayRestarts(0.3, 10, cycle_factor=3, end_value=0.02),
+        lambda m, o: m.CosineAnnealingWarmRestarts(o, 10, 3, eta_min=0.02),
+        500,
+    ),
+    "polynomial": (
+        lambda: schedules.PolynomialDecay(0.3, 200, power=2.5),
+        lambda m, o: m.PolynomialLR(o, 200, power=2.5),
+        250,
+    ),
+    "linear": (
+        lambda: schedules.PolynomialDecay(0.3, 200, end_value=0.03),
+        lambda m, o: m.LinearLR(o, 1.0, 0.1, 200),
+        250,
+    ),
+    "trapezoid": (
+        lambda: schedules.WarmupStableDecay(0.3, 100, 50, end_value=0.03),
+        lambda m, o: m.SequentialLR(
+            o, [m.ConstantLR(o, 1.0, 1), m.LinearLR(o, 1.0, 0.1, 50)], [100]
+        ),
+        200,
+    ),
+    "one cycle": (
+        lambda: schedules.OneCycle(0.3, 29, 70),
+        lambda m, o: m.OneCycleLR(o, 0.3, total_steps=100, pct_start=0.3),
+        100,
+    ),
+    "inverse square root": (
+        lambda: schedules.InverseSquareRoot(0.3, 40, warmup_steps=40),
+        # Vaswani et al. 2017, eq. 3, with its peak at 0.3.
+        lambda m, o: m.LambdaLR(
+            o, lambda n: 40**0.5 * min(max(n, 1e-9) ** -0.5, n * 40**-1.5)
+        ),
+        300,
+    ),
+}
+
+
+@pytest.mark.needs("torch")
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of PyTorch, about its own order
+@pytest.mark.parametrize("name", ORACLES)
+def test_a_shape_has_the_rates_of_pytorch(name):
+    make, theirs, count = ORACLES[name]
+    expected, steps = torch_rates(theirs, count), np.arange(count)
+    np.testing.assert_allclose(rates(make(), steps), expected, rtol=2e-5, atol=2e-8)
+    alone = [float(make()(int(step))) for step in steps[::7]]
+    np.testing.assert_allclose(alone, expected[::7], rtol=1e-5, atol=1e-8)
+    # Negative control: one step later is another rate.
+    later = rates(make(), steps + 1)
+    assert np.abs(later - expected).max() > 1e-4
+
+
+def optax_warmup_cosine(n, initial, peak, warmup, total, end):
+    """The formula of `optax.warmup_cosine_decay_schedule`, for one step."""
+    if n < warmup:
+        return initial + (peak - initial) * n / warmup
+    share = min(n - warmup, total - warmup) / (total - warmup)
+    return end + (peak - end) * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def test_a_warm_up_then_a_cosine_has_the_rates_of_optax():
+    schedule = schedules.CosineDecay(0.3, 90, **END)
+    steps = np.arange(160)
+    expected = [optax_warmup_cosine(n, 0.02, 0.3, 50, 140, 0.01) for n in steps]
+    np.testing.assert_allclose(rates(schedule, steps), expected, rtol=1e-5)
+
+
+SHAPES = [n for n in SCHEDULES if n not in ("ExponentialDecay", "CyclicDecay", "join")]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_shape_changes_at_exactly_its_step_and_stays_at_its_end(name):
+    schedule = SCHEDULES[name]()
+    first, before, peak = rates(schedule, [0, 49, 50])
+    assert first == np.float32(0.02)
+    assert before < peak == np.float32(0.3)
+    steps = np.array([0, 3, 49, 50, 51, 149, 150, 349, 350, 449, 450, 749, 750, 10**7])
+    found = rates(schedule, steps)
+    alone = [float(schedule(int(step))) for step in steps]
+    np.testing.assert_allclose(found, alone, rtol=2e-5)
+    assert found.max() == np.float32(0.3)
+    assert found.min() >= np.float32(0.01)
+    ends = {"CosineDecay": 750, "PolynomialDecay": 750, "OneCycle": 750}
+    ends["WarmupStableDecay"] = 1050
+    if name in ends:
+        end = ends[name]
+        late = rates(schedule, [end - 20, end, 2**31 - 1])
+        assert late[0] > late[1] == late[2] == np.float32(0.01)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3])
+def test_each_cycle_begins_at_exactly_its_step_up_to_the_end_of_an_int32(factor):
+    schedule = schedules.CosineDecayRestarts(0.5, 1000, cycle_factor=factor)
+    start, steps = 0, 1000
+    for _ in range(12):
+        start, steps = start + steps, steps * factor
+        if start < 2**31 - 1:
+            before, at = rates(schedule, [start - 1, start])
+            assert before < 1e-5
+            assert at == np.float32(0.5)
+            assert float(schedule(start)) == np.float32(0.5)
+    assert float(schedule(2**40)) <= 0.5
+
+
+def test_a_cosine_longer_than_an_int32_falls_as_slowly_as_asked():
+    step = ops.convert_to_tensor(np.array(2**30, "int32"))
+    schedule = schedules.CosineDecay(0.5, 2**31)
+    assert float(schedule(step)) == pytest.approx(0.25, rel=1e-5)
+
+
+def test_a_one_cycle_without_ends_has_those_of_pytorch():
+    config = schedules.OneCycle(0.5, 3, 7).get_config()
+    assert config["warmup_initial"] == 0.02
+    assert config["end_value"] == 2e-6
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: schedules.CosineDecay(0.1, 0), "`decay_steps`"),
+        (lambda: schedules.CosineDecay(0.1, 5, end_value=0.2), "`end_value`"),
+        (lambda: schedules.CosineDecayRestarts(0.1, 5, cycle_factor=0), "`cycle_fact"),
+        (lambda: schedules.PolynomialDecay(0.1, 5, power=0), "`power`"),
+        (lambda: schedules.WarmupStableDecay(0.1, -1, 5), "`stable_steps`"),
+        (lambda: schedules.OneCycle(0.1, 0, 5), "`warmup_steps` must be at least 1"),
+        (lambda: schedules.InverseSquareRoot(0.1, 0), "`timescale`"),
+        (lambda: schedules.CosineDecay(-0.1, 5), "`initial_learning_rate`"),
+    ],
+)
+def test_a_shape_refuses_a_wrong_argument(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

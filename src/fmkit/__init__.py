@@ -10,6 +10,7 @@ from fmkit._versions import refuse_other_versions
 refuse_other_versions()  # before anything could fail in a stranger way
 
 from fmkit import (  # noqa: E402
+    augmentation,
     callbacks,
     compare,
     data,
@@ -32,6 +33,7 @@ from fmkit.preprocessing import preprocess  # noqa: E402
 __version__ = "0.1.0"
 
 __all__ = [
+    "augmentation",
     "callbacks",
     "compare",
     "data",

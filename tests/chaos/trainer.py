@@ -185,6 +185,12 @@ def build(options, optimizer=keras.optimizers.Adam):
     return model
 
 
+def noisy(x, y, draws):
+    """Each pixel at random, or its mean with that of another sample."""
+    other, _ = draws.samples(draws.integers(0, draws.size))
+    return np.where(draws.bernoulli(0.5, x.shape[1:]), x // 2 + other // 2, x), y
+
+
 def plain(options, optimizer):
     """A dense network with nearly everything in it that has state."""
     rank, processes = options.get("rank", 0), options.get("processes", 1)
@@ -194,7 +200,9 @@ def plain(options, optimizer):
     y = rng.randint(0, 3, n).astype(np.uint8)
     # 12 batches, the last one partial.
     size, shard = options.get("batch_size", 8) // processes, (rank, processes)
-    batches = Batches(x, y, size, seed=options.get("order", 5), shard=shard)
+    augment = noisy if options.get("augment") else None
+    order = options.get("order", 5)
+    batches = Batches(x, y, size, seed=order, shard=shard, augment=augment)
     held_out = (x[:20] / np.float32(255), y[:20].astype(np.int32))
     if processes > 1:
         held_out = Batches(x[:20], y[:20], size, shard=shard)

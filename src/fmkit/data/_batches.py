@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import keras
 from fmkit import _keras_private as private
 from fmkit._checks import check_int
 from fmkit._describe import describe, digest_of_arrays
+from fmkit.augmentation import Draws
 from fmkit.data import _pipeline
 from fmkit.data._feed import Feed, to_tensors
 from fmkit.data._order import Indices, Order
@@ -19,6 +20,9 @@ from fmkit.data._source import Source
 from fmkit.preprocessing import preprocess
 
 __all__ = ["Batches"]
+
+# From x, y and the draws of their rows to x and y.
+Augmentation = Callable[[Any, Any, Draws], tuple[Any, Any]]
 
 
 class Batches(private.DataSource):
@@ -49,6 +53,13 @@ class Batches(private.DataSource):
         y: Labels, likewise. `None` for `predict`.
         batch_size: Samples per step (of this shard).
         seed: Integer from 0 to $2^{64} - 1$.
+        augment: `(x, y, draws) -> (x, y)` over a block of rows, NumPy arrays, before
+            the `map`; or several functions in sequence. Random numbers come from
+            `draws`, an `augmentation.Draws`: they depend on seed, epoch and sample
+            alone, so a sample looks the same at the same epoch whatever the batch
+            size, shard and backend are. Each row must be treated by itself, and the
+            arrays left as they were. Training batches are augmented, and so is a `for`
+            loop; `validation_data`, `evaluate` and `predict` are not.
         map: `(x, y) -> (x, y)` over a block of rows: TensorFlow tensors inside
             `tf.data`, NumPy arrays elsewhere. It must treat each row by itself.
             The default scales images to float32 in [0, 1] and makes the labels
@@ -92,6 +103,7 @@ class Batches(private.DataSource):
         batch_size: int = 128,
         *,
         seed: int = 0,
+        augment: Augmentation | Sequence[Augmentation] | None = None,
         map: Callable[..., Any] | None = preprocess,
         shuffle: bool = True,
         drop_remainder: bool = False,
@@ -108,8 +120,9 @@ class Batches(private.DataSource):
         weights = _check_class_weight(class_weight, y, sample_weight)
         source = Source(x, y, sample_weight, map)
         order = Order(source.size, self.seed, shuffle=bool(shuffle))
+        functions = _check_functions(augment)
         self._reader = Reader(
-            source, order, batch_size, shard, bool(drop_remainder), weights
+            source, order, batch_size, shard, bool(drop_remainder), weights, functions
         )
         self._position = (0, 0)
         self._restart = bool(restart)
@@ -218,6 +231,7 @@ class Batches(private.DataSource):
             "drop_remainder": self.drop_remainder,
             "shard": list(self.shard),
             "restart": self.restart,
+            "augment": describe(self._reader.functions) or None,
             "map": describe(source.transform),
             "class_weight": weights and {str(k): v for k, v in weights.items()},
         }
@@ -277,7 +291,7 @@ class Batches(private.DataSource):
             private.build_variables(request.model, self.peek)
         if not request.training:
             order = Order(self.num_samples, self.seed, shuffle=False)
-            reader = replace(reader, order=order)
+            reader = replace(reader, order=order, functions=())
             return Feed(self, reader, steps, steps_in_one_program=in_one)
         self._go_to_epoch(request.initial_epoch, steps if goes_on else len(self))
         return Feed(
@@ -385,6 +399,21 @@ def _check_shard(shard: tuple[int, int]) -> tuple[int, int]:
             "The first shard is number 0."
         )
     return index, count
+
+
+def _check_functions(
+    augment: Augmentation | Sequence[Augmentation] | None,
+) -> tuple[Augmentation, ...]:
+    if augment is None:
+        return ()
+    found = tuple(augment) if isinstance(augment, (list, tuple)) else (augment,)
+    for function in found:
+        if not callable(function):
+            raise TypeError(
+                "`augment` must be a function of (x, y, draws), or a list of them, "
+                f"got {function!r}."
+            )
+    return found
 
 
 def _check_class_weight(

@@ -7,6 +7,8 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from fmkit._splitmix import mix
+
 __all__ = ["SORT_LIMIT", "Order"]
 
 Indices = npt.NDArray[np.int64]
@@ -95,14 +97,7 @@ def _rounds(
     left, right = values // radix_b, values % radix_b
     for number, key in enumerate(keys):
         if number % 2 == 0:
-            left = (left + _mix(right ^ key) % radix_a) % radix_a
+            left = (left + mix(right ^ key) % radix_a) % radix_a
         else:
-            right = (right + _mix(left ^ key) % radix_b) % radix_b
+            right = (right + mix(left ^ key) % radix_b) % radix_b
     return left * radix_b + right
-
-
-def _mix(bits: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Scramble 64 bits: the finalizer of SplitMix64 (wraps modulo 2^64)."""
-    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return bits ^ (bits >> np.uint64(31))

@@ -95,11 +95,12 @@ def _read_block(reader: Reader) -> Callable[..., Any]:
     import tensorflow as tf
 
     source, weights = reader.source, reader.weights
-    samples = source.gather(np.zeros(1, np.int64))
+    samples = reader.gather(0, np.zeros(1, np.int64))
     dtypes = [tf.as_dtype(sample.dtype) for sample in samples]
 
     def gather(block: Any) -> list[Any]:
-        return source.gather(reader.indices(*map(int, block)))
+        epoch, first, end = map(int, block)
+        return reader.gather(epoch, reader.indices(epoch, first, end))
 
     def weights_of(y: Any) -> Any:
         assert weights is not None

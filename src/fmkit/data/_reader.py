@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from fmkit._blocks import Block, cut
+from fmkit.augmentation import augment
 from fmkit.data._order import Indices, Order
 from fmkit.data._source import Source
 
@@ -31,6 +32,7 @@ class Reader:
         shard: Number of this shard, and how many there are.
         drop_remainder: Whether a last batch that is not full is left out.
         weights: Weight of each class, or `None`.
+        functions: What is done to the rows before the map, in sequence.
     """
 
     source: Source
@@ -39,6 +41,7 @@ class Reader:
     shard: tuple[int, int]
     drop_remainder: bool
     weights: dict[int, float] | None
+    functions: tuple[Callable[..., Any], ...] = ()
 
     def __len__(self) -> int:
         """Return the number of batches in a whole epoch."""
@@ -104,5 +107,22 @@ class Reader:
 
     def _rows(self, epoch: int, first: int, end: int) -> tuple[tuple[Any, ...], int]:
         """Return the rows of batches `first` to `end - 1`, and how many they are."""
-        indices = self.indices(epoch, first, end)
-        return self.source.block(indices, self.weights), len(indices)
+        rows = self.gather(epoch, self.indices(epoch, first, end))
+        return self.source.block(rows, self.weights), len(rows[0])
+
+    def gather(self, epoch: int, indices: Indices) -> list[Any]:
+        """Return the rows of samples as they are in an epoch, one array per leaf."""
+
+        def augmented(x: Any, y: Any, index: Indices) -> tuple[Any, Any]:
+            return augment(
+                x,
+                y,
+                self.functions,
+                seed=self.order.seed,
+                epoch=epoch,
+                index=index,
+                read=self.source.samples,
+                size=self.source.size,
+            )
+
+        return self.source.gather(indices, augmented if self.functions else None)

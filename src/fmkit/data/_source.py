@@ -14,7 +14,10 @@ from fmkit.data._buffers import Buffers
 from fmkit.data._order import Indices
 from fmkit.preprocessing import Preprocess, preprocess
 
-__all__ = ["Source", "class_weights"]
+__all__ = ["Augment", "Source", "class_weights"]
+
+# From x, y and the indices of their rows to x and y.
+Augment = Callable[[Any, Any, Indices], tuple[Any, Any]]
 
 # A block is gathered and mapped in one go, then cut into batches. 2,048 images
 # of 28 x 28 are 6 MB as float32; larger rows make smaller blocks.
@@ -84,18 +87,46 @@ class Source:
         rows = min(BLOCK_ROWS, BLOCK_BYTES // max(row_bytes, 1))
         return max(1, rows // batch_size) * batch_size
 
-    def gather(self, indices: Indices) -> list[np.ndarray[Any, Any]]:
+    def samples(self, indices: Indices) -> tuple[Any, Any]:
+        """Copy the rows of `x` and `y` at `indices`."""
+        return self.pack(self._copied(indices))[:2]
+
+    def gather(
+        self, indices: Indices, augment: Augment | None = None
+    ) -> list[np.ndarray[Any, Any]]:
         """Copy the rows at `indices` out of every array; map them if NumPy can.
 
-        The list matches `leaves`.
+        The list matches `leaves`. What is augmented is not yet mapped.
         """
-        rows = [self._rows(leaf, indices) for leaf in self.leaves if leaf is not None]
+        rows = self._copied(indices)
+        if augment is not None:
+            x, y, weight = self.pack(rows)
+            rows = self._unpack(*augment(x, y, indices), weight, rows)
         if self._maps is not None:
             map_x, map_y = self._maps
             rows[0] = map_x(rows[0], self._buffers.empty(rows[0].shape, "float32"))
             if self.y is not None:
                 rows[1] = map_y(rows[1])
         return rows
+
+    def _copied(self, indices: Indices) -> list[np.ndarray[Any, Any]]:
+        return [self._rows(leaf, indices) for leaf in self.leaves if leaf is not None]
+
+    def _unpack(
+        self, x: Any, y: Any, weight: Any, rows: list[np.ndarray[Any, Any]]
+    ) -> list[np.ndarray[Any, Any]]:
+        """Return the leaves of what `augment` returned, in place of `rows`."""
+        found = [
+            leaf for leaf in keras.tree.flatten((x, y, weight)) if leaf is not None
+        ]
+        lengths = [len(leaf) for leaf in found]
+        if lengths != [len(row) for row in rows]:
+            raise ValueError(
+                "`augment` must return (x, y) with the arrays and rows it was given: "
+                f"{len(rows)} arrays of {len(rows[0])} rows; it returned arrays of "
+                f"{lengths} rows."
+            )
+        return found
 
     def _rows(self, leaf: np.ndarray, indices: Indices) -> np.ndarray[Any, Any]:
         # `take` would first copy an array whose rows don't lie side by side.
@@ -133,11 +164,11 @@ class Source:
         return mapped[0], mapped[1]
 
     def block(
-        self, indices: Indices, weights: dict[int, float] | None
+        self, rows: list[Any], weights: dict[int, float] | None
     ) -> tuple[Any, ...]:
-        """Gather and map in NumPy: `(x,)`, `(x, y)` or `(x, y, sample_weight)`."""
-        x, y, weight = self.pack(self.gather(indices))
-        x, y = self.apply(x, y, lambda _: np.zeros(len(indices), np.int32))
+        """Map what was gathered: `(x,)`, `(x, y)` or `(x, y, sample_weight)`."""
+        x, y, weight = self.pack(rows)
+        x, y = self.apply(x, y, lambda _: np.zeros(len(rows[0]), np.int32))
         x, y = keras.tree.map_structure(_numpy, (x, y))
         if weights is not None:
             weight = class_weights(y, weights)

@@ -68,6 +68,7 @@ class Preprocess:
         channel_axis: Add an axis of length 1 to each sample: `"last"`, `"first"` or
             `None`.
         num_classes: If given, labels become one-hot rows of this length, in float32.
+            Floats that are such rows already, as `augmentation.Mixup` makes them, stay.
             In a NumPy array a label outside `0 .. num_classes - 1` is a `ValueError`;
             inside `Dataset.map` or a compiled step, where values can't be seen, its
             row is all zeros.
@@ -226,11 +227,17 @@ class Preprocess:
     def map_y(self, y: Any) -> Any:
         """Return what `y` alone becomes."""
         ops, y = _namespace_of(y, "y")
+        if self._is_dense(y):
+            return y.astype(np.float32) if ops is np else ops.cast(y, "float32")
         if ops is np:
             y = _as_whole_numbers(y)
             return y if self.num_classes is None else self._one_hot(y)
         y = ops.cast(y, "int32")
         return y if self.num_classes is None else ops.one_hot(y, self.num_classes)
+
+    def _is_dense(self, y: Any) -> bool:
+        is_float = "float" in keras.backend.standardize_dtype(y.dtype)
+        return is_float and len(y.shape) > 0 and y.shape[-1] == self.num_classes
 
     def _one_hot(self, y: np.ndarray) -> np.ndarray:
         assert self.num_classes is not None

@@ -1,11 +1,4 @@
-r"""Learning-rate schedules that change at exactly the step they promise.
-
-`ExponentialDecay` is TensorFlow 1's formula with the number of stairs computed in
-integers, `CyclicDecay` the one of stochastic weight averaging; `join` runs schedules
-one after another. Each makes a `LearningRateSchedule` for
-`keras.optimizers.*(learning_rate=...)`; `visualization.learning_rate_curve` draws any
-schedule.
-"""
+"""Exponential and cyclic decay, and schedules one after another."""
 
 from __future__ import annotations
 
@@ -21,7 +14,7 @@ from keras.optimizers.schedules import LearningRateSchedule
 
 from fmkit._checks import check_int, check_number
 
-__all__ = ["CyclicDecay", "ExponentialDecay", "join"]
+__all__ = ["CyclicDecay", "ExponentialDecay", "integer_tensor", "join"]
 
 # Two fractions with denominators up to this differ by at least its inverse square,
 # 2.3e-10: still more than the spacing of floats around a million steps.
@@ -165,7 +158,7 @@ class ExponentialDecay(LearningRateSchedule):
         """Return the rate at `step`, a whole number or an integer tensor."""
         if isinstance(step, numbers.Integral):
             return ops.convert_to_tensor(self._rate_at(int(step)), dtype="float32")
-        step = _integer_tensor(step)
+        step = integer_tensor(step)
         rate = self._decayed(step - (self.warmup_steps + self.transition_begin))
         if not self.warmup_steps:
             return rate
@@ -301,7 +294,7 @@ class CyclicDecay(LearningRateSchedule):
     def __call__(self, step: Any) -> Any:
         """Return the rate at `step`, a whole number or an integer tensor."""
         if not isinstance(step, numbers.Integral):
-            step = _integer_tensor(step)
+            step = integer_tensor(step)
         place = ops.cast(step % self.cycle_steps, "float32") + 1.0
         share = place / self.cycle_steps
         return (
@@ -374,7 +367,7 @@ class _Joined(LearningRateSchedule):
             count = max(int(step), 0)
             part = max(i for i, start in enumerate(starts) if start <= count)
             return _rate_of(self.schedules[part], count - starts[part])
-        step = _integer_tensor(step)
+        step = integer_tensor(step)
         rate = _rate_of(self.schedules[0], step)
         for start, schedule in zip(self.boundaries, self.schedules[1:], strict=True):
             later = _rate_of(schedule, _not_negative(step - start))
@@ -454,7 +447,7 @@ def _divide_exactly(count: Any, period: Fraction) -> tuple[Any, Any]:
     return blocks * denominator + quotient, ops.cast(rest, "float32") / numerator
 
 
-def _integer_tensor(step: Any) -> Any:
+def integer_tensor(step: Any) -> Any:
     # An optimizer's counter is a keras.Variable.
     step = ops.convert_to_tensor(step)
     dtype = keras.backend.standardize_dtype(step.dtype)

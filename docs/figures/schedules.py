@@ -1,0 +1,44 @@
+"""The rate of each schedule: the figure of the guide "Learning-rate schedules".
+
+`python docs/figures/schedules.py [folder]` draws it.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+from fmkit import schedules, visualization
+
+STEPS = 1000
+WARM = {"warmup_steps": 100}
+SCHEDULES = [
+    schedules.CosineDecay(1.0, 900, **WARM),
+    schedules.CosineDecayRestarts(1.0, 130, cycle_factor=2, **WARM),
+    schedules.PolynomialDecay(1.0, 900, **WARM),
+    schedules.WarmupStableDecay(1.0, 500, 400, **WARM),
+    schedules.OneCycle(1.0, 300, 700),
+    schedules.InverseSquareRoot(1.0, 100, **WARM),
+    schedules.ExponentialDecay(1.0, 200, 0.5, staircase=True, **WARM),
+    schedules.CyclicDecay(1.0, 0.1, 250),
+]
+
+
+def main(folder: str | Path = Path(__file__).parent) -> None:
+    """Write the PNG file into `folder`."""
+    figure, axes = plt.subplots(2, 4, figsize=(10.5, 4.6), sharex=True, sharey=True)
+    for ax, schedule in zip(axes.flat, SCHEDULES, strict=True):
+        visualization.learning_rate_curve(schedule, STEPS + 1, ax=ax)
+        ax.set_title(type(schedule).__name__, fontsize=10)
+        ax.label_outer()
+    figure.tight_layout()
+    # No version of matplotlib in the file, so that equal figures are equal files.
+    path = Path(folder, "schedules.png")
+    figure.savefig(path, dpi=100, metadata={"Software": None})
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:2])

@@ -1,0 +1,129 @@
+"""Pictures with a part taken out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from fmkit._checks import check_int, check_number, check_one_of
+from fmkit.augmentation._draws import Draws
+from fmkit.augmentation._images import Array, fill, sizes
+
+__all__ = ["Cutout", "RandomErasing"]
+
+_TRIALS = 10
+
+
+@dataclass(frozen=True)
+class RandomErasing:
+    r"""Erase a rectangle of a picture with a probability.
+
+    The share $s$ of the area and the aspect $r$ (height over width) are drawn
+    uniformly. In a picture of $h$ by $w$ pixels the rectangle is $\sqrt{s h w r}$ high
+    and $\sqrt{s h w / r}$ wide, rounded. Its place is drawn among all that hold it
+    whole. One that is too large is drawn again, at most nine times; then the picture
+    stays as it is.
+
+    Args:
+        probability: Chance that a picture is erased.
+        area: Smallest and largest share of the picture, in (0, 1].
+        aspect: Smallest and largest aspect.
+        value: What the rectangle is filled with, in the units of the pixels, or
+            `"random"`: each pixel a whole number from 0 to 255 with equal chances,
+            divided by 255 in pictures of floats.
+
+    References:
+        Zhong et al., [*Random erasing data
+        augmentation*](https://arxiv.org/abs/1708.04896), 2017, algorithm 1.
+    """
+
+    probability: float = 0.5
+    area: tuple[float, float] = (0.02, 0.4)
+    aspect: tuple[float, float] = (0.3, 1 / 0.3)
+    value: float | Literal["random"] = 0.0
+
+    def __post_init__(self) -> None:
+        check_number("probability", self.probability, at_least=0, at_most=1)
+        check_number("area[0]", self.area[0], above=0, at_most=1)
+        check_number("area[1]", self.area[1], at_least=self.area[0], at_most=1)
+        check_number("aspect[0]", self.aspect[0], above=0)
+        check_number("aspect[1]", self.aspect[1], at_least=self.aspect[0])
+        if isinstance(self.value, str):
+            check_one_of("value", self.value, ["random"])
+        else:
+            check_number("value", self.value)
+
+    def __call__(self, x: Array, y: Any, draws: Draws) -> tuple[Array, Any]:
+        """Return the pictures, some with a rectangle erased, and the labels."""
+        rows, height, width = sizes(x)
+        chosen, down, across = draws.uniform(shape=(3,)).T
+        by = self._filling(x, draws)
+        high = np.zeros(rows, np.int64)
+        wide = np.zeros(rows, np.int64)
+        waiting = np.flatnonzero(chosen < self.probability)
+        for _ in range(_TRIALS):
+            if not waiting.size:
+                break
+            share, ratio = draws.uniform(shape=(2,))[waiting].T
+            area = _between(share, *self.area) * (height * width)
+            aspect = _between(ratio, *self.aspect)
+            # Roots are the same on every machine, unlike powers.
+            h, w = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
+            fits = (h <= height) & (w <= width)
+            high[waiting[fits]], wide[waiting[fits]] = h[fits], w[fits]
+            waiting = waiting[~fits]
+        top, left = _place(down, height - high), _place(across, width - wide)
+        return fill(x, top, left, high, wide, by), y
+
+    def _filling(self, x: Array, draws: Draws) -> Array | float:
+        if not isinstance(self.value, str):
+            return self.value
+        count = int(np.prod(x.shape[1:]))
+        words = draws.bits((-(-count // 8),)).astype("<u8", copy=False)
+        pixels = words.view(np.uint8)[:, :count].reshape(x.shape)
+        if x.dtype.kind == "f":
+            return pixels.astype(x.dtype) / x.dtype.type(255)
+        return pixels.astype(x.dtype)
+
+
+def _between(unit: Array, low: float, high: float) -> Array:
+    return low + (high - low) * unit
+
+
+def _place(unit: Array, room: Array) -> Array:
+    """Choose a whole number from 0 to `room` with equal chances."""
+    return (unit * (room + 1)).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Cutout:
+    """Erase a square around a random pixel.
+
+    The centre is any pixel with equal chances, so at the edge a part of the square lies
+    outside of the picture.
+
+    Args:
+        size: Side of the square in pixels.
+        value: What it is filled with, in the units of the pixels.
+
+    References:
+        DeVries and Taylor, [*Improved regularization of convolutional neural networks
+        with cutout*](https://arxiv.org/abs/1708.04552), 2017.
+    """
+
+    size: int = 8
+    value: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_int("size", self.size)
+        check_number("value", self.value)
+
+    def __call__(self, x: Array, y: Any, draws: Draws) -> tuple[Array, Any]:
+        """Return the pictures, each with a square erased, and the labels."""
+        rows, height, width = sizes(x)
+        top = draws.integers(0, height) - self.size // 2
+        left = draws.integers(0, width) - self.size // 2
+        side = np.full(rows, self.size)
+        return fill(x, top, left, side, side, self.value), y

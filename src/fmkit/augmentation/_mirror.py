@@ -1,0 +1,69 @@
+"""Pictures and their mirror images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fmkit._checks import check_number
+from fmkit.augmentation._draws import Draws
+from fmkit.augmentation._images import Array, sizes
+
+__all__ = ["AlternatingFlip", "HorizontalFlip"]
+
+
+@dataclass(frozen=True)
+class HorizontalFlip:
+    """Mirror a picture, left to right, with a probability.
+
+    Pixel $(i, j)$ becomes pixel $(i, w - 1 - j)$ of a picture that is $w$ wide.
+
+    Args:
+        probability: Chance of a mirrored picture, drawn anew in each epoch.
+
+    Examples:
+        >>> import numpy as np
+        >>> from fmkit.augmentation import augment
+        >>> x = np.array([[[1, 2, 3]]], np.uint8)
+        >>> flip = HorizontalFlip(probability=1.0)
+        >>> augment(x, None, flip, seed=0, epoch=0, index=[0])[0].tolist()
+        [[[3, 2, 1]]]
+    """
+
+    probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_number("probability", self.probability, at_least=0, at_most=1)
+
+    def __call__(self, x: Array, y: Any, draws: Draws) -> tuple[Array, Any]:
+        """Return the pictures, some of them mirrored, and the labels."""
+        return _mirrored(x, draws.bernoulli(self.probability)), y
+
+
+@dataclass(frozen=True)
+class AlternatingFlip:
+    r"""Mirror each picture in every other epoch.
+
+    Half of the pictures, drawn at random, are mirrored in epochs 0, 2, 4, ..., the
+    others in epochs 1, 3, 5, ...: in two epochs in a row a network sees both sides of
+    each picture, where `HorizontalFlip` shows one side twice in half of the cases.
+
+    References:
+        Jordan, [*94% on CIFAR-10 in 3.29 seconds on a single
+        GPU*](https://arxiv.org/abs/2404.00498), 2024, section 3.6.
+    """
+
+    def __call__(self, x: Array, y: Any, draws: Draws) -> tuple[Array, Any]:
+        """Return the pictures, half of them mirrored, and the labels."""
+        first = draws.at_epoch(0).bernoulli()
+        return _mirrored(x, first ^ bool(draws.epoch % 2)), y
+
+
+def _mirrored(x: Array, chosen: Array) -> Array:
+    sizes(x)
+    found = x.copy()
+    places = np.flatnonzero(chosen)
+    found[places] = x[places, :, ::-1]
+    return found

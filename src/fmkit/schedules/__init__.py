@@ -1,0 +1,30 @@
+"""Learning-rate schedules that change at exactly the step they promise.
+
+Each makes a `LearningRateSchedule` for `keras.optimizers.*(learning_rate=...)`. Steps
+are counted in integers; all but `CyclicDecay` may begin with a warm-up.
+`ExponentialDecay` is TensorFlow 1's formula, `CyclicDecay` the one of stochastic weight
+averaging; `join` runs schedules one after another.
+`visualization.learning_rate_curve` draws any schedule.
+"""
+
+from fmkit.schedules._decay import CyclicDecay, ExponentialDecay, join
+from fmkit.schedules._shapes import (
+    CosineDecay,
+    CosineDecayRestarts,
+    InverseSquareRoot,
+    OneCycle,
+    PolynomialDecay,
+    WarmupStableDecay,
+)
+
+__all__ = [
+    "CosineDecay",
+    "CosineDecayRestarts",
+    "CyclicDecay",
+    "ExponentialDecay",
+    "InverseSquareRoot",
+    "OneCycle",
+    "PolynomialDecay",
+    "WarmupStableDecay",
+    "join",
+]

@@ -1,0 +1,401 @@
+"""Ready-made augmentations: each one's direction, range and formula by drawn cases."""
+
+import keras
+import numpy as np
+import pytest
+from contracts import assert_complete
+from scipy import ndimage
+
+from fmkit import augmentation, losses
+from fmkit.augmentation import (
+    AlternatingFlip,
+    Brightness,
+    Contrast,
+    CutMix,
+    Cutout,
+    GaussianNoise,
+    HorizontalFlip,
+    Mixup,
+    RandomErasing,
+    RotateScale,
+    Shift,
+    augment,
+)
+from fmkit.data import Batches
+from fmkit.preprocessing import Preprocess
+
+ROWS, CLASSES = 60, 5
+FUNCTIONS = {
+    "HorizontalFlip": HorizontalFlip(0.4),
+    "AlternatingFlip": AlternatingFlip(),
+    "Shift": Shift(3),
+    "RandomErasing": RandomErasing(0.8, value="random"),
+    "Cutout": Cutout(4, value=7),
+    "Brightness": Brightness(40),
+    "Contrast": Contrast(0.2, 3.0),
+    "GaussianNoise": GaussianNoise(10.0),
+    "RotateScale": RotateScale(15.0, (0.8, 1.2)),
+    "Mixup": Mixup(CLASSES, 0.7),
+    "CutMix": CutMix(CLASSES),
+}
+numpy_only = pytest.mark.backend("torch")
+
+
+def pictures(dtype="uint8", channels=()):
+    rng = np.random.RandomState(0)
+    x = rng.randint(0, 256, (ROWS, 9, 12, *channels)).astype(dtype)
+    return x, rng.randint(0, CLASSES, ROWS)
+
+
+def augmented(function, x, y=None, *, epoch=0, index=None, source=None):
+    """Augment rows; other samples come from `source`."""
+    from_x, from_y = source or (x, y)
+    return augment(
+        x,
+        y,
+        function,
+        seed=3,
+        epoch=epoch,
+        index=np.arange(len(x)) if index is None else index,
+        read=lambda places: (from_x[places], from_y[places]),
+        size=len(from_x),
+    )
+
+
+def same(ours, theirs):
+    return all(
+        (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
+        for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+# What all of them must do
+
+
+@numpy_only
+def test_every_function_has_a_row():
+    assert_complete(FUNCTIONS, set(augmentation.__all__) - {"Draws", "augment"})
+
+
+@numpy_only
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+@pytest.mark.parametrize("channels", [(), (3,)])
+def test_a_row_alone_is_as_in_a_block_and_what_came_in_is_left(name, dtype, channels):
+    x, y = pictures(dtype, channels)
+    before = x.copy(), y.copy()
+    whole = augmented(FUNCTIONS[name], x, y)
+    assert same((x, y), before)
+    assert whole[0].dtype == x.dtype
+    assert whole[0].shape == x.shape
+    assert (whole[0] != x).any(axis=tuple(range(1, x.ndim))).mean() > 0.2
+    for i in (0, 7, 59):
+        row = slice(i, i + 1)
+        alone = augmented(FUNCTIONS[name], x[row], y[row], index=[i], source=(x, y))
+        assert same(alone, (whole[0][row], whole[1][row]))
+    # Controls: another index and, but for what alternates, another epoch differ.
+    moved = augmented(FUNCTIONS[name], x, y, index=np.arange(ROWS) + 1)
+    assert not same(moved, whole)
+    assert not same(augmented(FUNCTIONS[name], x, y, epoch=1), whole)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_batch_size_shard_and_start_change_nothing(name):
+    x, y = pictures()
+    functions = [HorizontalFlip(), FUNCTIONS[name]]
+
+    def read(size, epoch, start=0, shard=(0, 1)):
+        batches = Batches(x, y, size, augment=functions, map=None, shard=shard)
+        order = batches.order(epoch)[start * size :]
+        batches.seek(epoch, start)
+        parts = [np.concatenate(part) for part in zip(*batches, strict=True)]
+        return {i: (a.tobytes(), b.tobytes()) for i, a, b in zip(order, *parts)}  # noqa: B905
+
+    whole = read(60, 2)
+    assert len(whole) == ROWS
+    assert read(7, 2) == whole
+    assert read(7, 2, start=5).items() < whole.items()
+    shards = [read(5, 2, shard=(i, 3)) for i in range(3)]
+    assert shards[0] | shards[1] | shards[2] == whole
+    assert read(60, 3) != whole
+
+
+def test_a_network_learns_from_all_of_them_with_dense_labels():
+    x, y = pictures()
+    model = keras.Sequential(
+        [keras.Input((9, 12)), keras.layers.Flatten(), keras.layers.Dense(CLASSES)]
+    )
+    model.compile("sgd", losses.CrossentropyFromLogits())
+    data = Batches(
+        x, y, 20, augment=[*FUNCTIONS.values()], map=Preprocess(num_classes=CLASSES)
+    )
+    labels = data.peek()[1]
+    np.testing.assert_allclose(labels.sum(axis=1), 1.0, rtol=1e-6)
+    assert ((labels > 0) & (labels < 1)).any()
+    history = model.fit(data, epochs=1, validation_data=data, verbose=0).history
+    assert np.isfinite(history["loss"] + history["val_loss"]).all()
+    # Validation has whole pictures and one-hot labels.
+    one_hot = np.eye(CLASSES, dtype="float32")[y]
+    expected = model.evaluate(x / np.float32(255), one_hot, verbose=0)
+    assert model.evaluate(data, verbose=0) == pytest.approx(expected, rel=1e-5)
+
+
+# Mirrors
+
+
+@numpy_only
+def test_a_flip_mirrors_left_to_right_and_half_of_the_pictures():
+    x = np.arange(12, dtype=np.uint8).reshape(1, 3, 4).repeat(2000, axis=0)
+    found = augmented(HorizontalFlip(1.0), x)[0]
+    assert found[0].tolist() == [[3, 2, 1, 0], [7, 6, 5, 4], [11, 10, 9, 8]]
+    assert (augmented(HorizontalFlip(0.0), x)[0] == x).all()
+    share = (augmented(HorizontalFlip(), x)[0] != x).any(axis=(1, 2)).mean()
+    assert share == pytest.approx(0.5, abs=0.06)
+
+
+@numpy_only
+def test_an_alternating_flip_shows_each_side_in_every_other_epoch():
+    x, _ = pictures()
+    shown = [augmented(AlternatingFlip(), x, epoch=e)[0] for e in range(4)]
+    assert (shown[1] == shown[0][:, :, ::-1]).all()
+    assert (shown[2] == shown[0]).all()
+    assert (shown[3] == shown[1]).all()
+    mirrored = (shown[0] != x).any(axis=(1, 2))
+    assert 15 < mirrored.sum() < 45
+    # Negative control: an independent flip shows one side twice to many.
+    free = [augmented(HorizontalFlip(), x, epoch=e)[0] for e in range(2)]
+    assert (free[0] == free[1]).all(axis=(1, 2)).sum() > 15
+
+
+# Moves
+
+
+def brightest(x):
+    flat = x.reshape(len(x), -1).argmax(axis=1)
+    return np.stack(np.divmod(flat, x.shape[2]), axis=1)
+
+
+@numpy_only
+@pytest.mark.parametrize("mode", ["constant", "edge", "reflect", "wrap"])
+@pytest.mark.parametrize("channels", [(), (2,)])
+def test_a_shift_moves_all_pixels_by_the_same_whole_steps(mode, channels):
+    rng = np.random.RandomState(0)
+    x = rng.randint(0, 99, (400, 11, 13, *channels)).astype(np.uint8)
+    x[:, 5, 6] = 255
+    found = augmented(Shift(3, mode, value=200 if mode == "constant" else 0), x)[0]
+    spot = found if not channels else found[..., 0]
+    moves = brightest(spot) - [5, 6]
+    counts = np.bincount((moves[:, 0] + 3) * 7 + moves[:, 1] + 3, minlength=49)
+    assert counts.min() > 0  # all 49 moves, and no other
+    assert counts.sum() == 400
+    fill = {"constant_values": 200} if mode == "constant" else {}
+    for i, (down, across) in enumerate(moves):
+        around = ((3, 3), (3, 3), (0, 0))[: x.ndim - 1]
+        padded = np.pad(x[i], around, mode, **fill)
+        expected = padded[3 - down : 14 - down, 3 - across : 16 - across]
+        np.testing.assert_array_equal(found[i], expected)
+
+
+@numpy_only
+def test_a_positive_angle_turns_to_the_left_by_as_much_as_asked():
+    x = np.zeros((500, 41, 41), np.float32)
+    x[:, 20, 36] = 1.0  # right of the centre
+    found = augmented(RotateScale(20.0), x)[0]
+    places = brightest(found) - 20
+    angle = np.degrees(np.arctan2(-places[:, 0], places[:, 1]))
+    assert -21.5 < angle.min() < -18 < 18 < angle.max() < 21.5
+    assert abs(angle.mean()) < 2.6
+    larger = augmented(RotateScale(0.0, (1.25, 1.25)), x)[0]
+    assert brightest(larger)[0].tolist() == [20, 40]
+
+
+@numpy_only
+@pytest.mark.parametrize("channels", [(), (3,)])
+def test_a_turned_picture_is_that_of_scipy(channels):
+    x, _ = pictures("float32", channels)
+    found = augmented(RotateScale(30.0, (0.7, 1.4), value=50.0), x)[0]
+    draws = augmentation.Draws(3, 0, np.arange(ROWS))
+    limit = np.tan(np.radians(15))
+    angle = 2 * np.arctan(draws.uniform(-limit, limit))
+    scale = draws.uniform(0.7, 1.4)
+    centre = np.array([4.0, 5.5])
+    for i in range(8):
+        c, s = np.cos(angle[i]) / scale[i], np.sin(angle[i]) / scale[i]
+        matrix = np.array([[c, s], [-s, c]])
+        for channel in range(x.shape[3] if channels else 1):
+            pick = (i, ..., channel) if channels else i
+            # From rows and columns of the result to those of the picture.
+            expected = ndimage.affine_transform(
+                np.pad(x[pick], 9, constant_values=50.0),
+                matrix,
+                offset=centre + 9 - matrix @ (centre + 9),
+                order=1,
+                cval=50.0,
+            )[9:-9, 9:-9]
+            np.testing.assert_allclose(found[pick], expected, atol=0.01)
+    assert (augmented(RotateScale(0.0), x)[0] == x).all()
+
+
+# Erased parts
+
+
+@numpy_only
+def test_erasing_takes_whole_rectangles_of_the_promised_sizes():
+    x = np.full((4000, 20, 30), 9, np.uint8)
+    erasing = RandomErasing(0.5, (0.05, 0.3), (0.5, 2.0))
+    found = augmented(erasing, x)[0] == 0
+    erased = found.any(axis=(1, 2))
+    assert erased.mean() == pytest.approx(0.5, abs=0.04)
+    high = found.any(axis=2).sum(axis=1)[erased]
+    wide = found.any(axis=1).sum(axis=1)[erased]
+    area = found.sum(axis=(1, 2))[erased]
+    assert (area == high * wide).all()  # a rectangle, inside the picture
+    assert 0.03 < area.min() / 600 < 0.06
+    assert 0.27 < area.max() / 600 < 0.33
+    assert area.mean() / 600 == pytest.approx(0.175, abs=0.01)
+    assert 0.4 < (high / wide).min() < 0.6
+    assert 1.7 < (high / wide).max() < 2.4
+    # Anywhere: the middle more often, and each corner at times.
+    assert found[:, [0, 0, -1, -1], [0, -1, 0, -1]].any(axis=0).all()
+    random = augmented(RandomErasing(1.0, value="random"), x)[0]
+    assert np.unique(random).size == 256
+    floats = augmented(RandomErasing(1.0, value="random"), x.astype("float32"))[0]
+    assert np.unique(floats[floats != 9]).max() == 1.0
+
+
+@numpy_only
+def test_a_rectangle_that_never_fits_leaves_the_picture():
+    x = np.ones((50, 10, 10), np.uint8)
+    assert (augmented(RandomErasing(1.0, (1.0, 1.0), (3.0, 3.0)), x)[0] == 1).all()
+
+
+@numpy_only
+def test_cutout_erases_a_square_around_any_pixel():
+    x = np.full((3000, 12, 10), 9, np.uint8)
+    found = augmented(Cutout(4, value=3), x)[0] == 3
+    sides = found.any(axis=2).sum(axis=1), found.any(axis=1).sum(axis=1)
+    assert (found.sum(axis=(1, 2)) == sides[0] * sides[1]).all()
+    assert set(sides[0]) == set(sides[1]) == {2, 3, 4}
+    # Rows that a square may begin at: 12 centres.
+    share = (sides[0] == 4).mean()
+    assert share == pytest.approx(9 / 12, abs=0.04)
+
+
+# Values
+
+
+@numpy_only
+def test_brightness_adds_one_number_and_bytes_stay_in_their_range():
+    x = np.full((3000, 2, 3), 100.0, np.float32)
+    change = augmented(Brightness(30.0), x)[0] - 100
+    assert (change == change[:, :1, :1]).all()
+    assert -30 <= change.min() < -29.5 < 29.5 < change.max() <= 30
+    extreme = np.array([[[0, 255]]], np.uint8).repeat(3000, axis=0)
+    found = augmented(Brightness(300.0), extreme)[0].astype(int)
+    assert (found[:, 0, 0] <= found[:, 0, 1]).all()
+    assert found.min() == 0
+    assert found.max() == 255
+
+
+@numpy_only
+def test_contrast_stretches_around_the_mean_of_the_picture():
+    x = np.array([[[10.0, 30.0, 50.0]]], np.float32).repeat(3000, axis=0)
+    found = augmented(Contrast(0.5, 2.0), x)[0][:, 0]
+    factor = (found[:, 2] - 30) / 20
+    np.testing.assert_allclose(found[:, 1], 30.0, rtol=1e-6)
+    np.testing.assert_allclose(found[:, 0] - 30, -20 * factor, rtol=1e-4)
+    assert 0.5 <= factor.min() < 0.51 < 1.99 < factor.max() <= 2.0
+
+
+@numpy_only
+def test_noise_has_its_deviation_in_each_pixel():
+    x = np.full((300, 8, 9, 3), 5.0, np.float32)
+    noise = augmented(GaussianNoise(2.0), x)[0] - 5
+    assert noise.std() == pytest.approx(2.0, rel=0.02)
+    assert abs(noise.mean()) < 0.03
+    flat = noise.reshape(300, -1)
+    correlations = np.corrcoef(flat[:, :20].T)[np.triu_indices(20, 1)]
+    assert abs(correlations).max() < 5 / 300**0.5
+    rounded = augmented(GaussianNoise(2.0), x.astype(np.uint8))[0]
+    np.testing.assert_array_equal(rounded, np.rint(noise + 5).clip(0, 255))
+
+
+# Mixed
+
+
+@numpy_only
+def test_mixup_averages_with_any_sample_and_the_labels_alike():
+    n = 3000
+    x = np.arange(n, dtype=np.float64).reshape(n, 1, 1)
+    found, labels = augmented(Mixup(n, 0.4), x, np.arange(n))
+    np.testing.assert_allclose(labels.sum(axis=1), 1.0, rtol=1e-5)
+    # The mean of the classes, weighted by the label, is the mixed pixel.
+    np.testing.assert_allclose(labels @ np.arange(n), found[:, 0, 0], rtol=1e-3)
+    own = labels[np.arange(n), np.arange(n)]
+    assert own.mean() == pytest.approx(0.5, abs=0.03)
+    assert np.mean(own < 0.01) == pytest.approx(0.13, abs=0.05)
+    labels[np.arange(n), np.arange(n)] = 0
+    others = labels.argmax(axis=1)
+    assert abs(np.corrcoef(others, np.arange(n))[0, 1]) < 0.1
+    assert np.unique(others).size > 0.55 * n
+
+
+@numpy_only
+def test_a_partner_comes_as_the_functions_before_made_it():
+    x = np.arange(40, dtype=np.float32).reshape(40, 1, 1)
+    y = np.arange(40)
+
+    def tenfold(x, y, draws):
+        return 100 * x + draws.integers(0, 10)[:, None, None], y
+
+    before = augmented(tenfold, x, y)[0].ravel()
+    found, labels = augmented([tenfold, Mixup(40, 1.0)], x, y)
+    np.testing.assert_allclose(labels @ before, found.ravel(), rtol=1e-4)
+
+
+@numpy_only
+@pytest.mark.parametrize("channels", [(), (2,)])
+def test_cutmix_labels_are_the_shares_of_the_pixels(channels):
+    y = np.arange(500) % CLASSES
+    x = np.empty((500, 9, 12, *channels), np.uint8)
+    x[:] = y.reshape(-1, *(1,) * (x.ndim - 1))
+    found, labels = augmented(CutMix(CLASSES), x, y)
+    shares = np.stack(
+        [(found.reshape(500, -1) == c).mean(axis=1) for c in range(CLASSES)], axis=1
+    )
+    np.testing.assert_allclose(labels, shares, atol=1e-6)
+    assert 0.5 < labels.max(axis=1).mean() < 0.95
+    changed = found.reshape(500, 9, -1) != y[:, None, None]
+    box = changed.any(axis=2).sum(axis=1) * changed.any(axis=1).sum(axis=1)
+    assert (changed.sum(axis=(1, 2)) == box).all()
+
+
+# Refused
+
+
+@numpy_only
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: HorizontalFlip(1.5), "`probability`"),
+        (lambda: Shift(0), "`pixels` must be at least 1"),
+        (lambda: Shift(2, "mirror"), "`mode` must be one of"),
+        (lambda: RandomErasing(area=(0.5, 0.1)), r"`area\[1\]`"),
+        (lambda: RandomErasing(value="noise"), "`value` must be one of"),
+        (lambda: Cutout(0), "`size`"),
+        (lambda: Contrast(2.0, 1.0), "`high`"),
+        (lambda: GaussianNoise(-1.0), "`stddev`"),
+        (lambda: RotateScale(90.0), "`degrees`"),
+        (lambda: Mixup(10, 0.0), "`alpha`"),
+        (lambda: augmented(Shift(9), pictures()[0]), "below height and width, 9 and"),
+        (lambda: augmented(HorizontalFlip(), np.zeros((3, 4))), "rows, height, width"),
+        (lambda: augmented(Mixup(4), *pictures()), "whole numbers from 0 to 3"),
+        (
+            lambda: augment(*pictures(), Mixup(5), seed=0, epoch=0, index=range(60)),
+            "data",
+        ),
+    ],
+)
+def test_a_wrong_argument_is_refused_with_its_rule(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
