@@ -64,6 +64,30 @@ def contestants() -> dict[str, tuple[Any, Any, str, bool]]:
             "one_hot",
             True,
         ),
+        "BinaryCrossentropyFromLogits": (
+            losses.BinaryCrossentropyFromLogits(),
+            K.BinaryCrossentropy(from_logits=True),
+            "one_hot",
+            False,
+        ),
+        "BinaryCrossentropyFromLogits, focal": (
+            losses.BinaryCrossentropyFromLogits(focal_gamma=2.0),
+            K.BinaryFocalCrossentropy(from_logits=True),
+            "one_hot",
+            False,
+        ),
+        "AsymmetricLossFromLogits": (
+            losses.AsymmetricLossFromLogits(),
+            K.BinaryFocalCrossentropy(from_logits=True),
+            "one_hot",
+            False,
+        ),
+        "BinaryKLDivergenceFromLogits": (
+            losses.BinaryKLDivergenceFromLogits(),
+            K.BinaryCrossentropy(from_logits=True),
+            "one_hot",
+            False,
+        ),
         # Keras has no entropy loss: its KLDivergence is the nearest sum of p log p.
         "ConfidencePenalty": (
             losses.ConfidencePenalty(),
@@ -103,7 +127,9 @@ def epoch(loss: Any, target: str, softmax: bool, steps: int) -> Callable[[], Any
         ]
     )
     compiled = keras.backend.backend() != "torch"
-    model.compile("sgd", loss, jit_compile=compiled, steps_per_execution=steps)
+    model.compile(
+        "sgd", loss, jit_compile=compiled, steps_per_execution=steps if compiled else 1
+    )
     return lambda: model.fit(x, y, batch_size=BATCH, verbose=0, shuffle=False)
 
 

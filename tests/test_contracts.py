@@ -215,8 +215,7 @@ def assert_wide(loss, dtype):
 def per_example(name, **options):
     """Return the loss of a row of the table, or with defaults, without a reduction."""
     config = LOSSES[name]().get_config()
-    if name == "CrossentropyFromLogits":
-        del config["ignore_class"]  # ignoring has weights of its own
+    config.pop("ignore_class", None)  # ignoring has weights of its own
     return getattr(losses, name).from_config(config | options)
 
 

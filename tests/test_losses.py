@@ -25,6 +25,20 @@ LOSSES = {
     "AsymmetricError": lambda: losses.AsymmetricError(
         under=9.0, over=0.5, reduction="mean"
     ),
+    "AsymmetricLossFromLogits": lambda: losses.AsymmetricLossFromLogits(
+        positive_gamma=0.0, negative_gamma=2.0, margin=0.1, ignore_class=3
+    ),
+    "BinaryCrossentropyFromLogits": lambda: losses.BinaryCrossentropyFromLogits(
+        label_smoothing=0.1,
+        positive_weight=[3.0, 1.0, 0.5, 2.0],
+        class_weights=[1.0, 2.0, 0.5, 1.0],
+        ignore_class=3,
+        temperature=2.0,
+        focal_gamma=2.0,
+    ),
+    "BinaryKLDivergenceFromLogits": lambda: losses.BinaryKLDivergenceFromLogits(
+        target_form="logits", direction="reverse", temperature=3.0
+    ),
     "ConfidencePenalty": lambda: losses.ConfidencePenalty(weight=0.3, axis=1),
     "CrossentropyFromLogits": lambda: losses.CrossentropyFromLogits(
         label_smoothing=0.1,

@@ -41,7 +41,7 @@ METRICS = {
         form="probabilities", sum_tolerance=None, axis=1, name="b"
     ),
     "ExpectedCalibrationError": lambda: metrics.ExpectedCalibrationError(
-        bins=3, form="probabilities", axis=1, name="e"
+        bins=3, norm="l2", form="probabilities", axis=1, name="e"
     ),
     "PredictiveEntropy": lambda: metrics.PredictiveEntropy(
         form="probabilities", unit="bits", axis=1, name="h"
@@ -127,6 +127,7 @@ def test_entropy_is_given_in_the_unit_asked_for():
             "`form` must be one of",
         ),
         (lambda: metrics.ExpectedCalibrationError(bins=0), "at least 1"),
+        (lambda: metrics.ExpectedCalibrationError(norm="l3"), "`norm` must be one"),
         (lambda: metrics.brier_score([3], [[0.0, 1.0, 2.0]]), "from 0 to 2"),
         (lambda: metrics.brier_score([[1.0, 1.0]], [[0.0, 1.0]]), "sum_tolerance"),
         (lambda: metrics.expected_calibration_error([0], LOGITS), "integer labels"),
@@ -135,3 +136,30 @@ def test_entropy_is_given_in_the_unit_asked_for():
 def test_bad_input_is_refused_with_what_to_write_instead(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("norm", "true"),
+    [
+        # By hand: two of three predictions in one bin, off by 0.3; one off by 0.6.
+        ("l1", (2 * 0.3 + 0.6) / 3),
+        ("l2", ((2 * 0.3**2 + 0.6**2) / 3) ** 0.5),
+        ("max", 0.6),
+    ],
+    ids=["l1", "l2", "max"],
+)
+def test_norms_of_the_calibration_error_by_hand(norm, true):
+    p = np.array([[0.85, 0.15], [0.75, 0.25], [0.6, 0.4]])
+    y = [0, 1, 1]  # accuracy 1/2 at confidence 0.8, and 0 at confidence 0.6
+    options = {"bins": 3, "norm": norm, "form": "probabilities"}
+    whole = metrics.expected_calibration_error(y, p, **options)
+    assert float(whole) == pytest.approx(true, rel=1e-5)
+    metric = metrics.ExpectedCalibrationError(**options)
+    for part in (slice(0, 1), slice(1, 3)):
+        metric.update_state(y[part], p[part])
+    assert float(metric.result()) == pytest.approx(true, rel=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2", "max"])
+def test_a_calibration_error_of_nothing_is_0(norm):
+    assert float(metrics.ExpectedCalibrationError(norm=norm).result()) == 0.0

@@ -132,6 +132,32 @@ def forecasts(folder: Path) -> None:
     save(figure, folder / "losses-forecast.png")
 
 
+def binary(folder: Path) -> None:
+    """Cost and gradient of a label that is 0, against its logit."""
+    z = np.linspace(-7, 5, 481)[:, None]
+    label = np.zeros_like(z, dtype="float32")
+    costs = {
+        "cross-entropy": lambda z: losses.binary_crossentropy_from_logits(label, z),
+        "focal, γ = 2": lambda z: losses.binary_crossentropy_from_logits(
+            label, z, focal_gamma=2.0
+        ),
+        "asymmetric, m = 0.05": lambda z: losses.asymmetric_loss_from_logits(label, z),
+        "KL from p = 0.2": lambda z: losses.binary_kl_divergence_from_logits(
+            label + 0.2, z
+        ),
+    }
+    both = {name: value_and_gradient(cost, z) for name, cost in costs.items()}
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
+    draw(axes[0], z[:, 0], {n: v for n, (v, _) in both.items()})
+    draw(axes[1], z[:, 0], {n: g[:, 0] for n, (_, g) in both.items()})
+    axes[0].legend(frameon=False, handlelength=3.2, loc="upper left")
+    for ax in axes:
+        ax.set_xlabel("logit of a label that is 0")
+    axes[0].set_ylabel("cost (nats)")
+    axes[1].set_ylabel("gradient in the logit")
+    save(figure, folder / "losses-binary.png")
+
+
 def exactness(folder: Path) -> None:
     """The gradient of a confident right answer: Keras's, fmkit's, the truth."""
     gap = np.linspace(0, 40, 161)
@@ -185,9 +211,10 @@ def save(figure: Any, path: Path) -> None:
 
 
 def main(folder: str | Path = Path(__file__).parent) -> None:
-    """Write the three PNG files into `folder`."""
+    """Write the four PNG files into `folder`."""
     folder = Path(folder)
     two_class(folder)
+    binary(folder)
     forecasts(folder)
     exactness(folder)
 

@@ -71,7 +71,8 @@ def _torch_ops() -> SimpleNamespace:
         maximum=lambda least, x: torch.clamp(x, min=least),
         max=lambda x, axis, keepdims=False: torch.amax(x, axis, keepdims),
         min=lambda x, axis, keepdims=False: torch.amin(x, axis, keepdims),
-        softplus=torch.nn.functional.softplus,
+        # Above 40, not 20, the difference to x is lost in float64 too.
+        softplus=lambda x: torch.nn.functional.softplus(x, 1.0, 40.0),
         squeeze=torch.squeeze,
         stop_gradient=torch.Tensor.detach,
         sum=lambda x, axis, keepdims=False: torch.sum(x, axis, keepdims),
@@ -169,6 +170,32 @@ def surprisal(
     ratio = mass * xp.where(behind, 1.0, exp_of_difference(top, ahead, xp))
     inner = xp.log1p(ratio + (xp.exp(-gap) - 1.0))
     return gap + inner, ahead + inner
+
+
+def binary_surprisals(x: Tensor, xp: Any = ops) -> tuple[Tensor, Tensor]:
+    """Return `-log p` and `-log(1 - p)` for `p = sigmoid(x)`.
+
+    The gradient of the smaller one comes from the exponential alone, so it is not
+    lost; at 0, too, it is one half, where those of `abs` and `relu` are 0.
+    """
+    if xp is not ops:  # one operation, and as accurate
+        return xp.softplus(-x), xp.softplus(x)
+    ahead = x > 0.0
+    small = xp.log1p(xp.exp(xp.where(ahead, -x, x)))
+    return xp.where(ahead, 0.0, -x) + small, xp.where(ahead, x, 0.0) + small
+
+
+def sigmoids(x: Tensor, xp: Any = ops) -> tuple[Tensor, Tensor]:
+    """Return `p = sigmoid(x)` and `1 - p`, both with all their digits.
+
+    So have their gradients: that of a backend's `sigmoid` is p (1 - p), where the
+    rounded 1 - p may be 0.
+    """
+    ahead = x > 0.0
+    small = xp.exp(xp.where(ahead, -x, x))
+    larger = 1.0 / (1.0 + small)
+    smaller = small * larger
+    return xp.where(ahead, larger, smaller), xp.where(ahead, smaller, larger)
 
 
 def _dominance(z: Tensor, axis: int, xp: Any) -> tuple[Tensor, Tensor, Tensor]:

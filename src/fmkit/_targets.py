@@ -37,17 +37,13 @@ def read_logits(logits: Any, axis: int) -> tuple[Tensor, int]:
             f"of shape {tuple(logits.shape)}."
         )
     axis %= rank
-    if 0 in tuple(logits.shape):
-        raise ValueError(
-            f"The logits must not be empty, got shape {tuple(logits.shape)}. Leave "
-            "out the empty batch, for instance with `drop_remainder` or a filter."
-        )
+    _check_not_empty(logits)
     size = logits.shape[axis]
     if size is None or size < 2:
         raise ValueError(
             "The logits must have two classes or more and a class axis of known size, "
             f"got shape {tuple(logits.shape)} with axis={axis}. For a single output "
-            "use `keras.losses.BinaryCrossentropy(from_logits=True)` or "
+            "use `fmkit.losses.BinaryCrossentropyFromLogits()` or "
             "`keras.losses.MeanSquaredError()`."
         )
     return logits, axis
@@ -78,6 +74,54 @@ def read_targets(y_true: Any, logits: Tensor, axis: int) -> tuple[Tensor, bool]:
         f"shape {full}, to go with logits of shape {full} and axis={axis}; got "
         f"shape {shape}."
     )
+
+
+def read_binary(y_true: Any, y_pred: Any) -> tuple[Tensor, Tensor]:
+    """Return targets and logits, both of shape (batch, ..., labels).
+
+    The last axis is the one of the labels. Where one side lacks it, it has length 1.
+    """
+    logits, y_true = at_least_float32(y_pred), ops.convert_to_tensor(y_true)
+    _check_known_rank(y_true)
+    _check_not_empty(logits)
+    shape, full = tuple(y_true.shape), tuple(logits.shape)
+    if len(full) < 2:
+        logits, full = ops.expand_dims(logits, -1), (*full, 1)
+    if full[-1] == 1 and len(shape) == len(full) - 1:
+        y_true, shape = ops.expand_dims(y_true, -1), (*shape, 1)
+    if full[-1] is None or not may_be_equal(shape, full):
+        raise ValueError(
+            "`y_true` must hold a 0 or a 1, or a probability, for each logit, in the "
+            f"shape of the logits {full}; got shape {shape}. For one class out of "
+            "several use `fmkit.losses.CrossentropyFromLogits()`."
+        )
+    return ops.cast(y_true, logits.dtype), logits
+
+
+def check_binary(y_true: Any, ignore_class: int | None = None) -> bool:
+    """Refuse targets outside 0 ... 1; return whether their values are known."""
+    values = known_values(y_true)
+    if values is None:
+        return False
+    good = (values >= 0) & (values <= 1)
+    if ignore_class is not None:
+        good |= values == ignore_class
+    if not good.all():
+        bad = values[~good]
+        raise ValueError(
+            f"`y_true` must hold 0, 1 or probabilities between them, got {bad[0]:g} "
+            f"({bad.size} such values). Pass `ignore_class` for a label that marks "
+            "what is not known."
+        )
+    return True
+
+
+def _check_not_empty(logits: Tensor) -> None:
+    if 0 in tuple(logits.shape):
+        raise ValueError(
+            f"The logits must not be empty, got shape {tuple(logits.shape)}. Leave "
+            "out the empty batch, for instance with `drop_remainder` or a filter."
+        )
 
 
 def _check_known_rank(y_true: Tensor) -> None:

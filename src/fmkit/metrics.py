@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 _FORMS = ("logits", "probabilities")
+_NORMS = ("l1", "l2", "max")
 
 
 def predictive_entropy(
@@ -128,6 +129,7 @@ def expected_calibration_error(
     y_pred: Any,
     *,
     bins: int = 15,
+    norm: str = "l1",
     form: str = "logits",
     axis: int = -1,
 ) -> Tensor:
@@ -143,6 +145,9 @@ def expected_calibration_error(
         y_true: Labels, or dense targets (their largest entry is the label).
         y_pred: Logits, or probabilities, shape `(batch, ..., K)`.
         bins: $M$.
+        norm: `"l1"` for the sum above, `"l2"` for the root of the same sum of squared
+            differences, or `"max"` for the largest difference (of bins that are not
+            empty).
         form: What `y_pred` holds: `"logits"` or `"probabilities"`.
         axis: The class axis.
 
@@ -150,7 +155,7 @@ def expected_calibration_error(
         A scalar from 0 to 1.
 
     Raises:
-        ValueError: If `bins` is below 1 or shapes do not fit.
+        ValueError: If `bins` is below 1, `norm` is unknown, or shapes do not fit.
 
     Examples:
         >>> p = [[0.9, 0.1], [0.8, 0.2]]
@@ -160,12 +165,15 @@ def expected_calibration_error(
 
     References:
         Guo et al., [*On calibration of modern neural networks*](
-        https://arxiv.org/abs/1706.04599), 2017, section 2.
+        https://arxiv.org/abs/1706.04599), 2017, section 2; Kumar et al., [*Verified
+        uncertainty calibration*](https://arxiv.org/abs/1909.10155), 2019 (the second
+        norm).
     """
     check_one_of("form", form, _FORMS)
+    check_one_of("norm", norm, _NORMS)
     bins = check_int("bins", bins)
     outcomes = _confidence_and_hit(y_true, y_pred, form=form, axis=axis)
-    return _calibration_error(_bin_sums(outcomes, None, bins))
+    return _calibration_error(_bin_sums(outcomes, None, bins), norm)
 
 
 def _confidence_and_hit(y_true: Any, y_pred: Any, *, form: str, axis: int) -> Tensor:
@@ -199,9 +207,14 @@ def _bin_sums(outcomes: Tensor, sample_weight: Any, bins: int) -> Tensor:
     return ops.matmul(ops.reshape(columns, (3, -1)), ops.cast(member, confidence.dtype))
 
 
-def _calibration_error(sums: Tensor) -> Tensor:
-    gap = ops.sum(ops.abs(sums[1] - sums[2]))
-    return ops.divide_no_nan(gap, ops.sum(sums[0]))
+def _calibration_error(sums: Tensor, norm: str) -> Tensor:
+    weight, gap = sums[0], ops.abs(sums[1] - sums[2])
+    if norm == "l1":
+        return ops.divide_no_nan(ops.sum(gap), ops.sum(weight))
+    mean_gap = ops.divide_no_nan(gap, weight)
+    if norm == "max":
+        return ops.max(mean_gap)
+    return ops.sqrt(ops.divide_no_nan(ops.sum(gap * mean_gap), ops.sum(weight)))
 
 
 class _OfPredictions(keras.metrics.MeanMetricWrapper):
@@ -290,7 +303,7 @@ class _BinnedMean(keras.metrics.Mean):
         self.sums.assign(ops.zeros((3, self.bins)))
 
     def result(self) -> Tensor:
-        return _calibration_error(self.sums)
+        return _calibration_error(self.sums, self.norm)
 
 
 @keras.saving.register_keras_serializable("fmkit")
@@ -312,6 +325,7 @@ class ExpectedCalibrationError(_OfPredictions, _BinnedMean):
         self,
         *,
         bins: int = 15,
+        norm: str = "l1",
         form: str = "logits",
         axis: int = -1,
         name: str | None = "expected_calibration_error",
@@ -322,8 +336,9 @@ class ExpectedCalibrationError(_OfPredictions, _BinnedMean):
         options = {"form": form, "axis": axis}
         super().__init__(_confidence_and_hit, name, dtype, **options)
         self.bins = check_int("bins", bins)
+        self.norm = check_one_of("norm", norm, _NORMS)
         self.sums = self.add_variable((3, self.bins), "zeros", self.dtype, name="sums")
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments, as plain Python values."""
-        return {**super().get_config(), "bins": self.bins}
+        return {**super().get_config(), "bins": self.bins, "norm": self.norm}

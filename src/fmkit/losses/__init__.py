@@ -5,6 +5,18 @@ options, which are its attributes, and Keras's `reduction`, `name` and `dtype`; 
 narrower than float32 is raised to float32.
 """
 
+from fmkit.losses._asymmetric import (
+    AsymmetricLossFromLogits,
+    asymmetric_loss_from_logits,
+)
+from fmkit.losses._binary import (
+    BinaryCrossentropyFromLogits,
+    binary_crossentropy_from_logits,
+)
+from fmkit.losses._binary_divergence import (
+    BinaryKLDivergenceFromLogits,
+    binary_kl_divergence_from_logits,
+)
 from fmkit.losses._crossentropy import CrossentropyFromLogits, crossentropy_from_logits
 from fmkit.losses._divergence import KLDivergenceFromLogits, kl_divergence_from_logits
 from fmkit.losses._forecast import AsymmetricError, Pinball, asymmetric_error, pinball
@@ -20,6 +32,9 @@ from fmkit.losses._squared import (
 
 __all__ = [
     "AsymmetricError",
+    "AsymmetricLossFromLogits",
+    "BinaryCrossentropyFromLogits",
+    "BinaryKLDivergenceFromLogits",
     "ConfidencePenalty",
     "ConfidenceRegularizer",
     "CrossentropyFromLogits",
@@ -27,6 +42,9 @@ __all__ = [
     "MeanSquaredErrorFromLogits",
     "Pinball",
     "asymmetric_error",
+    "asymmetric_loss_from_logits",
+    "binary_crossentropy_from_logits",
+    "binary_kl_divergence_from_logits",
     "confidence_penalty",
     "crossentropy_from_logits",
     "kl_divergence_from_logits",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 import keras
+import numpy as np
+from keras import ops
 
 from fmkit._checks import check_number
-from fmkit._math import Tensor
+from fmkit._math import Tensor, namespace
 from fmkit._targets import float32_or_float64
 
 
@@ -46,3 +48,62 @@ def check_sum_tolerance(tolerance: Any) -> None:
     """Refuse what is neither None nor a tolerance."""
     if tolerance is not None:
         check_number("sum_tolerance", tolerance, at_least=0.0)
+
+
+def check_gamma(name: str, value: Any) -> float:
+    """Return a focusing exponent: 0 (off) or at least 1."""
+    gamma = check_number(name, value, at_least=0.0)
+    if 0.0 < gamma < 1.0:
+        raise ValueError(
+            f"`{name}` must be 0 (off) or at least 1, got {name}={value!r}: between "
+            "0 and 1 the gradient is unbounded as p approaches 1."
+        )
+    return gamma
+
+
+def focal(nll: Tensor, gamma: float) -> Tensor:
+    """Scale `nll` by (1 - p)^gamma, where p = exp(-nll)."""
+    return nll * power(-namespace(nll).expm1(-nll), gamma) if gamma else nll
+
+
+def power(x: Tensor, gamma: float) -> Tensor:
+    """Return `x ** gamma`, by multiplication where gamma is a whole number."""
+    return x ** (int(gamma) if gamma == int(gamma) else gamma)
+
+
+def check_weights(name: str, weights: Iterable[float]) -> list[float]:
+    """Return weights as plain numbers, none of them negative."""
+    return [check_number(name, float(w), at_least=0.0) for w in np.asarray(weights)]
+
+
+def weights_along(
+    name: str, weights: Sequence[float] | None, logits: Tensor, axis: int
+) -> Tensor | None:
+    """Return the class weights as a row along the class axis."""
+    if weights is None:
+        return None
+    size = logits.shape[axis]
+    if len(weights) != size:
+        raise ValueError(
+            f"`{name}` must have one number for each of the {size} classes, "
+            f"got {len(weights)} numbers."
+        )
+    shape = [1] * len(logits.shape)
+    shape[axis] = size
+    # By NumPy: on PyTorch Keras brings a list to float64 by way of float32.
+    wide = np.asarray(weights, "float64")
+    return ops.reshape(ops.convert_to_tensor(wide, logits.dtype), shape)
+
+
+class IgnoreMask(keras.layers.Layer):
+    """Puts a Keras mask on the losses, so that a mean counts only the valid ones."""
+
+    def __init__(self) -> None:
+        super().__init__(dtype="float32", autocast=False)
+        self.supports_masking = True
+
+    def call(self, inputs: list[Tensor]) -> Tensor:
+        return inputs[0] * 1.0
+
+    def compute_mask(self, inputs: list[Tensor], mask: Any = None) -> Tensor:
+        return inputs[1]

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from fmkit._checks import check_int, check_number
@@ -26,7 +25,15 @@ from fmkit._targets import (
     read_targets,
     valid_labels,
 )
-from fmkit.losses._base import ExactLoss, check_sum_tolerance
+from fmkit.losses._base import (
+    ExactLoss,
+    IgnoreMask,
+    check_gamma,
+    check_sum_tolerance,
+    check_weights,
+    focal,
+    weights_along,
+)
 
 
 @keras.saving.register_keras_serializable("fmkit", "crossentropy_from_logits")
@@ -101,7 +108,7 @@ def crossentropy_from_logits(
     )
     logits, axis = read_logits(y_pred, axis)
     targets, integer = read_targets(y_true, logits, axis)
-    weights = _weights_along(class_weights, logits, axis)
+    weights = weights_along("class_weights", class_weights, logits, axis)
     z = logits if temperature == 1.0 else logits / temperature
     options = (axis, weights, label_smoothing, focal_gamma, z_loss)
     if integer:
@@ -163,7 +170,7 @@ def _cost_of_one_class(
     """Cost of one picked class per row."""
     xp = namespace(z)
     loss, partition = surprisal(*split(z, picked, axis, xp), xp)
-    loss = _focal(loss, focal_gamma)
+    loss = focal(loss, focal_gamma)
     if weights is not None:
         weight = ops.where(picked, weights, 0.0)
         loss = loss * ops.sum(weight, axis=axis, keepdims=True)
@@ -188,32 +195,10 @@ def _cost_of_distribution(
         q = q * weights
     # 0 log 0 = 0, also for a class that a logit of -inf takes out.
     terms = ops.where(q == 0.0, 0.0, surprisals(z, axis, namespace(z)))
-    loss = ops.sum(q * _focal(terms, focal_gamma), axis=axis)
+    loss = ops.sum(q * focal(terms, focal_gamma), axis=axis)
     if z_loss:
         loss = loss + z_loss * ops.square(ops.logsumexp(z, axis=axis))
     return loss
-
-
-def _focal(nll: Tensor, gamma: float) -> Tensor:
-    """Scale `nll` by (1 - p)^gamma, where p = exp(-nll)."""
-    return nll * ops.power(-ops.expm1(-nll), gamma) if gamma else nll
-
-
-def _weights_along(
-    class_weights: Sequence[float] | None, logits: Tensor, axis: int
-) -> Tensor | None:
-    """Return the class weights as a row along the class axis."""
-    if class_weights is None:
-        return None
-    size = logits.shape[axis]
-    if len(class_weights) != size:
-        raise ValueError(
-            f"`class_weights` must have one number for each of the {size} classes, "
-            f"got {len(class_weights)} numbers."
-        )
-    shape = [1] * len(logits.shape)
-    shape[axis] = size
-    return ops.reshape(ops.convert_to_tensor(class_weights, logits.dtype), shape)
 
 
 def _check_options(
@@ -224,33 +209,12 @@ def _check_options(
     sum_tolerance: Any,
 ) -> tuple[float, float, float, float]:
     check_sum_tolerance(sum_tolerance)
-    gamma = check_number("focal_gamma", focal_gamma, at_least=0.0)
-    if 0.0 < gamma < 1.0:
-        raise ValueError(
-            f"`focal_gamma` must be 0 (off) or at least 1, got "
-            f"focal_gamma={focal_gamma!r}: between 0 and 1 the gradient is unbounded "
-            "as p approaches 1."
-        )
     return (
         check_number("label_smoothing", label_smoothing, at_least=0.0, below=1.0),
         check_number("temperature", temperature, above=0.0),
-        gamma,
+        check_gamma("focal_gamma", focal_gamma),
         check_number("z_loss", z_loss, at_least=0.0),
     )
-
-
-class _IgnoreMask(keras.layers.Layer):
-    """Puts a Keras mask on the losses, so that a mean counts only the valid ones."""
-
-    def __init__(self) -> None:
-        super().__init__(dtype="float32", autocast=False)
-        self.supports_masking = True
-
-    def call(self, inputs: list[Tensor]) -> Tensor:
-        return inputs[0] * 1.0
-
-    def compute_mask(self, inputs: list[Tensor], mask: Any = None) -> Tensor:
-        return inputs[1]
 
 
 @keras.saving.register_keras_serializable("fmkit")
@@ -287,10 +251,7 @@ class CrossentropyFromLogits(ExactLoss):
             label_smoothing, temperature, focal_gamma, z_loss, sum_tolerance
         )
         if class_weights is not None:
-            class_weights = [
-                check_number("class_weights", float(w), at_least=0.0)
-                for w in np.asarray(class_weights)
-            ]
+            class_weights = check_weights("class_weights", class_weights)
         if ignore_class is not None:
             ignore_class = check_int("ignore_class", ignore_class, minimum=-(2**31))
         super().__init__(
@@ -306,7 +267,7 @@ class CrossentropyFromLogits(ExactLoss):
             sum_tolerance=sum_tolerance,
             axis=axis,
         )
-        self._mask = None if ignore_class is None else _IgnoreMask()
+        self._mask = None if ignore_class is None else IgnoreMask()
 
     def call(self, y_true: Any, y_pred: Any) -> Tensor:
         """Return the cost of each position; ignored ones are masked."""

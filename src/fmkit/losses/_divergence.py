@@ -23,7 +23,7 @@ from fmkit._targets import (
 from fmkit.losses._base import ExactLoss, check_sum_tolerance
 
 _FORMS = ("probabilities", "log_probabilities", "logits")
-_DIRECTIONS = ("forward", "reverse", "jensen_shannon")
+DIRECTIONS = ("forward", "reverse", "jensen_shannon")
 
 
 @keras.saving.register_keras_serializable("fmkit", "kl_divergence_from_logits")
@@ -113,20 +113,25 @@ def kl_divergence_from_logits(
         q = targets
         positive = ops.where(q > 0.0, q, 1.0)
         log_p_over_q = ops.where(q > 0.0, -z_nll - ops.log(positive), float("inf"))
+    return temperature**2 * divergence(direction, q, p, log_p_over_q, axis)
+
+
+def divergence(
+    direction: str, q: Tensor, p: Tensor, log_p_over_q: Tensor, axis: int
+) -> Tensor:
+    """Return the divergence between `q` and `p` in nats, without `axis`."""
     if direction == "forward":
-        loss = ops.sum(divergence_terms(q, p, log_p_over_q), axis=axis)
-    elif direction == "reverse":
-        loss = ops.sum(divergence_terms(p, q, -log_p_over_q), axis=axis)
-    else:
-        loss = jensen_shannon(p, q, log_p_over_q, axis)
-    return temperature**2 * loss
+        return ops.sum(divergence_terms(q, p, log_p_over_q), axis=axis)
+    if direction == "reverse":
+        return ops.sum(divergence_terms(p, q, -log_p_over_q), axis=axis)
+    return jensen_shannon(p, q, log_p_over_q, axis)
 
 
 def _check_options(
     target_form: Any, direction: Any, temperature: Any, sum_tolerance: Any
 ) -> float:
     check_one_of("target_form", target_form, _FORMS)
-    check_one_of("direction", direction, _DIRECTIONS)
+    check_one_of("direction", direction, DIRECTIONS)
     check_sum_tolerance(sum_tolerance)
     return check_number("temperature", temperature, above=0.0)
 

@@ -7,9 +7,13 @@ from typing import Any
 import keras
 import numpy as np
 
+from fmkit.models._loss import check_loss
 
-def check_outputs(model: keras.Model, labels: Any) -> None:
-    """Refuse labels that don't fit the outputs of `model`.
+
+def check_outputs(
+    model: keras.Model, labels: Any, loss: Any = None, *, check_activation: bool = True
+) -> None:
+    """Refuse labels that don't fit the outputs of `model`, and a loss that doesn't.
 
     Call it before training: a loss inside a compiled graph reports the same mistake
     as a long traceback, as NaN, or on some devices not at all.
@@ -19,11 +23,18 @@ def check_outputs(model: keras.Model, labels: Any) -> None:
         labels: Class numbers, shape `(n,)` or `(n, 1)`, or one row of
             probabilities (one-hot or soft) for each example, `(n, outputs)`.
             For a model with one output: any numbers, `(n,)` or `(n, 1)`.
+        loss: A loss as `compile` takes it. By default the one `model` was compiled
+            with, if there is one.
+        check_activation: Whether to compare the last activation, which is read from
+            the layers, with what the loss expects. A softmax or sigmoid before a loss
+            from logits, or logits before a loss from probabilities, trains without
+            an error, only worse.
 
     Raises:
-        TypeError: If class numbers are not whole numbers.
-        ValueError: If there are no labels, or they don't fit the outputs; the
-            message says how many outputs to ask for.
+        TypeError: If the labels are texts, or class numbers are not whole numbers.
+        ValueError: If there are no labels, they don't fit the outputs (the message
+            says how many outputs to ask for) or the loss (class numbers or rows), or
+            the loss expects another activation.
 
     Examples:
         >>> from fmkit import models
@@ -33,6 +44,14 @@ def check_outputs(model: keras.Model, labels: Any) -> None:
             ...
         ValueError: The labels go up to 9, which needs 10 outputs, and model 'mlp'
         has 5. Build it with `num_classes=10`, or correct the labels.
+        >>> check_outputs(models.mlp(output_activation="softmax"), [0, 9],
+        ...               keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        Traceback (most recent call last):
+            ...
+        ValueError: Model 'mlp' ends in a softmax, and SparseCategoricalCrossentropy
+        expects logits: it would take the softmax twice. Leave out the last
+        activation, or use a loss with `from_logits=False`. Pass
+        `check_activation=False` if it is meant so.
     """
     values = np.asarray(labels)
     outputs = _count_outputs(model)
@@ -41,7 +60,14 @@ def check_outputs(model: keras.Model, labels: Any) -> None:
             f"`labels` has no elements, got shape {values.shape}: pass one label "
             "for each example."
         )
-    if values.ndim == 2 and values.shape[1] > 1:
+    rows = values.ndim == 2 and values.shape[1] > 1
+    if values.dtype.kind in "USO":
+        raise TypeError(
+            f"`labels` must be numbers, got dtype {values.dtype} with "
+            f"{values.reshape(-1)[:3].tolist()}... For names, number them first: "
+            "`names, labels = np.unique(labels, return_inverse=True)`."
+        )
+    if rows:
         _check_columns(model, values.shape, outputs)
     elif values.ndim in (1, 2):
         if outputs > 1:
@@ -51,6 +77,9 @@ def check_outputs(model: keras.Model, labels: Any) -> None:
             "`labels` must have the shape (n,) for class numbers or (n, outputs) "
             f"for rows of probabilities, got {values.shape}."
         )
+    # One column of one output is both: a row and a number.
+    dense = rows if outputs > 1 else None
+    check_loss(model, loss, dense=dense, check_activation=check_activation)
 
 
 def _count_outputs(model: keras.Model) -> int:
