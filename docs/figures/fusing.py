@@ -58,7 +58,11 @@ def main(folder: str | Path = Path(__file__).parent) -> None:
         ):
             panel(ax, what, [row for row in rows if row["what"] == what])
         axes[0, 0].set_ylim(0, None)
+        measured = {row["backend"] for row in rows}
         lines = dict(zip(STYLES, axes[0, 0].lines, strict=False))
+        lines = {
+            backend: line for backend, line in lines.items() if backend in measured
+        }
         figure.legend(
             list(lines.values()),
             [NAMES[backend] for backend in lines],
