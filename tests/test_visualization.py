@@ -731,6 +731,13 @@ def test_a_sweep_draws_means_and_bars_from_the_lowest_to_the_highest():
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("batch size", "accuracy")
 
 
+@pytest.mark.parametrize(("count", "slant"), [(3, 0), (9, 30)])
+def test_names_of_places_are_slanted_only_where_they_would_overlap(count, slant):
+    rows = [{"weights": f"average {i}", "loss": float(i)} for i in range(count)]
+    ax = pictures.sweep(rows, "weights", "loss")
+    assert {label.get_rotation() for label in ax.get_xticklabels()} == {slant}
+
+
 def test_a_sweep_over_names_places_them_in_order_of_appearance():
     rows = [{"nesterov": flag, "loss": loss} for flag, loss in [(True, 1), (False, 2)]]
     ax = pictures.sweep(rows, "nesterov", "loss")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +81,21 @@ def sweep(
         ax.set_xlim(-0.5, len(places) - 0.5)
     write_labels(ax, words(x), words(y), title)
     write_legend(ax, beside=True, title=words(group) if group else None)
+    if not numeric:
+        _turn_if_crowded(ax)
     return ax
+
+
+def _turn_if_crowded(ax: Axes) -> None:
+    """Slant the names of places where they would run into each other."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()
+    names = ax.get_xticklabels()
+    boxes = [name.get_window_extent() for name in names]
+    if any(left.x1 > right.x0 for left, right in itertools.pairwise(boxes)):
+        for name in names:
+            name.set(rotation=30, ha="right", rotation_mode="anchor")
 
 
 def _rows(results: Iterable[Mapping[str, Any]], keys: list[str]) -> list[Any]:
