@@ -68,7 +68,7 @@ def _check_activation(model: keras.Model, loss: Any, name: str) -> None:
 
 def _expects_logits(loss: Any, name: str) -> bool | None:
     """Return whether the loss expects logits; None where both are meaningful."""
-    if name.endswith(("FromLogits", "_from_logits")):
+    if name.replace("_", "").lower().endswith("fromlogits"):
         # The squared error of raw outputs has a meaning, whatever they are.
         squared = name.lower().startswith("mean")
         raw = squared and getattr(loss, "activation", "linear") == "linear"
