@@ -467,6 +467,8 @@ def test_a_schedule_free_model_is_evaluated_at_its_average(schedule_free):
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False)])
     model.compile(schedule_free, "mse")
     model.layers[0].kernel.assign(start[:, None])
+    # On TensorFlow `fit` would leave its z at 0, for want of a value to copy.
+    model.optimizer.build(model.trainable_variables)
     x = np.random.default_rng(0).normal(size=(32, 2)).astype("float32")
     y = x @ np.array([[3.0], [1.0]], "float32")
     before = bits(model.variables)

@@ -274,3 +274,22 @@ def test_trap_6_schedule_free_takes_the_new_point_for_the_old_one():
         mean = mean + (z - mean) / step
     is_the_papers = np.allclose(array(variable), 0.1 * z + 0.9 * mean, rtol=1e-4)
     assert is_the_papers == (keras.backend.backend() == "jax"), mended(6)
+
+
+@pytest.mark.open_on("3.14")
+def test_trap_7_schedule_free_forgets_the_initial_weights_on_tensorflow():
+    """Its `z` is copied from weights within the first program, which isn't run."""
+
+    def trained(build):
+        model = make(keras.optimizers.ScheduleFreeAdamW(0.0), compiled=True)
+        before = bits(model.trainable_variables)
+        if build:  # what helps
+            model.optimizer.build(model.trainable_variables)
+        fit(model)
+        after = [array(v) for v in model.trainable_variables]
+        kept = np.concatenate([a.ravel() for a in after])
+        start = np.concatenate([np.frombuffer(b, "float32") for b in before])
+        return np.allclose(kept, start, rtol=1e-5)
+
+    assert trained(build=True)
+    assert trained(build=False) == (keras.backend.backend() != "tensorflow"), mended(7)
