@@ -220,7 +220,7 @@ class Batches(private.DataSource):
         """
         source = self._reader.source
         leaves = [leaf for leaf in source.leaves if leaf is not None]
-        weights = self.class_weight
+        weights, functions = self.class_weight, self._reader.functions
         return {
             "samples": self.num_samples,
             "arrays": [f"{leaf.dtype}{list(leaf.shape[1:])}" for leaf in leaves],
@@ -231,9 +231,10 @@ class Batches(private.DataSource):
             "drop_remainder": self.drop_remainder,
             "shard": list(self.shard),
             "restart": self.restart,
-            "augment": describe(self._reader.functions) or None,
             "map": describe(source.transform),
             "class_weight": weights and {str(k): v for k, v in weights.items()},
+            # Absent from what an earlier version described.
+            **({"augment": describe(functions)} if functions else {}),
         }
 
     def peek(self) -> tuple[Any, ...]:
