@@ -152,6 +152,14 @@ def test_a_rule_of_ones_own_is_averaged_by():
     assert found["half"] == ((0.5 + 3) / 2 + 5) / 2
 
 
+def test_a_rule_without_its_two_methods_says_so():
+    rule = AverageRule(name="mine")
+    with pytest.raises(NotImplementedError):
+        rule.decay_at(1)
+    with pytest.raises(NotImplementedError):
+        rule.step_size(ops.convert_to_tensor(1))
+
+
 # Against other libraries, over ten thousand random steps
 
 

@@ -292,9 +292,16 @@ def test_one_logit_may_have_a_last_axis_or_none_on_either_side(function, kind):
         np.testing.assert_allclose(whole, expected.mean(), rtol=1e-6)
 
 
-@PAIRS
+@pytest.mark.parametrize(
+    "function",
+    [
+        losses.binary_crossentropy_from_logits,
+        losses.asymmetric_loss_from_logits,
+        losses.binary_kl_divergence_from_logits,
+    ],
+)
 @pytest.mark.backend("tensorflow", "jax")
-def test_a_target_out_of_range_in_a_compiled_step_gives_nan(function, kind):
+def test_a_target_out_of_range_in_a_compiled_step_gives_nan(function):
     value, gradient = value_and_gradient(
         lambda z: function(ops.convert_to_tensor([[2.0], [1.0]]) + 0.0 * z, z),
         [[1.0], [1.0]],

@@ -234,6 +234,22 @@ def test_a_sweep_evaluates_each_width(run):
     assert rows[0]["loss"] != rows[1]["loss"]
 
 
+def test_a_sweep_measures_batch_norm_statistics_for_each_width(tmp_path):
+    model = build(optimizer="sgd")
+    norm = keras.layers.BatchNormalization()
+    whole = keras.Sequential([keras.Input((3,)), *model.layers, norm])
+    whole.compile(averaging(*WIDTHS), model.loss)
+    fit(tmp_path, model=whole, epochs=3)
+    seen = []
+    for data in (None, X):
+        rows = sweep_widths(tmp_path, (X, Y), [0.1], model=whole, batch_norm_data=data)
+        seen.append((rows[0]["loss"], array(norm.moving_mean)))
+    expected = array(model(X)).mean(axis=0)
+    np.testing.assert_allclose(seen[1][1], expected, rtol=1e-4, atol=1e-6)
+    assert abs(seen[0][1] - expected).max() > 1e-3
+    assert seen[0][0] != seen[1][0]
+
+
 def test_excluded_weights_and_other_layers_keep_their_places(tmp_path):
     model = build(optimizer=None)
     optimizer = WeightAverages("adam", [PowerRule(w) for w in WIDTHS], exclude="bias")
