@@ -11,6 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from PIL import Image  # noqa: E402
 
+from fmkit.visualization import decision_boundary  # noqa: E402
+
 pytestmark = pytest.mark.backend("torch")
 # Neither is a colour of a line or a paper.
 PIXELS = np.array([[[200, 30, 90], [20, 120, 40]]], np.uint8)
@@ -73,6 +75,23 @@ def test_a_figure_is_drawn_for_both_and_the_light_one_is_the_ordinary_one(
     assert not has(dark, [255, 255, 255])
     for picture in (light, dark):  # what a figure shows is no part of its theme
         assert all(has(picture, pixel) for pixel in PIXELS[0])
+
+
+def test_a_boundary_is_drawn_in_ink_on_both(themes, saved):
+    points = np.array([[-1.0, 0.0], [1.0, 0.0]])
+    ax = decision_boundary(lambda x: x[:, 0] + 0.5, points, [0, 1])
+    ax.get_legend().remove()
+    found = saved(ax.figure)
+    # A vertical line through the middle, beside an area that lets the paper through.
+    for name, paper, ink in (
+        ("a.png", "white", "black"),
+        ("a-dark.png", themes.PAPER, themes.INK),
+    ):
+        height, width, _ = found[name].shape
+        row = found[name][height // 2, width // 4 : -width // 4]
+        assert has(row, rgb(ink)), name
+        distance = np.abs(row - rgb(paper)).sum(-1)
+        assert ((distance > 0) & (distance < 150)).sum() > 20, name
 
 
 def test_colours_keep_their_hue_and_become_light_enough(themes):

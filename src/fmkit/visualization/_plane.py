@@ -137,8 +137,11 @@ def _draw_contour(
 ) -> None:
     low, high = float(scores.min()), float(scores.max())
     if low < level < high:
-        ax.contourf(*grid, scores, levels=[level, high], colors=["#F3DCCB"], zorder=0)
-        ax.contour(*grid, scores, levels=[level], colors="black", linewidths=2)
+        area = ax.contourf(*grid, scores, levels=[level, high], zorder=0)
+        line = ax.contour(*grid, scores, levels=[level], linewidths=2)
+        # Plain colours, of no colour map: whoever has dark paper can change them.
+        area.set(array=None, facecolor=(VERMILLION, 0.2))
+        line.set(array=None, edgecolor="black")
         ax.plot([], [], color="black", linewidth=2, label=f"score {level:g}")
     else:
         side = "at most" if high <= level else "at least"
