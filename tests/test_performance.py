@@ -12,6 +12,7 @@ from fmkit.performance import (
     FitSettings,
     Measurement,
     fit_settings,
+    fused,
     keep_compiled_programs,
 )
 from fmkit.performance import _settings as rules
@@ -160,6 +161,27 @@ def test_what_does_not_tell_its_batches_is_named():
         fit_settings(network(), X, Y[:-1])
     with pytest.raises(ValueError, match=r"must have rows"):
         fit_settings(network(), X[:0], Y[:0])
+
+
+@pytest.mark.backend("jax")
+def test_convolutions_are_not_put_into_a_loop_on_a_cpu():
+    def steps(model, device="cpu"):
+        batches = Batches(np.zeros((640, 8, 8, 1), "uint8"), np.zeros(640), 64)
+        settings = fit_settings(model, batches, device=device)
+        return settings.compile["steps_per_execution"], str(settings)
+
+    layers = keras.layers
+    convolutional = keras.Sequential([keras.Input((8, 8, 1)), layers.Conv2D(2, 3)])
+    dense = keras.Sequential([keras.Input((8, 8, 1)), layers.Dense(2)])
+    few, why = steps(fused(convolutional))
+    assert few == 1
+    assert "Conv2D inside a loop over steps" in why
+    for model, device in (
+        (convolutional, "cpu"),
+        (fused(dense), "cpu"),
+        (fused(convolutional), "gpu"),
+    ):
+        assert steps(model, device)[0] == 10
 
 
 @pytest.mark.backend("jax")

@@ -120,7 +120,8 @@ def fit_settings(
 
     By default it follows rules that hold for most networks: no XLA for networks with
     convolutions, pooling or custom layers on TensorFlow's CPU, none for runs too short
-    to repay the compilation, always on JAX, never on PyTorch.
+    to repay the compilation, always on JAX, never on PyTorch. With such layers a
+    `FusedModel` on JAX's CPU makes one step in a program.
 
     With `measure=True` it times them: a copy of the model trains on a few of the
     batches with each candidate, and the one with the smallest estimated time for the
@@ -234,6 +235,13 @@ def _execution(
     strategy = getattr(model, "distribute_strategy", None)
     if getattr(strategy, "num_replicas_in_sync", 1) > 1 and device == "cpu":
         return 1, "TensorFlow fails with more than 1 on several CPU devices."
+    fused_on_cpu = isinstance(model, FusedModel) and device == "cpu"
+    unknown = _unknown_layers(model)
+    if unknown and fused_on_cpu and backend == "jax":
+        return 1, (
+            f"On a CPU, XLA is several times slower with {', '.join(unknown)} inside "
+            "a loop over steps."
+        )
     # Even executions: no short one at the end of the epoch.
     executions = max(1, round(epoch / most))
     steps = -(-epoch // executions)
@@ -267,7 +275,7 @@ def _jit(model: keras.Model, steps: int, device: str) -> tuple[bool, str]:
         return False, "Keras does not combine XLA with several replicas."
     if device != "cpu":
         return True, "XLA fuses the operations between the large kernels."
-    unknown = sorted({type(x).__name__ for x in _layers(model)} - _XLA_LAYERS)
+    unknown = _unknown_layers(model)
     if unknown:
         return False, (
             f"On a CPU, XLA can be many times slower with {', '.join(unknown)} than "
@@ -282,6 +290,11 @@ def _jit(model: keras.Model, steps: int, device: str) -> tuple[bool, str]:
         f"Dense layers only, and {steps:,} steps repay XLA's compilation; "
         '"auto" would mean no XLA on a CPU.'
     )
+
+
+def _unknown_layers(model: Any) -> list[str]:
+    """Return the kinds of layers that XLA may be slow with on a CPU."""
+    return sorted({type(x).__name__ for x in _layers(model)} - _XLA_LAYERS)
 
 
 def _layers(model: Any) -> Iterator[Any]:
