@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from fmkit import _keras_private as private
-from fmkit._swap import keeper_of, walk
+from fmkit._swap import keepers_in
 
 __all__ = ["greater_is_better"]
 
@@ -51,5 +51,5 @@ def greater_is_better(monitor: str, model: Any = None) -> bool:
 
 def _averages_of(model: Any) -> list[str]:
     """Return the names of the averages that a model's optimizer keeps."""
-    keepers = map(keeper_of, walk(getattr(model, "optimizer", None)))
-    return [name for keeper in keepers if keeper is not None for name in keeper.kept]
+    keepers = keepers_in(getattr(model, "optimizer", None))
+    return [name for keeper in keepers for name in keeper.kept]

@@ -25,6 +25,7 @@ __all__ = [
     "find_averages",
     "find_keepers",
     "keeper_of",
+    "keepers_in",
     "path_of",
     "raw_weights",
     "replicas_of",
@@ -144,6 +145,11 @@ def keeper_of(optimizer: Any) -> Keeper | None:
     return _schedule_free[optimizer]
 
 
+def keepers_in(optimizer: Any) -> list[Keeper]:
+    """Return what keeps averages in an optimizer and in all inside it."""
+    return [k for part in walk(optimizer) if (k := keeper_of(part)) is not None]
+
+
 def find_keepers(model: keras.Model) -> list[Keeper]:
     """Return what keeps averages of the weights of `model`.
 
@@ -163,7 +169,7 @@ def find_keepers(model: keras.Model) -> list[Keeper]:
             f"ExponentialMovingAverage, got {model!r} ({type(model).__name__})."
         )
     optimizer = getattr(model, "optimizer", None)
-    found = [k for part in walk(optimizer) if (k := keeper_of(part)) is not None]
+    found = keepers_in(optimizer)
     if not found:
         name = getattr(optimizer, "name", None)
         raise ValueError(
@@ -314,8 +320,7 @@ def raw_weights(model: keras.Model) -> Iterator[keras.Model]:
     Within `swapped` the averages are back in their place afterwards; elsewhere nothing
     is to be done.
     """
-    keepers = [keeper_of(each) for each in walk(model.optimizer)]
-    swaps = [keeper.swap for keeper in keepers if keeper is not None]
+    swaps = [keeper.swap for keeper in keepers_in(model.optimizer)]
     saved = [pair for swap in swaps for pair in swap.saved or []]
     if saved:
         private.synchronize(model)

@@ -217,7 +217,7 @@ class EvaluateWithAverages(keras.callbacks.Callback):
     def _epoch_end(self, logs: dict[str, Any]) -> Iterator[None]:
         if self.raw_validation_data is not None:
             logs.update(self._evaluate("raw"))
-            for name in self._others():
+            for name in self._names[1:]:
                 with self._averages_in(name):
                     logs.update(self._evaluate(name))
         if self.best is not None:
@@ -225,10 +225,11 @@ class EvaluateWithAverages(keras.callbacks.Callback):
         with self._averages_in():
             yield
 
-    def _others(self) -> list[str]:
-        """Return the names of the averages that are not `which`."""
+    @property
+    def _names(self) -> list[str]:
+        """The names of the averages, that of `which` first."""
         names = list(find_keepers(self.model)[0].kept)
-        return [name for name in names if name != (self.which or names[0])]
+        return sorted(names, key=lambda name: name != (self.which or names[0]))
 
     def _put_in_statistics(
         self, model: keras.Model, averages: list[Averages], name: str
@@ -247,7 +248,7 @@ class EvaluateWithAverages(keras.callbacks.Callback):
         self, batch: int, logs: dict[str, Any] | None = None
     ) -> None:
         current = [ops.copy(each) for each in batch_norm_statistics(self.model)]
-        others = self._others() if self.raw_validation_data is not None else []
+        others = self._names[1:] if self.raw_validation_data is not None else []
         now = find_averages(self.model, self.which)[0].updates
         for name in ("", *others):
             averages = find_averages(self.model, name or self.which)[0]
@@ -273,7 +274,7 @@ class EvaluateWithAverages(keras.callbacks.Callback):
         metric = self.monitor.removeprefix("val_")
         results: dict[str, Any] = {"": logs.get(self.monitor)}
         if self.raw_validation_data is not None:
-            names = ("raw", *self._others())
+            names = ("raw", *self._names[1:])
             results |= {name: logs.get(f"val_{name}_{metric}") for name in names}
         if not all(isinstance(each, (int, float)) for each in results.values()):
             raise ValueError(
@@ -290,10 +291,7 @@ class EvaluateWithAverages(keras.callbacks.Callback):
             if better or (math.isnan(self.best_value) and not math.isnan(value)):
                 self._save(name)
                 self.best_value = value
-                self.best_weights = name or self.which or self._first()
-
-    def _first(self) -> str:
-        return next(iter(find_keepers(self.model)[0].kept))
+                self.best_weights = name or self._names[0]
 
     def _save(self, name: str) -> None:
         assert self.best is not None

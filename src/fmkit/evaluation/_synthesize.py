@@ -179,18 +179,18 @@ def fit_shares(
         norm of these differences relative to that of the wanted shares.
     """
     # Each as its difference from one of them: then any coefficients sum to 1.
-    differences = np.zeros((0, len(kept) + 1))
+    differences = np.zeros((0, len(kept)))
     norm = 0.0
     for start in range(1, wanted[1] + 1, _BLOCK):
         updates = np.arange(start, min(start + _BLOCK, wanted[1] + 1), dtype=float)
         columns = [shares(*each, updates) for each in (*kept[:-1], wanted)]
         own = shares(*kept[-1], updates)
-        block = np.stack([column - own for column in columns] + [columns[-1]], axis=1)
+        block = np.stack([column - own for column in columns], axis=1)
         norm += float(np.sum(columns[-1] ** 2))
         # Only the triangle of all rows so far is kept.
         rows = np.concatenate([differences, block])
         differences = np.asarray(np.linalg.qr(rows, mode="r"))
-    free, target = differences[:, : len(kept) - 1], differences[:, len(kept) - 1]
+    free, target = differences[:, :-1], differences[:, -1]
     scale = np.linalg.norm(free, axis=0)
     scale[scale == 0] = 1.0
     found = np.linalg.lstsq(free / scale, target, rcond=1e-10)[0] / scale

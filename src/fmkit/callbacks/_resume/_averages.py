@@ -8,7 +8,7 @@ import numpy as np
 
 from fmkit._commits import CommitDirectory, Meta, list_averages
 from fmkit._job import Job
-from fmkit._swap import Averages, keeper_of, path_of, walk
+from fmkit._swap import Averages, keepers_in, path_of
 from fmkit.callbacks._resume._training_state import Array, arrays_of
 
 __all__ = ["AverageSnapshots", "Snapshot"]
@@ -54,7 +54,7 @@ class AverageSnapshots:
         if found:
             # What lies after the commit is made again, with the same bits unless the
             # program has changed.
-            self._directory.drop_averages(_length(_power_averages(model)))
+            self._directory.drop_averages(_length(_powers(model)))
 
     def take(self, model: Any, *, last: bool) -> Snapshot | None:
         """Return a copy of the averages if it is time.
@@ -63,8 +63,8 @@ class AverageSnapshots:
             model: The model.
             last: Whether the run ends here.
         """
-        averages = _power_averages(model)
-        length = _length(averages)
+        powers = _powers(model)
+        length = _length(powers)
         if self._growth is None or length < 1:
             return None
         newest = max([*list_averages(self._directory.path), 0])
@@ -75,11 +75,10 @@ class AverageSnapshots:
         arrays: dict[str, Array] = {}
         told = []
         places = {id(w): place for place, w in enumerate(model.trainable_variables)}
-        for name, average in averages.items():
+        for name, (average, gamma, seen) in powers.items():
             own = {f"{name}/{i}": pair for i, pair in enumerate(average.averages)}
             for key, (_, held) in own.items():
                 arrays[key] = np.array(arrays_of(held)[0], copy=True)
-            gamma, seen = average.power or (0.0, 0)
             weights = [(places[id(w)], path_of(w)) for w, _ in own.values()]
             told.append(
                 {"name": name, "gamma": gamma, "length": seen, "weights": weights}
@@ -87,18 +86,19 @@ class AverageSnapshots:
         return Snapshot(length, Meta(program={"averages": told}), arrays)
 
 
-def _power_averages(model: Any) -> dict[str, Averages]:
-    """Return the averages whose width can be chosen later, by name."""
-    keepers = map(keeper_of, walk(model.optimizer))
+def _powers(model: Any) -> dict[str, tuple[Averages, float, int]]:
+    """Return the averages whose width can be chosen later, by name.
+
+    Each with its exponent and its length so far, which is read from the device.
+    """
     return {
-        name: average
-        for keeper in keepers
-        if keeper is not None
+        name: (average, *power)
+        for keeper in keepers_in(model.optimizer)
         for name, average in keeper.kept.items()
-        if average.power is not None
+        if (power := average.power) is not None
     }
 
 
-def _length(averages: dict[str, Averages]) -> int:
+def _length(powers: dict[str, tuple[Averages, float, int]]) -> int:
     """Return how many updates the longest of them has seen."""
-    return max((a.power[1] for a in averages.values() if a.power), default=0)
+    return max((length for _, _, length in powers.values()), default=0)
