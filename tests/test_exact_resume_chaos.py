@@ -70,6 +70,7 @@ for backend, names in {
 
 for trials in TRIALS.values():
     trials.append((1, {"every": 3, "augment": True}))
+    trials.append((2, {"every": 3, "averages": "all rules"}))
 
 
 # With each kind of data; the others are broken off in tests/test_exact_resume_data.py.

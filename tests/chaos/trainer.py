@@ -19,7 +19,15 @@ import fmkit
 from fmkit import _files
 from fmkit.callbacks import EvaluateWithAverages, ExactResume
 from fmkit.data import Batches
-from fmkit.optimizers import ExponentialMovingAverage
+from fmkit.optimizers import (
+    EqualRule,
+    ExponentialMovingAverage,
+    ExponentialRule,
+    Lookahead,
+    PowerRule,
+    WarmupRule,
+    WeightAverages,
+)
 
 BACKEND = keras.backend.backend()
 
@@ -154,6 +162,17 @@ def model_parallel(shape, **options):
     )
 
 
+def every_rule():
+    """One average by each rule; the first is the one that is evaluated."""
+    return [
+        EqualRule(start_step=5, update_interval=2),
+        ExponentialRule(0.9, dtype="bfloat16"),
+        WarmupRule(0.99),
+        PowerRule(0.05),
+        PowerRule(0.1),
+    ]
+
+
 def build(options, optimizer=keras.optimizers.Adam):
     layers = keras.layers
     regular = keras.regularizers.L2(1e-3)
@@ -173,7 +192,9 @@ def build(options, optimizer=keras.optimizers.Adam):
         use_ema=options.get("ema", not options.get("averages")),
         ema_momentum=0.9,
     )
-    if options.get("averages"):
+    if options.get("averages") == "all rules":
+        optimizer = WeightAverages(Lookahead(optimizer, sync_period=3), every_rule())
+    elif options.get("averages"):
         optimizer = ExponentialMovingAverage(optimizer, decay=0.9)
     model.compile(
         optimizer,
@@ -288,7 +309,13 @@ def train(options):
         validation_data=held_out,
         **given,
     )
-    return outcome(model, made.others(), history, tally, callbacks, folder)
+    ends = outcome(model, made.others(), history, tally, callbacks, folder)
+    # Snapshots of the averages that have any: all of them, and nothing else.
+    for path in sorted(Path(commits).glob("averages-*.npz")):
+        with np.load(path) as members:
+            held = b"".join(members[name].tobytes() for name in sorted(members))
+        ends[path.name] = np.frombuffer(held, np.uint8)
+    return ends
 
 
 def copies(model, variable):
