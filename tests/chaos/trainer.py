@@ -313,7 +313,7 @@ def train(options):
     # Snapshots of the averages that have any: all of them, and nothing else.
     for path in sorted(Path(commits).glob("averages-*.npz")):
         with np.load(path) as members:
-            held = b"".join(members[name].tobytes() for name in sorted(members))
+            held = b"".join(bytes(members[name]) for name in sorted(members))
         ends[path.name] = np.frombuffer(held, np.uint8)
     return ends
 
