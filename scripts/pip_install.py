@@ -15,6 +15,8 @@ import sys
 from pathlib import Path
 
 PIP = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+# The first import compiles what it needs; pip would compile all, twice as much.
+LATER = [] if sys.dont_write_bytecode else ["--no-compile"]
 NO_NETWORK = (
     r"Failed to establish a new connection|NameResolutionError|ConnectTimeoutError"
     r"|ProxyError|Network is unreachable"
@@ -50,7 +52,7 @@ def main(typed: str, *what: str) -> int:
     """Install; return the status to exit with."""
     # pip's own five retries, for each package, are two minutes without a network.
     env = {"PIP_RETRIES": "2"} | os.environ
-    done = subprocess.run([*PIP, *what], stderr=subprocess.PIPE, text=True, env=env)
+    done = subprocess.run([*PIP, *LATER, *what], stderr=subprocess.PIPE, text=True, env=env)
     if done.stderr:
         log = Path(sys.prefix, "pip.log")
         log.write_text(done.stderr, encoding="utf-8")
