@@ -1,8 +1,9 @@
 """What averages of the weights cost: by step, by weight, in memory, and to swap.
 
-`python -m benchmarks.averages [--quick]` prints the rows; `KERAS_BACKEND=jax` measures
-JAX. Contestants take a few training steps each, in turn, in one process; XLA is on (on
-PyTorch the steps are eager).
+    python -m benchmarks.averages [--quick]
+
+Contestants take a few training steps each, in turn, in one process for each backend;
+XLA is on (on PyTorch the steps are eager).
 
 - The tutorials' network, 784-256-128-64-32-10 in batches of 128: a step with fmkit's
   average, and one with Keras's `use_ema=True`, as multiples of the same step without.
@@ -20,7 +21,6 @@ PyTorch the steps are eager).
 
 from __future__ import annotations
 
-import argparse
 import math
 import statistics
 from collections.abc import Callable
@@ -31,7 +31,13 @@ import numpy as np
 from keras import ops
 
 import fmkit
-from benchmarks._measure import interleave, number, row
+from benchmarks._measure import (
+    interleave,
+    number,
+    on_each_backend,
+    print_rows,
+    row,
+)
 from fmkit import losses, models
 from fmkit.optimizers import ExponentialMovingAverage, averaged
 
@@ -276,23 +282,18 @@ def settle(arrays: list[Any]) -> None:
         float(ops.ravel(arrays[-1])[0])
 
 
+def backend_rows(quick: bool) -> list[dict[str, Any]]:
+    """Measure on the backend of this process."""
+    found = [*small_rows(quick), *large_rows(quick), memory_row(), swap_row(quick)]
+    return [
+        {**each, "name": f"{each['name']}, {keras.backend.backend()}"} for each in found
+    ]
+
+
 def rows(quick: bool = False) -> list[dict[str, Any]]:
-    """Measure everything; see the top of the file."""
-    return [*small_rows(quick), *large_rows(quick), memory_row(), swap_row(quick)]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer, shorter rounds")
-    for entry in rows(parser.parse_args().quick):
-        spread = entry["spread"]
-        between = f" [{spread[0]:.3f}, {spread[1]:.3f}]" if spread else ""
-        target = f", target {entry['target']}" if entry["target"] else ""
-        print(
-            f"{entry['name']}: {entry['ratio']:.4g}{between}{target} "
-            f"({entry['detail']})"
-        )
+    """Measure on every backend, each in its own process."""
+    return on_each_backend("benchmarks.averages", quick)
 
 
 if __name__ == "__main__":
-    main()
+    print_rows("benchmarks.averages", backend_rows)
