@@ -9,6 +9,7 @@ from keras import ops
 
 from fmkit import _keras_private as private
 from fmkit._tracing import is_tracing
+from fmkit.optimizers._variables import wide
 
 __all__ = ["Move", "masks", "move", "normalise"]
 
@@ -77,20 +78,23 @@ def move(weights: list[Any], moves: list[Move]) -> None:
     in_place = _may_change_in_place()
     for index, weight in enumerate(weights):
         for averages, step_size, due, copy in moves:
-            if in_place and due is None and copy is None:
-                _move_in_place(weight, averages[index], step_size)
+            average = averages[index]
+            rounded = wide(average.dtype) != average.dtype
+            if in_place and due is None and copy is None and not rounded:
+                _move_in_place(weight, average, step_size)
             else:
-                _move(weight, averages[index], step_size, due, copy)
+                _move(weight, average, step_size, due, copy)
 
 
 def _move(weight: Any, average: Any, step_size: Any, due: Any, copy: Any) -> None:
-    weight = ops.cast(weight, average.dtype)
-    new = average + ops.cast(step_size, average.dtype) * (weight - average)
+    dtype = wide(average.dtype)
+    weight, old = ops.cast(weight, dtype), ops.cast(average, dtype)
+    new = old + ops.cast(step_size, dtype) * (weight - old)
     if copy is not None:
         new = ops.where(copy, weight, new)
     if due is not None:
-        new = ops.where(due, new, ops.convert_to_tensor(average))
-    average.assign(new)
+        new = ops.where(due, new, old)
+    average.assign(ops.cast(new, average.dtype))
 
 
 def _may_change_in_place() -> bool:

@@ -22,6 +22,7 @@ __all__ = [
     "check_patterns",
     "is_excluded",
     "outside_of_functions",
+    "wide",
 ]
 
 _HALF_TYPES = ("float16", "bfloat16")
@@ -57,12 +58,20 @@ class Untracked:
     variables: list[Any]
 
 
-def add_copy(optimizer: Any, variable: Any, suffix: str, *, copy: bool) -> Any:
-    """Add a variable of at least 32 bits that follows a weight to `optimizer`.
+def wide(dtype: Any) -> str:
+    """Return the type in which numbers of this type are averaged."""
+    name: str = keras.backend.standardize_dtype(dtype)
+    return "float32" if name in _HALF_TYPES else name
 
-    It starts as a copy of the weight, or else at 0.
+
+def add_copy(
+    optimizer: Any, variable: Any, suffix: str, *, copy: bool, dtype: str | None = None
+) -> Any:
+    """Add a variable that follows a weight to `optimizer`.
+
+    It starts as a copy of the weight, or else at 0. Without `dtype` it has that of the
+    weight, but at least 32 bits.
     """
-    dtype = keras.backend.standardize_dtype(variable.dtype)
     distribution = keras.distribution.distribution()
     path = path_of(variable)
     return optimizer.add_variable(
@@ -72,7 +81,7 @@ def add_copy(optimizer: Any, variable: Any, suffix: str, *, copy: bool) -> Any:
         initializer=(lambda shape, dtype: ops.cast(ops.copy(variable), dtype))
         if copy
         else "zeros",
-        dtype="float32" if dtype in _HALF_TYPES else dtype,
+        dtype=dtype or wide(variable.dtype),
         # What lets a replica of tf.distribute assign to it.
         aggregation="only_first_replica",
         layout=distribution and distribution.get_variable_layout(variable),

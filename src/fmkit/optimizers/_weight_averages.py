@@ -30,7 +30,7 @@ class WeightAverages(OptimizerWrapper):
     Averages of float16 and bfloat16 weights are float32. Only steps that change the
     weights count: not those that accumulate gradients, nor those that a
     `LossScaleOptimizer` around this optimizer skips. Each average takes the memory of
-    the weights once more.
+    the weights once more, or half of that with a rule's `dtype="bfloat16"`.
 
     Args:
         optimizer: The optimizer to wrap: a name, a config or an instance. It must not
@@ -181,8 +181,8 @@ class WeightAverages(OptimizerWrapper):
     def has_averages(self) -> bool:
         """Whether at least one update of the (first) average has been applied.
 
-        False before the optimizer is built, before the first update, and until
-        `start_step`. Reads a counter from the device.
+        False before the optimizer is built, and until the `update_interval`-th update
+        after `start_step`. Reads a counter from the device.
         """
         return select(self).has_averages
 
@@ -233,7 +233,9 @@ class KeptAverage:
             name = "weight_sum" + suffix.removeprefix("_average")
             self._weight_sum = _variables.add_scalar(self._optimizer, name)
         self._averages = [
-            _variables.add_copy(self._optimizer, weight, suffix, copy=copy)
+            _variables.add_copy(
+                self._optimizer, weight, suffix, copy=copy, dtype=self.rule.dtype
+            )
             for weight in weights
         ]
 
@@ -257,7 +259,8 @@ class KeptAverage:
     @property
     def has_averages(self) -> bool:
         """Whether at least one averaging update has been applied."""
-        return self._optimizer.built and self.updates > self.rule.start_step
+        first = self.rule.start_step + self.rule.update_interval
+        return self._optimizer.built and self.updates >= first
 
     @property
     def updates(self) -> int:

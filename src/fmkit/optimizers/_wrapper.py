@@ -180,7 +180,9 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
     def save_own_variables(self, store: Any) -> None:
         """Write the own variables; Keras saves the wrapped optimizer by itself."""
         for index, variable in enumerate(self._own_variables):
-            store[str(index)] = ops.convert_to_numpy(variable)
+            # HDF5 has no bfloat16; the bits come back by rounding.
+            dtype = _variables.wide(variable.dtype)
+            store[str(index)] = ops.convert_to_numpy(ops.cast(variable, dtype))
 
     def load_own_variables(self, store: Any) -> None:
         """Read the own variables.
