@@ -39,7 +39,7 @@ $(VENV)/dev.stamp: $(VENV)/run.stamp
 	$(PIP) -e '.[test,sources,lint,docs,jax,torch]' build
 	@touch $@
 
-setup: $(VENV)/dev.stamp ## make the virtual environment with all that development needs
+setup: $(VENV)/dev.stamp ## make the virtual environment with all that development needs: 2 min
 
 quickstart: $(VENV)/run.stamp ## set up, then train and judge the network of examples/quickstart.py: 2 min, mostly the download
 	$(PY) scripts/quiet.py examples/quickstart.py
@@ -65,13 +65,13 @@ $(LONG): test-long-%: $(VENV)/dev.stamp
 	@KERAS_BACKEND=$* $(PYTEST) -m "long or slow"
 
 coverage: COV := --cov=fmkit --cov-append --cov-report=
-coverage: forget-coverage test ## pass the tests, and name public code that none of them ran
+coverage: forget-coverage test ## pass the tests, and name public code that none of them ran: 8 min
 	$(PY) scripts/check_coverage.py
 
 forget-coverage:
 	rm -f .coverage
 
-matrix: ## pass the core tests on other versions, and write docs/compatibility.md (CORNERS="colab")
+matrix: ## pass the core tests on other versions, and write docs/compatibility.md (CORNERS="colab"): 10 min a corner
 	$(PYTHON) scripts/matrix.py $(CORNERS) --backends $(BACKENDS) --jobs $(JOBS) \
 	  $(if $(LARGE),--large) $(if $(filter no,$(RECORD)),--no-record) $(if $(CORE),--core $(CORE))
 
@@ -79,22 +79,22 @@ lint: $(VENV)/dev.stamp ## ruff: style and formatting: 1 s
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(VENV)/dev.stamp ## mypy --strict over the package: a quarter of a minute
+types: $(VENV)/dev.stamp ## mypy --strict over the package: 15 s
 	$(PY) -m mypy
 
 docs: $(VENV)/dev.stamp ## build the reference site into site/: half a minute
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict -q
 
-site-test: docs ## look at every page of the site in headless Chromium
+site-test: docs ## look at every page of the site in headless Chromium: 3 min
 	$(PY) scripts/check_site.py
 
-wheel-check: $(VENV)/dev.stamp ## build the wheel and try it in an empty environment
+wheel-check: $(VENV)/dev.stamp ## build the wheel and try it in an empty environment: 2 min
 	$(PY) scripts/check_wheel.py
 
-release-check: $(VENV)/dev.stamp ## what must hold before a release, on every Python there is (PYTHONS="...")
+release-check: $(VENV)/dev.stamp ## what must hold before a release, on every Python there is (PYTHONS="..."): half an hour for each Python
 	$(PY) scripts/check_release.py $(PYTHONS)
 
-audit: $(VENV)/run.stamp ## compare the installed dependencies with PyPI's known advisories
+audit: $(VENV)/run.stamp ## compare the installed dependencies with PyPI's known advisories: 1 min
 	$(PYTHON) -m venv $(VENV)-audit
 	$(subst $(VENV),$(VENV)-audit,$(PY)) -m pip install -q --disable-pip-version-check pip-audit
 	$(PY) -m pip freeze --exclude-editable > $(VENV)-audit/installed.txt
@@ -102,38 +102,38 @@ audit: $(VENV)/run.stamp ## compare the installed dependencies with PyPI's known
 	$(subst $(VENV),$(VENV)-audit,$(PY)) -m pip_audit --strict --progress-spinner off \
 	  --disable-pip --no-deps -r $(VENV)-audit/installed.txt
 
-newcomer: ## time a newcomer's way: clone, set up, train, first figure
+newcomer: ## time a newcomer's way: clone, set up, train, first figure: 5 min
 	$(PYTHON) scripts/time_newcomer.py
 
-translations: ## fail if a Chinese page is missing or older than the English one
+translations: ## fail if a Chinese page is missing or older than the English one: 1 s
 	$(PYTHON) scripts/translations.py
 
 gallery: $(VENV)/dev.stamp ## run the examples that changed, at full size, and write their figures: 40 min for all
 	$(PY) scripts/make_gallery.py
 
-notebooks: ## write the notebooks of the tutorials' programs, in English and Chinese
+notebooks: ## write the notebooks of the tutorials' programs, in English and Chinese: 1 s
 	$(PYTHON) scripts/make_notebooks.py
 
-bench: $(VENV)/dev.stamp ## run the benchmarks and print the table of ratios: 15 min
+bench: $(VENV)/dev.stamp ## run the benchmarks and print the table of ratios: 2 h
 	$(PY) -m benchmarks
 
-chaos: $(VENV)/dev.stamp ## kill trainings for a long time and compare every bit
+chaos: $(VENV)/dev.stamp ## kill trainings for a long time and compare every bit: an hour
 	@for b in $(BACKENDS); do \
 	  KERAS_BACKEND=$$b $(PY) tests/chaos/lab.py --kills 200 || exit 1; \
 	done
 
-chaos-data: $(VENV)/dev.stamp ## kill trainings on each kind of data, and compare every bit
+chaos-data: $(VENV)/dev.stamp ## kill trainings on each kind of data, and compare every bit: an hour
 	@for b in $(BACKENDS); do \
 	  KERAS_BACKEND=$$b $(PY) tests/chaos/lab.py --kills 192 --data || exit 1; \
 	done
 
-chaos-tuner: $(VENV)/dev.stamp ## kill a worker of Keras Tuner, then its chief, and compare every score
+chaos-tuner: $(VENV)/dev.stamp ## kill a worker of Keras Tuner, then its chief, and compare every score: 10 min
 	@for b in $(BACKENDS); do for victim in worker chief; do \
 	  KERAS_BACKEND=$$b $(PY) tests/chaos/tuner.py $$victim || exit 1; \
 	done; done
 
-sample: $(VENV)/run.stamp ## remake the bundled sample from the full Fashion-MNIST files
+sample: $(VENV)/run.stamp ## remake the bundled sample from the full Fashion-MNIST files: 10 s
 	$(PY) scripts/make_sample.py
 
-clean: ## remove what the targets made
+clean: ## remove what the targets made: 1 s
 	rm -rf $(VENV) $(VENV)-audit .matrix site dist outputs

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -278,3 +279,11 @@ def test_all_averages_are_compared_and_the_test_images_choose_nothing(
     raw = f"| {np.mean(first):.4f} | {min(first):.4f} | {max(first):.4f} |"
     assert table[2] == f"| constant rate | raw {raw}"
     assert table[2] in capsys.readouterr().out
+
+
+def test_help_says_how_long_each_target_takes():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    lines = re.findall(r"^([a-z-]+):.*## (.*)$", makefile, re.M)
+    timed = r".*: (half |a |an |\d+ )+(s|min|h|hour|minute|corner|for|each|Python|\W)"
+    assert [name for name, line in lines if not re.match(timed, line)] == ["help"]
+    assert len(lines) > 20
