@@ -69,7 +69,7 @@ for backend, names in {
 
 
 for trials in TRIALS.values():
-    trials.append((1, {"every": 3, "augment": True}))
+    trials.append((1, {"every": 3, "augment": True, "schedule": True}))
 
 
 # With each kind of data; the others are broken off in tests/test_exact_resume_data.py.
