@@ -181,4 +181,6 @@ def _steepest(rates: Array, losses: Array) -> float | None:
     """Return the rate of the steepest descent before the minimum, if there is one."""
     slopes = np.gradient(losses, np.log(rates))[: losses.argmin() + 1]
     place = int(slopes.argmin())
-    return float(rates[place]) if slopes[place] < 0 else None
+    # A constant loss falls too, by its rounding.
+    falls = slopes[place] < -1e-6 * np.abs(losses).max()
+    return float(rates[place]) if falls else None
