@@ -137,7 +137,7 @@ PICTURES = {
             RATES, LOSSES, smoothed=SMOOTHED, suggestion=0.01, ax=ax
         ),
         lambda ax: pictures.loss_by_learning_rate(
-            RATES, LOSSES, smoothed=SMOOTHED, suggestion=0.3, ax=ax
+            RATES**0.5, LOSSES, smoothed=SMOOTHED, suggestion=0.01, ax=ax
         ),
         lambda ax: pictures.loss_by_learning_rate(
             RATES, SMOOTHED, smoothed=SMOOTHED[::-1], suggestion=0.01, ax=ax

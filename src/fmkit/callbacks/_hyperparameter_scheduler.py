@@ -91,9 +91,9 @@ class HyperparameterScheduler(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Find the attributes."""
-        owners = self.of
+        owners, model = self.of, private.model_of(self)
         if owners is None:
-            owners = leaves(private.model_of(self).optimizer)
+            owners = leaves(getattr(model, "optimizer", None))
         owners = owners if isinstance(owners, (list, tuple)) else [owners]
         self._numbers = [_Number(owner, self.name) for owner in owners]
         self._function = None
@@ -113,7 +113,7 @@ class HyperparameterScheduler(keras.callbacks.Callback):
     @contextlib.contextmanager
     def _in_steps(self) -> Iterator[None]:
         """Give the model a train function of its own, and afterwards the old one."""
-        model = private.model_of(self)
+        model: Any = private.model_of(self)
         step = model.train_step
 
         def scheduled(*given: Any) -> Any:
