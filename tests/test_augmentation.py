@@ -1,5 +1,7 @@
 """Ready-made augmentations: each one's direction, range and formula by drawn cases."""
 
+import hashlib
+
 import keras
 import numpy as np
 import pytest
@@ -261,6 +263,28 @@ def test_erasing_takes_whole_rectangles_of_the_promised_sizes():
     assert np.unique(random).size == 256
     floats = augmented(RandomErasing(1.0, value="random"), x.astype("float32"))[0]
     assert np.unique(floats[floats != 9]).max() == 1.0
+
+
+# Digests of the first release, whose loops took twice the time: bytes, and floats.
+ERASED = {
+    RandomErasing(0.7): ("71c1508369864b69", "b822a9908d17fc78"),
+    RandomErasing(0.8, value="random"): ("8a96dab186de2057", "52d041d750fafe23"),
+    RandomErasing(1.0, (0.5, 1.0), (0.2, 5.0), 7): (
+        "42c93b6b3dbeebcb",
+        "781c0d302917ea31",
+    ),
+    Cutout(4, value=7): ("3d9a261f92ed930d", "de46ce044fbd5f39"),
+}
+
+
+@numpy_only
+@pytest.mark.parametrize("function", ERASED)
+def test_the_erased_pixels_are_those_of_every_release(function):
+    kinds = [("uint8", ()), ("float32", (3,))]
+    for (dtype, channels), digest in zip(kinds, ERASED[function], strict=True):
+        x, _ = pictures(dtype, channels)
+        found, _ = augmented(function, x, epoch=2)
+        assert hashlib.sha256(found.tobytes()).hexdigest().startswith(digest)
 
 
 @numpy_only

@@ -15,6 +15,7 @@ from fmkit._commits import decode, encode
 from fmkit.callbacks._resume._keeper import Keeper
 from fmkit.data import Batches
 from fmkit.optimizers import ExponentialMovingAverage
+from fmkit.schedules import PolynomialDecay
 
 X = np.random.default_rng(0).normal(size=(24, 3)).astype("float32")
 Y = X.sum(axis=1, keepdims=True)
@@ -58,6 +59,12 @@ ROWS = {
     ),
     "Fingerprint": Row(
         lambda folder: callbacks.Fingerprint(folder / "steps.jsonl"), BEGIN | END
+    ),
+    "HyperparameterScheduler": Row(
+        lambda folder: callbacks.HyperparameterScheduler(
+            "momentum", PolynomialDecay(0.9, 9)
+        ),
+        counts=False,
     ),
     "LearningRateLogger": Row(
         lambda folder: callbacks.LearningRateLogger(), counts=False
@@ -104,7 +111,8 @@ def new_model():
     keras.utils.set_random_seed(1)
     layers = [keras.layers.Dense(2), keras.layers.BatchNormalization()]
     model = keras.Sequential([keras.Input((3,)), *layers, keras.layers.Dense(1)])
-    model.compile(ExponentialMovingAverage("sgd"), "mse", run_eagerly=True)
+    sgd = keras.optimizers.SGD(0.01, momentum=0.5)
+    model.compile(ExponentialMovingAverage(sgd), "mse", run_eagerly=True)
     return model
 
 

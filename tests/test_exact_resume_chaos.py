@@ -69,7 +69,7 @@ for backend, names in {
 
 
 for trials in TRIALS.values():
-    trials.append((1, {"every": 3, "augment": True}))
+    trials.append((1, {"every": 3, "augment": True, "schedule": True}))
     trials.append((2, {"every": 3, "averages": "all rules"}))
 
 

@@ -309,6 +309,60 @@ def test_the_steps_of_a_call_run_within_a_context(end):
     assert not private.around_steps(around, context)
 
 
+def test_the_steps_of_each_epoch_of_a_fit_run_within_a_context():
+    events = []
+
+    @contextlib.contextmanager
+    def context():
+        events.append("in")
+        yield
+        events.append("out")
+
+    class Around(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            assert private.around_steps(self, context)
+
+        def on_train_batch_end(self, batch, logs=None):
+            events.append(batch)
+
+        def on_test_begin(self, logs=None):
+            events.append("validation")
+
+    model = build()
+    arguments = {"batch_size": 5, "epochs": 2, "verbose": 0}
+    model.fit(X, Y, validation_data=(X, Y), callbacks=[Around()], **arguments)
+    assert events == ["in", 0, 1, "out", "validation"] * 2
+
+
+def test_fit_makes_another_step_within_an_epoch():
+    model, made, functions = build(), [], []
+
+    class Another(keras.callbacks.Callback):
+        @contextlib.contextmanager
+        def context(self):
+            step = model.train_step
+
+            def another(*given):
+                made.append(1)
+                return step(*given)
+
+            function = functions[-1] if functions else None
+            with private.train_step_replaced(model, another, function) as function:
+                functions.append(function)
+                yield
+
+        def on_epoch_begin(self, epoch, logs=None):
+            private.around_steps(self, self.context)
+
+    model.fit(X, Y, epochs=2, verbose=0, callbacks=[Another()])
+    assert made
+    assert functions[0] is functions[1] is not model.train_function
+    assert "train_step" not in vars(model)
+    made.clear()
+    model.fit(X, Y, verbose=0)
+    assert not made
+
+
 def test_every_layer_is_found_at_any_depth():
     inner = keras.Sequential([keras.layers.Dense(1)])
     model = keras.Sequential([keras.Input((2,)), inner])

@@ -286,6 +286,7 @@ def put(array, index, value):
         (lambda x, y: (x.astype(str), y), "train: x holds <U"),
         (lambda x, y: (x, y.astype(str)), "train: y must be labels of shape (n,)"),
         (lambda x, y: (x, np.ones((20, 2))), "must be one-hot"),
+        (lambda x, y: (x, np.full((20, 2), [1.5, -0.5])), "no number below 0"),
     ],
 )
 def test_each_fault_is_named_with_its_place(change, message):
@@ -340,7 +341,8 @@ def test_a_missing_class_and_imbalance_are_noted():
 
 def test_one_hot_and_column_labels_are_read_as_labels():
     x, y = clean()
-    for labels in (np.eye(2)[y], y[:, None], y.astype(float)):
+    mixed = np.float32(0.7) * np.eye(2, dtype="float32")[y] + np.float32(0.15)
+    for labels in (np.eye(2)[y], mixed, y[:, None], y.astype(float)):
         report = preprocessing.check_arrays(train=(x, labels), num_classes=2)
         assert report.ok, report.problems
         assert "per class: 10 10" in str(report)

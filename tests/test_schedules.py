@@ -42,6 +42,9 @@ SCHEDULES = {
     "OneCycle": lambda: schedules.OneCycle(
         0.3, 50, 700, warmup_initial=0.02, end_value=0.01
     ),
+    "OneCycleMomentum": lambda: schedules.OneCycleMomentum(
+        50, 700, lowest=0.2, highest=0.7
+    ),
     "InverseSquareRoot": lambda: schedules.InverseSquareRoot(0.3, 70, **END),
     "join": lambda: schedules.join([0.1, decay()], [50]),
 }
@@ -392,7 +395,8 @@ def test_a_warm_up_then_a_cosine_has_the_rates_of_optax():
     np.testing.assert_allclose(rates(schedule, steps), expected, rtol=1e-5)
 
 
-SHAPES = [n for n in SCHEDULES if n not in ("ExponentialDecay", "CyclicDecay", "join")]
+OTHERS = ("ExponentialDecay", "CyclicDecay", "OneCycleMomentum", "join")
+SHAPES = [n for n in SCHEDULES if n not in OTHERS]
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -441,9 +445,38 @@ def test_a_one_cycle_without_ends_has_those_of_pytorch():
     assert config["end_value"] == 2e-6
 
 
+@pytest.mark.needs("torch")
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of PyTorch, about its own order
+def test_the_momentum_of_a_one_cycle_is_that_of_pytorch():
+    import torch
+
+    optimizer = torch.optim.SGD([torch.zeros(1)], 0.1, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 0.3, total_steps=100, pct_start=0.3
+    )
+    expected = []
+    for _ in range(100):
+        expected.append(optimizer.param_groups[0]["momentum"])
+        optimizer.step()
+        scheduler.step()
+    schedule = schedules.OneCycleMomentum(29, 70)
+    found = rates(schedule, np.arange(100))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    alone = [float(schedule(step)) for step in range(100)]
+    np.testing.assert_allclose(alone, expected, rtol=1e-6)
+    # Exact where the phases meet, and after the end.
+    ends = np.float32([0.95, 0.85, 0.95, 0.95])
+    assert (rates(schedule, [0, 29, 99, 2**31 - 1]) == ends).all()
+    # Negative control: one step later is another momentum.
+    assert np.abs(rates(schedule, np.arange(1, 101)) - expected).max() > 1e-3
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: schedules.OneCycleMomentum(3, 5, lowest=0.95), "`lowest`"),
+        (lambda: schedules.OneCycleMomentum(3, 5, highest=1.5), "`highest`"),
+        (lambda: schedules.OneCycleMomentum(0, 5), "`warmup_steps`"),
         (lambda: schedules.CosineDecay(0.1, 0), "`decay_steps`"),
         (lambda: schedules.CosineDecay(0.1, 5, end_value=0.2), "`end_value`"),
         (lambda: schedules.CosineDecayRestarts(0.1, 5, cycle_factor=0), "`cycle_fact"),

@@ -62,6 +62,9 @@ INSIDE = ((POINTS**2).sum(axis=1) < 2).astype(int)
 STEPS = np.arange(1, 16) * 100
 RAW = 0.85 - 0.3 * np.exp(-STEPS / 400) + 0.02 * np.cos(STEPS)
 AVERAGED = 0.88 - 0.3 * np.exp(-STEPS / 500)
+RATES = 10.0 ** np.linspace(-4, 0.5, 60)
+SMOOTHED = 2.3 - 1.5 / (1 + (0.01 / RATES) ** 1.5) + 3.0 * RATES**2 / 10
+LOSSES = SMOOTHED + 0.15 * np.cos(7 * np.arange(60))
 RUNS = [
     {"batch_size": size, "optimizer": kind, "accuracy": base - 0.02 * k + 0.01 * seed}
     for k, size in enumerate([8, 64, 512])
@@ -127,6 +130,17 @@ PICTURES = {
             steps_per_epoch=100,
             label="staircase",
             ax=ax,
+        ),
+    ),
+    "loss_by_learning_rate": (
+        lambda ax: pictures.loss_by_learning_rate(
+            RATES, LOSSES, smoothed=SMOOTHED, suggestion=0.01, ax=ax
+        ),
+        lambda ax: pictures.loss_by_learning_rate(
+            RATES**0.5, LOSSES, smoothed=SMOOTHED, suggestion=0.01, ax=ax
+        ),
+        lambda ax: pictures.loss_by_learning_rate(
+            RATES, SMOOTHED, smoothed=SMOOTHED[::-1], suggestion=0.01, ax=ax
         ),
     ),
     "raw_against_averaged": (
@@ -693,6 +707,25 @@ def test_rates_themselves_are_drawn_and_may_be_logarithmic():
     assert ax.get_yscale() == "log"
     with pytest.raises(ValueError, match="steps=epochs"):
         pictures.learning_rate_curve(rate)
+
+
+def test_losses_over_the_rates_are_drawn_with_the_suggestion():
+    ax = pictures.loss_by_learning_rate(
+        RATES, LOSSES, smoothed=SMOOTHED, suggestion=0.01
+    )
+    points, line, mark = ax.lines
+    np.testing.assert_array_equal(points.get_ydata(), LOSSES)
+    np.testing.assert_array_equal(line.get_ydata(), SMOOTHED)
+    assert (points.get_linestyle(), line.get_linestyle()) == ("None", "-")
+    assert (mark.get_xdata(), mark.get_linestyle()) == ([0.01, 0.01], "--")
+    assert (ax.get_xlabel(), ax.get_xscale()) == ("learning rate", "log")
+    plain = pictures.loss_by_learning_rate([0.1, 1.0], [2.0, 2.0])
+    assert [each.get_ydata().tolist() for each in plain.lines] == [[2.0, 2.0]]
+    assert plain.get_legend() is None
+    with pytest.raises(ValueError, match="got 2, 1 and 1"):
+        pictures.loss_by_learning_rate([0.1, 1.0], [2.0])
+    with pytest.raises(ValueError, match="`rates` must be a finite number above 0"):
+        pictures.loss_by_learning_rate([0.0, 1.0], [2.0, 1.0])
 
 
 # --- averages and sweeps ------------------------------------------------------------

@@ -20,6 +20,7 @@ SCHEDULES = [
     schedules.PolynomialDecay(1.0, 900, **WARM),
     schedules.WarmupStableDecay(1.0, 500, 400, **WARM),
     schedules.OneCycle(1.0, 300, 700),
+    schedules.OneCycleMomentum(300, 700),
     schedules.InverseSquareRoot(1.0, 100, **WARM),
     schedules.ExponentialDecay(1.0, 200, 0.5, staircase=True, **WARM),
     schedules.CyclicDecay(1.0, 0.1, 250),
@@ -28,7 +29,7 @@ SCHEDULES = [
 
 def main(folder: str | Path = Path(__file__).parent) -> None:
     """Write the PNG file into `folder`."""
-    figure, axes = plt.subplots(2, 4, figsize=(10.5, 4.6), sharex=True, sharey=True)
+    figure, axes = plt.subplots(3, 3, figsize=(8.4, 6.6), sharex=True, sharey=True)
     for ax, schedule in zip(axes.flat, SCHEDULES, strict=True):
         visualization.learning_rate_curve(schedule, STEPS + 1, ax=ax)
         ax.set_title(type(schedule).__name__, fontsize=10)

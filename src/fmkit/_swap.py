@@ -133,6 +133,15 @@ def walk(optimizer: Any) -> Iterator[Any]:
         yield from walk(part)
 
 
+def leaves(optimizer: Any) -> list[Any]:
+    """Return the optimizers inside `optimizer` that update weights themselves."""
+    return [
+        part
+        for part in walk(optimizer)
+        if not hasattr(part, "inner_optimizer") and not hasattr(part, "optimizers")
+    ]
+
+
 def keeper_of(optimizer: Any) -> Keeper | None:
     """Return what keeps averages in this optimizer itself, not inside it, if any."""
     if isinstance(getattr(optimizer, "swap", None), Swap):

@@ -17,7 +17,11 @@ import sources
 
 import fmkit
 from fmkit import _files
-from fmkit.callbacks import EvaluateWithAverages, ExactResume
+from fmkit.callbacks import (
+    EvaluateWithAverages,
+    ExactResume,
+    HyperparameterScheduler,
+)
 from fmkit.data import Batches
 from fmkit.optimizers import (
     EqualRule,
@@ -28,6 +32,7 @@ from fmkit.optimizers import (
     WarmupRule,
     WeightAverages,
 )
+from fmkit.schedules import PolynomialDecay
 
 BACKEND = keras.backend.backend()
 
@@ -296,6 +301,9 @@ def train(options):
         tally,
         Die(options.get("die_after", 0), options.get("die_by", signal.SIGKILL)),
     ]
+    if options.get("schedule"):
+        falling = PolynomialDecay(0.95, 40, end_value=0.5)
+        callbacks.append(HyperparameterScheduler("beta_1", falling))
     if options.get("averages") or options.get("network") == "fused":
         # `val_loss`, and so the other callbacks, then judge the averages.
         callbacks.append(EvaluateWithAverages(batch_norm="average"))

@@ -62,6 +62,7 @@ from fmkit._keras_private._model import (
     divides_activity_losses,
     metric_directions,
     synchronize,
+    train_step_replaced,
 )
 from fmkit._keras_private._optimizer import (
     in_stateless_scope,
@@ -140,6 +141,7 @@ __all__ = [
     "synchronize",
     "take_out",
     "tensorflow_unloaded",
+    "train_step_replaced",
     "trainable_variables",
     "watch",
     "ways_through",

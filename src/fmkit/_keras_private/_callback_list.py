@@ -123,10 +123,10 @@ def around_epoch_end(
 def around_steps(
     callback: keras.callbacks.Callback, context: Callable[[], Context]
 ) -> bool:
-    """Let the steps of the `evaluate` or `predict` that begins run within `context()`.
+    """Let the steps of what begins run within `context()`.
 
-    To be called in `on_test_begin` or `on_predict_begin`. However the steps end, also
-    by an exception or Ctrl-C, the context is left before the call is.
+    To be called in `on_epoch_begin`, `on_test_begin` or `on_predict_begin`. However the
+    steps end, also by an exception or Ctrl-C, the context is left before the call is.
 
     Returns:
         Whether there is such a call.
@@ -138,7 +138,7 @@ def around_steps(
 
     class Around(kind):  # type: ignore[misc, valid-type]
         def __iter__(self) -> Iterator[Any]:
-            # For this call only: `fit` keeps its iterator for the next validation.
+            # For these steps only: `fit` keeps its iterators for the next epoch.
             self.__class__ = kind
             return _within(context, self)
 

@@ -84,9 +84,9 @@ def running_fit(callback: keras.callbacks.Callback) -> FitCall | None:
 
 
 def running_iterator(callback: keras.callbacks.Callback) -> Any | None:
-    """Return the `EpochIterator` of the `evaluate` or `predict` that calls."""
+    """Return the `EpochIterator` of the `fit`, `evaluate` or `predict` that calls."""
     model = attribute(callback, "_model")
-    _, values = _frames.running_call("evaluate", "predict", model=model)
+    _, values = _frames.running_call("fit", "evaluate", "predict", model=model)
     return values.get("epoch_iterator")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,6 +19,7 @@ __all__ = [
     "divides_activity_losses",
     "metric_directions",
     "synchronize",
+    "train_step_replaced",
 ]
 
 
@@ -105,6 +107,36 @@ def divides_activity_losses() -> bool:
     layer(keras.ops.ones((2, 1)))
     (loss,) = layer.losses
     return float(keras.ops.convert_to_numpy(loss)) == 1.0
+
+
+@contextlib.contextmanager
+def train_step_replaced(model: Any, step: Any, function: Any) -> Iterator[Any]:
+    """Let `fit` make another step within a block, which begins while `fit` runs.
+
+    The trainers read `model.train_function` anew for each execution, and that of
+    PyTorch `model.train_step`.
+
+    Args:
+        model: The model.
+        step: What is called in place of `model.train_step`.
+        function: What the block before this one was given: compiled already; or `None`.
+
+    Yields:
+        The train function of the block.
+    """
+    before, own = model.train_function, vars(model).get("train_step")
+    vars(model)["train_step"] = step
+    try:
+        if function is None:
+            model.make_train_function(force=True)
+        else:
+            model.train_function = function
+        yield model.train_function
+    finally:
+        model.train_function = before
+        del vars(model)["train_step"]
+        if own is not None:
+            vars(model)["train_step"] = own
 
 
 def synchronize(model: Any) -> None:

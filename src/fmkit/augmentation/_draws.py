@@ -67,7 +67,8 @@ class Draws:
         self._begin(self.number)
 
     def _begin(self, number: int) -> None:
-        self.number, self._calls = number, 0
+        self.number = number
+        self._calls: Any = 0
         self._keys = _splitmix.word(self._samples, number)
 
     def _of_function(self, number: int, read: Read | None) -> Draws:
@@ -75,6 +76,24 @@ class Draws:
         found = copy.copy(self)
         found._read = read
         found._begin(number)
+        return found
+
+    def _of_rows(self, rows: Any, *, calls: int | None = None) -> Draws:
+        """Return the draws of some rows: the next ones, or those after some calls."""
+        found = copy.copy(self)
+        found.index, found._keys = self.index[rows], self._keys[rows]
+        found._samples = self._samples[rows]
+        if calls is not None:
+            found._calls = calls
+        return found
+
+    def _ahead(self, rows: Any, calls: int) -> Draws:
+        """Return draws whose next call makes the next `calls` calls of some rows.
+
+        A row each, of which `calls` in sequence belong to one row here.
+        """
+        found = self._of_rows(np.repeat(rows, calls))
+        found._calls = self._calls + np.tile(np.arange(calls), len(rows))
         return found
 
     def __len__(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -57,32 +58,37 @@ class RandomErasing:
 
     def __call__(self, x: Array, y: Any, draws: Draws) -> tuple[Array, Any]:
         """Return the pictures, some with a rectangle erased, and the labels."""
-        rows, height, width = sizes(x)
-        chosen, down, across = draws.uniform(shape=(3,)).T
+        _, height, width = sizes(x)
+        chosen = np.flatnonzero(draws.uniform() < self.probability)
+        # Only the chosen pictures draw on: the same numbers as if all did.
+        draws = draws._of_rows(chosen, calls=0)
+        _, down, across = draws.uniform(shape=(3,)).T
         by = self._filling(x, draws)
-        high = np.zeros(rows, np.int64)
-        wide = np.zeros(rows, np.int64)
-        waiting = np.flatnonzero(chosen < self.probability)
-        for _ in range(_TRIALS):
-            if not waiting.size:
-                break
-            share, ratio = draws.uniform(shape=(2,))[waiting].T
-            area = _between(share, *self.area) * (height * width)
-            aspect = _between(ratio, *self.aspect)
-            # Roots are the same on every machine, unlike powers.
-            h, w = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
-            fits = (h <= height) & (w <= width)
-            high[waiting[fits]], wide[waiting[fits]] = h[fits], w[fits]
-            waiting = waiting[~fits]
+        high, wide = self._sides(draws.uniform(shape=(2,)), height, width)
+        again = np.flatnonzero((high > height) | (wide > width))
+        # All nine at once: a loop would take longer, for ever fewer pictures.
+        trials = draws._ahead(again, _TRIALS - 1).uniform(shape=(2,))
+        h, w = self._sides(trials.reshape(-1, _TRIALS - 1, 2), height, width)
+        fits = (h <= height) & (w <= width)
+        first = np.arange(len(again)), fits.argmax(axis=1)
+        high[again], wide[again] = h[first] * fits[first], w[first] * fits[first]
         top, left = _place(down, height - high), _place(across, width - wide)
-        return fill(x, top, left, high, wide, by), y
+        return fill(x, chosen, top, left, high, wide, by), y
+
+    def _sides(self, units: Array, height: int, width: int) -> tuple[Array, Array]:
+        """Return height and width of rectangles from two numbers in [0, 1) each."""
+        share = _between(units[..., 0], *self.area) * (height * width)
+        aspect = _between(units[..., 1], *self.aspect)
+        # Roots are the same on every machine, unlike powers.
+        high, wide = np.sqrt(share * aspect), np.sqrt(share / aspect)
+        return np.rint(high).astype(np.int64), np.rint(wide).astype(np.int64)
 
     def _filling(self, x: Array, draws: Draws) -> Array | float:
         if not isinstance(self.value, str):
             return self.value
-        count = int(np.prod(x.shape[1:]))
+        count = math.prod(x.shape[1:])
         words = draws.bits((-(-count // 8),)).astype("<u8", copy=False)
-        pixels = words.view(np.uint8)[:, :count].reshape(x.shape)
+        pixels = words.view(np.uint8)[:, :count].reshape(-1, *x.shape[1:])
         if x.dtype.kind == "f":
             return pixels.astype(x.dtype) / x.dtype.type(255)
         return pixels.astype(x.dtype)
@@ -126,4 +132,4 @@ class Cutout:
         top = draws.integers(0, height) - self.size // 2
         left = draws.integers(0, width) - self.size // 2
         side = np.full(rows, self.size)
-        return fill(x, top, left, side, side, self.value), y
+        return fill(x, np.arange(rows), top, left, side, side, self.value), y

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -39,36 +40,57 @@ def to_dtype(values: Array, dtype: npt.DTypeLike) -> Array:
     return np.rint(values).clip(limits.min, limits.max).astype(dtype)
 
 
-def fill(x: Array, top: Array, left: Array, high: Array, wide: Array, by: Any) -> Array:
-    """Copy pictures with one rectangle each, which may stick out, filled anew.
+def fill(
+    x: Array,
+    rows: Array,
+    top: Array,
+    left: Array,
+    high: Array,
+    wide: Array,
+    by: Any,
+) -> Array:
+    """Copy pictures, with a rectangle in some of them, which may stick out, filled.
 
     Args:
         x: The pictures.
-        top: First row of each rectangle.
+        rows: Which of them, shape `(n,)`.
+        top: First row of each rectangle, shape `(n,)`.
         left: First column.
         high: Height, 0 for no rectangle.
         wide: Width.
-        by: A number, or pictures of the shape of `x` to fill it from.
+        by: A number, or `n` pictures to fill it from.
     """
-    rows, height, width = sizes(x)
+    _, height, width = sizes(x)
     found = x.copy()
-    lines = found.reshape(rows * height, -1)
-    in_rows = _between(top, high, height)
-    in_columns = _between(left, wide, width)
-    if x.ndim == 4:
-        in_columns = np.repeat(in_columns, x.shape[3], axis=1)
+    # As bytes, of which bitwise operations change many at once.
+    lines = _bytes_of_lines(found)
+    keep = (_between(left, wide, width).view(np.int8) - np.int8(1)).view(np.uint8)
+    if lines.shape[1] > width:
+        keep = keep.repeat(lines.shape[1] // width, axis=1)
     # Only the lines with a part of a rectangle are looked at.
-    places = np.flatnonzero(in_rows)
+    inside = np.flatnonzero(_between(top, high, height))
+    picture = inside // height
+    places = inside + ((rows - np.arange(len(rows))) * height).take(picture)
+    keep = keep.take(picture, axis=0)
     changed = lines.take(places, axis=0)
-    if isinstance(by, np.ndarray):
-        by = by.reshape(lines.shape).take(places, axis=0)
-    np.copyto(
-        changed,
-        np.asarray(by, x.dtype),
-        where=in_columns.take(places // height, axis=0),
-    )
-    lines[places] = changed
+    changed &= keep
+    filling = np.asarray(by, x.dtype, order="C")
+    if filling.ndim:
+        filling = _bytes_of_lines(filling).take(inside, axis=0)
+    else:
+        pixels = lines.shape[1] // x.itemsize
+        filling = np.tile(filling.reshape(1), pixels).view(np.uint8)
+    if filling.any():
+        changed |= filling & ~keep
+    # A line is one element then, written at once.
+    line = np.dtype((np.void, lines.shape[1]))
+    lines.view(line)[places] = changed.view(line)
     return found
+
+
+def _bytes_of_lines(x: Array) -> npt.NDArray[np.uint8]:
+    rows, height, *line = x.shape
+    return x.reshape(rows * height, math.prod(line)).view(np.uint8)
 
 
 def _between(first: Array, count: Array, length: int) -> npt.NDArray[np.bool_]:

@@ -83,7 +83,7 @@ class CutMix:
 
     def __call__(self, x: Array, y: Any, draws: Draws) -> tuple[Array, Array]:
         """Return the pictures in pictures and their dense labels."""
-        _, height, width = sizes(x)
+        rows, height, width = sizes(x)
         side = np.sqrt(1 - draws.beta(self.alpha))
         high = np.rint(side * height).astype(np.int64)
         wide = np.rint(side * width).astype(np.int64)
@@ -93,7 +93,7 @@ class CutMix:
         covered = _overlap(top, high, height) * _overlap(left, wide, width)
         share = 1 - covered / (height * width)
         labels = _mixed_labels(y, other_y, share, self.num_classes)
-        return fill(x, top, left, high, wide, other), labels
+        return fill(x, np.arange(rows), top, left, high, wide, other), labels
 
 
 def _overlap(first: Array, count: Array, length: int) -> Array:

@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from fmkit._checks import did_you_mean
-from fmkit._swap import keeper_of, walk
+from fmkit._swap import keeper_of, leaves, walk
 
 __all__ = ["check_inner", "counts_differ", "to_optimizer", "update_counts"]
 
@@ -92,11 +92,7 @@ def check_inner(optimizer: Any) -> Any:
 
 def update_counts(optimizer: Any) -> list[Any]:
     """Return how often each part updated its weights, if any accumulates gradients."""
-    parts = [
-        part
-        for part in walk(optimizer)
-        if not hasattr(part, "inner_optimizer") and not hasattr(part, "optimizers")
-    ]
+    parts = leaves(optimizer)
     if not any(part.gradient_accumulation_steps for part in parts):
         return []
     # The quotient is a fresh tensor; a bare counter would change in place.

@@ -11,6 +11,7 @@ import keras
 
 from fmkit._generators import undisturbed
 from fmkit.data import Batches
+from fmkit.performance._copy import copy_of
 
 __all__ = ["Candidate", "Measurement", "measure_candidates"]
 
@@ -69,33 +70,15 @@ def measure_candidates(
     """Time every candidate on a copy of `model`."""
     with undisturbed():
         return tuple(
-            _measure(_copy(model, candidate), batches, candidate, seconds, clock)
+            _measure(
+                copy_of(model, "`measure=True`", **dataclasses.asdict(candidate)),
+                batches,
+                candidate,
+                seconds,
+                clock,
+            )
             for candidate in candidates
         )
-
-
-def _copy(model: keras.Model, candidate: Candidate) -> keras.Model:
-    """Return a clone with the same weights, compiled with the candidate's settings."""
-    config = model.get_compile_config() if model.compiled else None
-    if not config:
-        raise ValueError(
-            "`measure=True` times the model with its own loss and optimizer, so it "
-            "must be compiled; call model.compile(optimizer, loss) before, and again "
-            "with **settings.compile after."
-        )
-    try:
-        clone = keras.models.clone_model(model)
-        clone.compile_from_config({**config, **dataclasses.asdict(candidate)})
-    except (TypeError, ValueError, NotImplementedError) as error:
-        raise ValueError(
-            "`measure=True` needs a model that can be copied from its config, with "
-            f"its loss and metrics; {model.name!r} cannot: {error} "
-            "Register its parts with keras.saving.register_keras_serializable, or "
-            "use measure=False."
-        ) from error
-    if model.built:
-        clone.set_weights(model.get_weights())
-    return clone
 
 
 def _measure(

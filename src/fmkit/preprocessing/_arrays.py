@@ -97,7 +97,8 @@ def check_arrays(
         value_range: The smallest and largest value that `x` may hold, in its own
             units; by default anything finite.
         **splits: One or more pairs by name, `train=(x, y), test=(x, y)`, of shapes
-            `(n, ...)` and `(n,)` or, one-hot, `(n, num_classes)`.
+            `(n, ...)` and `(n,)` or, one-hot or mixed, `(n, num_classes)`; of mixed
+            labels the largest share counts.
 
     Returns:
         A report; `report.ok`, `report.problems`, `report.notes`, `print(report)`,
@@ -215,8 +216,11 @@ def _check_labels(
             problem(f"y must be labels of shape (n,), got {y.shape} of {y.dtype}.")
         return None
     if y.ndim == 2 and y.shape[1] > 1:
-        if not (np.isin(y, (0, 1)).all() and (y.sum(axis=1) == 1).all()):
-            problem(f"y of shape {y.shape} must be one-hot: a single 1 in each row.")
+        if not ((y >= 0).all() and np.allclose(y.sum(axis=1), 1, rtol=0, atol=1e-5)):
+            problem(
+                f"y of shape {y.shape} must be one-hot, or the shares of mixed labels: "
+                "a row has no number below 0, and the sum 1."
+            )
             return None
         if num_classes is not None and y.shape[1] != num_classes:
             problem(f"y has {y.shape[1]} columns, but num_classes={num_classes}.")

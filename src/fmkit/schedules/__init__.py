@@ -4,7 +4,9 @@ Each makes a `LearningRateSchedule` for `keras.optimizers.*(learning_rate=...)`.
 are counted in integers; all but `CyclicDecay` may begin with a warm-up.
 `ExponentialDecay` is TensorFlow 1's formula, `CyclicDecay` the one of stochastic weight
 averaging; `join` runs schedules one after another.
-`visualization.learning_rate_curve` draws any schedule.
+`visualization.learning_rate_curve` draws any schedule, and
+`callbacks.HyperparameterScheduler` gives one to a momentum, a weight decay, a dropout
+rate.
 """
 
 from fmkit.schedules._decay import CyclicDecay, ExponentialDecay, join
@@ -13,6 +15,7 @@ from fmkit.schedules._shapes import (
     CosineDecayRestarts,
     InverseSquareRoot,
     OneCycle,
+    OneCycleMomentum,
     PolynomialDecay,
     WarmupStableDecay,
 )
@@ -24,6 +27,7 @@ __all__ = [
     "ExponentialDecay",
     "InverseSquareRoot",
     "OneCycle",
+    "OneCycleMomentum",
     "PolynomialDecay",
     "WarmupStableDecay",
     "join",

@@ -19,6 +19,7 @@ __all__ = [
     "CosineDecayRestarts",
     "InverseSquareRoot",
     "OneCycle",
+    "OneCycleMomentum",
     "PolynomialDecay",
     "WarmupStableDecay",
 ]
@@ -384,6 +385,67 @@ class OneCycle(CosineDecay):
 
     def _warmup(self, share: Any, xp: Any) -> Any:
         return super()._warmup(1.0 - _cosine(share, xp), xp)
+
+
+@keras.saving.register_keras_serializable("fmkit")
+class OneCycleMomentum(LearningRateSchedule):
+    r"""Momentum that falls while the rate of `OneCycle` rises, and rises again.
+
+    With momentum $\mu_2$ at step 0, $\mu_1$ at step $W$ and $\mu_2$ from $W + T$ on,
+
+    $$\mu(n) = \mu_2 - (\mu_2 - \mu_1)\,\frac{1 - \cos(\pi n/W)}{2}
+      \quad\text{for } n < W,$$
+
+    and the mirror image from there on: `cycle_momentum` of PyTorch's `OneCycleLR`.
+    `callbacks.HyperparameterScheduler` gives it to an optimizer, as `"momentum"` or
+    Adam's `"beta_1"`.
+
+    Args:
+        warmup_steps: $W$, as in `OneCycle`.
+        decay_steps: $T$, as in `OneCycle`.
+        lowest: $\mu_1$, from 0 up, below `highest`.
+        highest: $\mu_2$, at most 1.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+        TypeError: If an argument is not a number, or a step is not an integer.
+
+    Examples:
+        >>> schedule = OneCycleMomentum(30, 70)
+        >>> [round(float(schedule(step)), 4) for step in (0, 15, 30, 65, 100)]
+        [0.95, 0.9, 0.85, 0.9, 0.95]
+
+    References:
+        Smith and Topin, [*Super-convergence*](https://arxiv.org/abs/1708.07120), 2017.
+    """
+
+    def __init__(
+        self,
+        warmup_steps: int,
+        decay_steps: int,
+        *,
+        lowest: float = 0.85,
+        highest: float = 0.95,
+    ) -> None:
+        self.highest = check_number("highest", highest, above=0, at_most=1)
+        self.lowest = check_number("lowest", lowest, at_least=0, below=self.highest)
+        self._height = OneCycle(
+            1.0, warmup_steps, decay_steps, warmup_initial=0.0, end_value=0.0
+        )
+
+    def __call__(self, step: Any) -> Any:
+        """Return the momentum at `step`, a whole number or an integer tensor."""
+        height = self._height(step)
+        return height * self.lowest + (1.0 - height) * self.highest
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments as plain Python values."""
+        return {
+            "warmup_steps": self._height.warmup_steps,
+            "decay_steps": self._height.decay_steps,
+            "lowest": self.lowest,
+            "highest": self.highest,
+        }
 
 
 @keras.saving.register_keras_serializable("fmkit")

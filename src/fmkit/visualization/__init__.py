@@ -23,6 +23,7 @@ from fmkit.visualization._curves import (
 )
 from fmkit.visualization._images import image_grid
 from fmkit.visualization._plane import decision_boundary
+from fmkit.visualization._rates import loss_by_learning_rate
 from fmkit.visualization._sweep import sweep
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "image_grid",
     "learning_curves",
     "learning_rate_curve",
+    "loss_by_learning_rate",
     "raw_against_averaged",
     "sweep",
 ]
