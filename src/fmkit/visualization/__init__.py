@@ -23,6 +23,7 @@ from fmkit.visualization._curves import (
 )
 from fmkit.visualization._images import image_grid
 from fmkit.visualization._plane import decision_boundary
+from fmkit.visualization._reliability import reliability_diagram
 from fmkit.visualization._sweep import sweep
 
 __all__ = [
@@ -32,5 +33,6 @@ __all__ = [
     "learning_curves",
     "learning_rate_curve",
     "raw_against_averaged",
+    "reliability_diagram",
     "sweep",
 ]
