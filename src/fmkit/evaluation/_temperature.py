@@ -201,7 +201,7 @@ class TemperatureScaling(keras.layers.Layer):
             there is not one for each class.
 
     Examples:
-        >>> float(TemperatureScaling(2.0)([[3.0]])[0, 0])
+        >>> float(TemperatureScaling(2.0)(np.array([[3.0]]))[0, 0])
         1.5
     """
 
@@ -214,11 +214,11 @@ class TemperatureScaling(keras.layers.Layer):
 
     def build(self, input_shape: Any) -> None:
         """Check that there is a temperature for each class."""
-        several = isinstance(self.temperature, list)
-        if several and len(self.temperature) != input_shape[-1]:
+        several = self.temperature
+        if isinstance(several, list) and len(several) != input_shape[-1]:
             raise ValueError(
                 f"`temperature` must be one number, or one for each of the "
-                f"{input_shape[-1]} classes, got {len(self.temperature)} numbers."
+                f"{input_shape[-1]} classes, got {len(several)} numbers."
             )
 
     def call(self, logits: Any) -> Any:
