@@ -70,8 +70,8 @@ def contestants() -> dict[str, tuple[Any, Any, str, bool]]:
             "one_hot",
             False,
         ),
-        "BinaryCrossentropyFromLogits, focal": (
-            losses.BinaryCrossentropyFromLogits(focal_gamma=2.0),
+        "BinaryFocalCrossentropyFromLogits": (
+            losses.BinaryFocalCrossentropyFromLogits(),
             K.BinaryFocalCrossentropy(from_logits=True),
             "one_hot",
             False,

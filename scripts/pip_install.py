@@ -52,7 +52,9 @@ def main(typed: str, *what: str) -> int:
     """Install; return the status to exit with."""
     # pip's own five retries, for each package, are two minutes without a network.
     env = {"PIP_RETRIES": "2"} | os.environ
-    done = subprocess.run([*PIP, *LATER, *what], stderr=subprocess.PIPE, text=True, env=env)
+    done = subprocess.run(
+        [*PIP, *LATER, *what], stderr=subprocess.PIPE, text=True, env=env
+    )
     if done.stderr:
         log = Path(sys.prefix, "pip.log")
         log.write_text(done.stderr, encoding="utf-8")

@@ -40,6 +40,7 @@ def test_the_quickstart_judges_draws_saves_and_reloads(example, tmp_path, capsys
 # What each needs to run for a moment.
 SHORT = {
     "quickstart": {"epochs": 1},
+    "calibration": {"epochs": 1},
     "ema_fashion_mnist": {"epochs": 1},
     "keras_stop_at_threshold": {"epochs": 1},
     "paddle_lenet": {"epochs": 1},
@@ -287,3 +288,20 @@ def test_help_says_how_long_each_target_takes():
     timed = r".*: (half |a |an |\d+ )+(s|min|h|hour|minute|corner|for|each|Python|\W)"
     assert [name for name, line in lines if not re.match(timed, line)] == ["help"]
     assert len(lines) > 20
+
+
+@pytest.mark.long
+@pytest.mark.backend("tensorflow")
+@pytest.mark.needs("matplotlib")
+def test_a_temperature_makes_an_overconfident_network_honest(example, tmp_path, capsys):
+    rows = example("calibration").main(epochs=15, folder=tmp_path)
+    assert (tmp_path / "calibration.png").read_bytes().startswith(b"\x89PNG")
+    before, after = rows[:2]
+    assert before["accuracy"] == after["accuracy"]
+    assert after["ECE"] < 0.5 * before["ECE"]
+    for score in ("cross-entropy", "Brier score"):
+        assert after[score] < before[score]
+    lines = (tmp_path / "calibration.md").read_text().splitlines()
+    assert len(lines) == 2 + len(rows)
+    assert f"| {before['ECE']:.4f} |" in lines[2]
+    assert lines[2] in capsys.readouterr().out

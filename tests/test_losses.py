@@ -36,6 +36,9 @@ LOSSES = {
         temperature=2.0,
         focal_gamma=2.0,
     ),
+    "BinaryFocalCrossentropyFromLogits": lambda: (
+        losses.BinaryFocalCrossentropyFromLogits(gamma=3.0, alpha=0.3, ignore_class=3)
+    ),
     "BinaryKLDivergenceFromLogits": lambda: losses.BinaryKLDivergenceFromLogits(
         target_form="logits", direction="reverse", temperature=3.0
     ),
@@ -153,6 +156,41 @@ def test_the_class_axis_may_stand_anywhere():
     for target in (y, y[:, None], y[..., None], np.moveaxis(np.eye(4)[y], -1, 1)):
         cost = losses.crossentropy_from_logits(target, z, axis=1)
         np.testing.assert_allclose(numbers(cost), true, rtol=1e-5)
+
+
+SEVERAL_AXES = {
+    "crossentropy_from_logits": losses.CrossentropyFromLogits,
+    "kl_divergence_from_logits": losses.KLDivergenceFromLogits,
+    "mean_squared_error_from_logits": losses.MeanSquaredErrorFromLogits,
+    "confidence_penalty": losses.ConfidencePenalty,
+}
+
+
+@pytest.mark.parametrize(("name", "kind"), SEVERAL_AXES.items())
+def test_several_class_axes_are_taken_as_one(name, kind):
+    # (classes, batch, classes), as optax takes a tuple of axes.
+    z = RNG.standard_normal((3, 5, 4)).astype("float32")
+    q = RNG.dirichlet(np.ones(12), 5).reshape(5, 3, 4).swapaxes(0, 1).astype("float32")
+
+    def cost(q, z, **options):
+        targets = () if name == "confidence_penalty" else (q,)
+        return numbers(getattr(losses, name)(*targets, z, **options))
+
+    flat = [x.swapaxes(0, 1).reshape(5, 12) for x in (q, z)]
+    for axis in ((0, 2), [-1, 0]):
+        np.testing.assert_allclose(cost(q, z, axis=axis), cost(*flat), rtol=1e-6)
+    loss = kind(axis=(0, 2))
+    assert loss.get_config()["axis"] == [0, 2]
+    np.testing.assert_allclose(numbers(loss(q, z)), cost(*flat).mean(), rtol=1e-6)
+    # Negative control.
+    assert not np.allclose(cost(q, 2 * z, axis=(0, 2)), cost(*flat), rtol=1e-2)
+
+
+def test_a_label_of_several_class_axes_counts_them_in_order():
+    z = RNG.standard_normal((2, 3, 4)).astype("float32")
+    cost = losses.crossentropy_from_logits([7, 0], z, axis=(1, 2))
+    nats = -log_softmax(z.reshape(2, 12).astype("float64"), axis=1)
+    np.testing.assert_allclose(numbers(cost), [nats[0, 7], nats[1, 0]], rtol=1e-6)
 
 
 def test_labels_survive_a_half_precision_floatx():
@@ -463,6 +501,8 @@ def test_every_option_is_an_attribute_that_the_loss_computes_with(make):
         (lambda: losses.CrossentropyFromLogits(label_smoothing=1.0), "below 1"),
         (lambda: losses.CrossentropyFromLogits(focal_gamma=0.5), "at least 1"),
         (lambda: losses.CrossentropyFromLogits(z_loss=-1.0), "z_loss"),
+        (lambda: losses.BinaryFocalCrossentropyFromLogits(alpha=1.0), "`alpha` must"),
+        (lambda: losses.BinaryFocalCrossentropyFromLogits(gamma=0.5), "at least 1"),
         (
             lambda: losses.crossentropy_from_logits(LABELS[:0], LOGITS[:0]),
             "must not be empty",
@@ -472,6 +512,8 @@ def test_every_option_is_an_attribute_that_the_loss_computes_with(make):
             "BinaryCrossentropy",
         ),
         (lambda: losses.crossentropy_from_logits(LABELS, LOGITS, axis=2), "axis=2"),
+        (lambda: losses.confidence_penalty(LOGITS, axis=(1, -1)), "different axes"),
+        (lambda: losses.confidence_penalty(LOGITS, axis=(0, 2)), "different axes"),
         (
             lambda: losses.kl_divergence_from_logits(LABELS, LOGITS),
             "CrossentropyFromLogits",

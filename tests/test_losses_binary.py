@@ -228,7 +228,12 @@ def test_focal_factor_and_positive_weight_are_the_focal_loss_of_keras():
     ours = losses.BinaryCrossentropyFromLogits(
         focal_gamma=2.0, positive_weight=0.25 / 0.75, class_weights=[0.75] * 3
     )
-    np.testing.assert_allclose(float(ours(q, z)), float(theirs(q, z)), rtol=1e-5)
+    named = losses.BinaryFocalCrossentropyFromLogits(alpha=0.25)
+    for loss in (ours, named):
+        np.testing.assert_allclose(float(loss(q, z)), float(theirs(q, z)), rtol=1e-5)
+    plain = keras.losses.BinaryFocalCrossentropy(from_logits=True)
+    named = losses.BinaryFocalCrossentropyFromLogits()
+    np.testing.assert_allclose(float(named(q, z)), float(plain(q, z)), rtol=1e-5)
 
 
 def test_smoothing_and_temperature_match_the_formula():
@@ -258,6 +263,10 @@ BINARY = {
         losses.BinaryCrossentropyFromLogits,
     ),
     "asymmetric": (losses.asymmetric_loss_from_logits, losses.AsymmetricLossFromLogits),
+    "focal": (
+        losses.binary_focal_crossentropy_from_logits,
+        losses.BinaryFocalCrossentropyFromLogits,
+    ),
 }
 PAIRS = pytest.mark.parametrize(("function", "kind"), BINARY.values(), ids=BINARY)
 

@@ -244,6 +244,32 @@ def test_divergence_between_logits_is_exact_from_1e_6_to_1e4(direction):
     assert (off[far] <= GRADIENT * row[far]).all()
 
 
+@pytest.mark.parametrize("direction", ["forward", "reverse", "jensen_shannon"])
+def test_divergence_between_close_and_confident_distributions_keeps_its_digits(
+    direction,
+):
+    # What differs is a share of exp(-gap), which the ratio of the sure class must show.
+    gaps = np.float32([1, 5, 17, 30, 60])[:, None]
+    w = gaps * np.float32([1, 0, 0, 0]) + np.float32([0, 0, -1, 0.5])
+    z = w + np.float32([-0.25, 0.1, 0.3, 0.1])
+    value, gradient = value_and_gradient(
+        lambda z: losses.kl_divergence_from_logits(
+            w, z, target_form="logits", direction=direction
+        ),
+        z,
+    )
+    with mpmath.workdps(60):
+        true = [
+            exact_divergence(direction, exact_softmax(a), exact_softmax(b))
+            for a, b in zip(z, w, strict=True)
+        ]
+    true_value = np.array([float(t[0]) for t in true])
+    assert relative_error(value, true_value) < VALUE
+    true_gradient = np.array([[float(g) for g in t[1]] for t in true])
+    off = np.abs(gradient - true_gradient)
+    assert (off <= GRADIENT * np.abs(true_gradient).max(axis=1, keepdims=True)).all()
+
+
 def test_divergence_from_a_certain_target_is_200_with_gradient_minus_1_and_1():
     value, gradient = value_and_gradient(
         lambda z: losses.kl_divergence_from_logits([[1.0, 0.0]], z), [[0.0, 200.0]]

@@ -26,6 +26,7 @@ from matplotlib import font_manager
 from matplotlib.collections import PathCollection
 from matplotlib.colors import to_rgb
 
+from fmkit import metrics
 from fmkit import visualization as pictures
 
 pytestmark = pytest.mark.backend("torch")  # what is drawn depends on no backend
@@ -65,6 +66,8 @@ AVERAGED = 0.88 - 0.3 * np.exp(-STEPS / 500)
 RATES = 10.0 ** np.linspace(-4, 0.5, 60)
 SMOOTHED = 2.3 - 1.5 / (1 + (0.01 / RATES) ** 1.5) + 3.0 * RATES**2 / 10
 LOSSES = SMOOTHED + 0.15 * np.cos(7 * np.arange(60))
+SCORES = np.random.RandomState(0).randn(300, 3) * 4
+CLASSES = (SCORES / 3 + np.random.RandomState(1).gumbel(size=SCORES.shape)).argmax(1)
 RUNS = [
     {"batch_size": size, "optimizer": kind, "accuracy": base - 0.02 * k + 0.01 * seed}
     for k, size in enumerate([8, 64, 512])
@@ -80,6 +83,13 @@ def circle(points, radius2=2.0, shift=0.5):
 
 def rate(step, decay=0.7):
     return 0.1 * decay ** (step // 100)
+
+
+def reliability(ax, before=SCORES, after=SCORES / 3):
+    """Draw a model before and after its calibration."""
+    for name, z in (("before", before), ("after", after)):
+        ax = pictures.reliability_diagram(CLASSES, z, bins=8, label=name, ax=ax)
+    return ax
 
 
 # Each picture, and the same with one mistake that a reader would be misled by.
@@ -146,6 +156,11 @@ PICTURES = {
     "raw_against_averaged": (
         lambda ax: pictures.raw_against_averaged(RAW, AVERAGED, steps=STEPS, ax=ax),
         lambda ax: pictures.raw_against_averaged(AVERAGED, RAW, steps=STEPS, ax=ax),
+    ),
+    "reliability_diagram": (
+        reliability,
+        lambda ax: reliability(ax, SCORES / 3, SCORES),
+        lambda ax: reliability(ax, SCORES, SCORES),
     ),
     "sweep": (
         lambda ax: pictures.sweep(
@@ -313,8 +328,8 @@ def test_series_are_told_apart_without_colour():
     pair = pictures.raw_against_averaged(RAW, AVERAGED)
     rates = pictures.learning_rate_curve(rate, 300, label="a")
     pictures.learning_rate_curve(lambda step: 0.05, 300, label="b", ax=rates)
-    for ax in (curves, pair, rates):
-        (dash, marker), (other_dash, other_marker) = looks(ax)
+    for ax in (curves, pair, rates, reliability(None)):
+        (dash, marker), (other_dash, other_marker) = looks(ax)[-2:]
         assert dash != other_dash
         assert marker != other_marker or marker == "None"
     groups = pictures.sweep(RUNS, "batch_size", "accuracy", group="optimizer")
@@ -728,6 +743,62 @@ def test_losses_over_the_rates_are_drawn_with_the_suggestion():
         pictures.loss_by_learning_rate([0.0, 1.0], [2.0, 1.0])
 
 
+# --- reliability --------------------------------------------------------------------
+
+
+def test_a_bin_is_drawn_at_its_mean_confidence_and_accuracy():
+    p = [[0.85, 0.15], [0.75, 0.25], [0.4, 0.6]]
+    ax = pictures.reliability_diagram([0, 1, 1], p, form="probabilities", bins=3)
+    straight, curve = ax.lines
+    assert straight.get_xydata().tolist() == [[0, 0], [1, 1]]
+    np.testing.assert_allclose(curve.get_xydata(), [[0.6, 1.0], [0.8, 0.5]])
+    small, large = ax.collections[0].get_sizes()
+    assert large == pytest.approx(2 * small)
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert labels == ["calibrated", "ECE 0.333"]  # (2 * 0.3 + 0.4) / 3
+    assert ax.get_ylabel() == "accuracy"
+    assert ax.get_xlabel().startswith("confidence")
+    assert ax.get_aspect() == 1.0
+
+
+def test_the_error_in_the_legend_is_that_of_the_metrics():
+    one_hot = np.eye(3)[CLASSES]
+    error = float(metrics.expected_calibration_error(CLASSES, SCORES, bins=8))
+    for labels in (CLASSES, one_hot):
+        line = pictures.reliability_diagram(labels, SCORES, bins=8).lines[-1]
+        assert line.get_label() == f"ECE {error:.3f}"
+    options = {"activation": "sigmoid", "bins": 8}
+    ax = pictures.reliability_diagram(one_hot, SCORES, label="several", **options)
+    each = metrics.binary_expected_calibration_error(one_hot, SCORES, bins=8)
+    assert ax.lines[-1].get_label() == f"several, ECE {float(each.mean()):.3f}"
+    assert ax.get_ylabel() == "share of yes"
+    assert sum(ax.collections[0].get_sizes()) == pytest.approx(2000)
+    one = pictures.reliability_diagram(one_hot[:, 0], SCORES[:, 0], **options)
+    error = metrics.binary_expected_calibration_error(
+        one_hot[:, 0], SCORES[:, 0], bins=8
+    )
+    assert one.lines[-1].get_label() == f"ECE {float(error[0]):.3f}"
+
+
+@pytest.mark.parametrize(
+    ("labels", "predictions", "options", "message"),
+    [
+        ([0, 1], np.eye(3), {}, r"got shape \(3, 3\) for 2 labels"),
+        ([0, 1], [0.2, 0.8], {}, 'pass activation="sigmoid"'),
+        ([0, 2], np.eye(2), {}, "go up to 2, and `predictions` have 2 columns"),
+        ([0, 1], np.eye(2), {"activation": "sigmoid"}, r"shapes \(2,\) and \(2, 2\)"),
+        ([0, 1], np.eye(2), {"activation": "relu"}, "`activation` must be one of"),
+        ([0, 1], np.eye(2), {"form": "logit"}, "Did you mean 'logits'"),
+        ([0, 1], np.eye(2), {"bins": 0}, "`bins` must be at least 1"),
+    ],
+)
+def test_a_diagram_of_what_does_not_fit_is_refused(
+    labels, predictions, options, message
+):
+    with pytest.raises(ValueError, match=message):
+        pictures.reliability_diagram(labels, predictions, **options)
+
+
 # --- averages and sweeps ------------------------------------------------------------
 
 
@@ -846,6 +917,7 @@ def grid_of_clothes():
             circle, POINTS, INSIDE, class_names=[CLOTHES, "b"]
         ),
         lambda: pictures.sweep([{CLOTHES: CLOTHES, "y": 1}], CLOTHES, "y"),
+        lambda: pictures.reliability_diagram(CLASSES, SCORES, label=CLOTHES),
     ],
 )
 @pytest.mark.usefixtures("chinese_font")

@@ -37,8 +37,8 @@ Tensor = Any
 UNITS = {"nats": 1.0, "bits": math.log(2.0), "bans": math.log(10.0)}
 
 _SHARED = (
-    "abs all arange equal exp expm1 isfinite log log1p logical_and logical_not max min "
-    "ones_like reshape squeeze sum where zeros_like"
+    "abs all arange equal exp expm1 isfinite log log1p logical_and logical_not "
+    "logical_or max min ones_like reshape squeeze sum where zeros_like"
 )
 numpy_ops = SimpleNamespace(
     **{name: getattr(np, name) for name in _SHARED.split()},
@@ -59,8 +59,8 @@ def _torch_ops() -> SimpleNamespace:
     import torch
 
     same = (
-        "abs exp expm1 isfinite log log1p logical_and logical_not ones_like "
-        "relu reshape where zeros_like"
+        "abs exp expm1 isfinite log log1p logical_and logical_not logical_or "
+        "ones_like relu reshape where zeros_like"
     )
     return SimpleNamespace(
         **{name: getattr(torch, name) for name in same.split()},
@@ -198,6 +198,16 @@ def sigmoids(x: Tensor, xp: Any = ops) -> tuple[Tensor, Tensor]:
     return xp.where(ahead, larger, smaller), xp.where(ahead, smaller, larger)
 
 
+def _largest(z: Tensor, axis: int, xp: Any) -> Tensor:
+    """Return booleans, true at the first of the largest classes."""
+    size = z.shape[axis]
+    where = positions(size, len(z.shape), axis, "int32", xp)
+    largest = xp.max(xp.stop_gradient(z), axis=axis, keepdims=True)
+    # The smallest index at the maximum: two plain reductions are faster than argmax.
+    index = xp.min(xp.where(z == largest, where, size), axis=axis, keepdims=True)
+    return xp.equal(where, index)
+
+
 def _dominance(z: Tensor, axis: int, xp: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Return where a class holds most of the mass, the shift, and log-sum minus shift.
 
@@ -205,12 +215,7 @@ def _dominance(z: Tensor, axis: int, xp: Any) -> tuple[Tensor, Tensor, Tensor]:
     the mass, the shift carries its gradient, so that the gradient is arranged as for
     `p - 1 = -(sum of the others)`.
     """
-    size = z.shape[axis]
-    where = positions(size, len(z.shape), axis, "int32", xp)
-    largest = xp.max(xp.stop_gradient(z), axis=axis, keepdims=True)
-    # The smallest index at the maximum: two plain reductions are faster than argmax.
-    index = xp.min(xp.where(z == largest, where, size), axis=axis, keepdims=True)
-    picked = xp.equal(where, index)
+    picked = _largest(z, axis, xp)
     chosen, top, mass = split(z, picked, axis, xp)
     constant = xp.stop_gradient(chosen)
     dominant = xp.stop_gradient(xp.exp(top - constant) * mass) < 1.0
@@ -266,14 +271,17 @@ def log_ratio(
     largest = xp.max(
         xp.where(out, -float("inf"), xp.stop_gradient(apart)), axis=axis, keepdims=True
     )
-    at_largest = xp.where(apart == largest, lost, -1.0)
-    lost = lost - xp.max(at_largest, axis=axis, keepdims=True)
     inside = xp.logical_and(xp.abs(apart - largest) < 1.0, xp.isfinite(apart))
     close = xp.all(xp.where(out, True, inside), axis=axis, keepdims=True)
+    # Relative to the class that weighs most: of a confident row its own ratio is then
+    # the sum of the others, and not one minus almost one.
+    heaviest = _largest(w, axis, xp)
+    shift = xp.sum(xp.where(heaviest, apart, 0.0), axis=axis, keepdims=True)
+    lost = lost - xp.sum(xp.where(heaviest, lost, 0.0), axis=axis, keepdims=True)
     # Where a branch is not taken, its operand is made harmless, not its result:
     # the gradient of an untaken branch is 0 times its derivative.
-    keep = xp.logical_and(close, xp.logical_not(out))
-    apart = xp.where(keep, (apart - xp.where(close, largest, 0.0)) + lost, 0.0)
+    keep = xp.logical_and(close, xp.logical_not(xp.logical_or(out, heaviest)))
+    apart = xp.where(keep, (apart - xp.where(close, shift, 0.0)) + lost, 0.0)
     mean = xp.sum(xp.exp(-w_nll) * xp.expm1(apart), axis=axis, keepdims=True)
     far = xp.where(out, 0.0, w_nll - z_nll)
     return xp.where(close, xp.where(out, 0.0, apart - xp.log1p(mean)), far), close

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -47,6 +49,36 @@ def read_logits(logits: Any, axis: int) -> tuple[Tensor, int]:
             "`keras.losses.MeanSquaredError()`."
         )
     return logits, axis
+
+
+def merge_axes(
+    y_true: Any, y_pred: Any, axis: int | Sequence[int]
+) -> tuple[Any, Any, int]:
+    """Return targets, logits and their class axis; of several the last, merged.
+
+    Labels have no class axes, and stay as they are.
+    """
+    if not isinstance(axis, Sequence):
+        return y_true, y_pred, axis
+    y_pred = ops.convert_to_tensor(y_pred)
+    rank = len(y_pred.shape)
+    axes = sorted({each % rank for each in axis if -rank <= each < rank})
+    if not axes or len(axes) < len(axis):
+        raise ValueError(
+            f"`axis` must name different axes of the logits, got axis={axis!r} for "
+            f"logits of shape {tuple(y_pred.shape)}."
+        )
+    batch = rank - len(axes)
+
+    def merged(x: Tensor) -> Tensor:
+        x = ops.moveaxis(x, axes, list(range(batch, rank)))
+        size = math.prod(x.shape[batch:])
+        return ops.reshape(x, (*ops.shape(x)[:batch], size))
+
+    if y_true is not None:
+        y_true = ops.convert_to_tensor(y_true)
+        y_true = merged(y_true) if len(y_true.shape) == rank else y_true
+    return y_true, merged(y_pred), -1
 
 
 def read_targets(y_true: Any, logits: Tensor, axis: int) -> tuple[Tensor, bool]:

@@ -3,17 +3,28 @@
 `SidecarEvaluator` evaluates the checkpoints of a training run; the command is
 `python -m fmkit.evaluation DIRECTORY`. `synthesize` makes averages of any length after
 training, `sweep_widths` evaluates them. `update_batch_norm` recomputes the statistics
-of BatchNormalization for averaged weights.
+of BatchNormalization for averaged weights. `fit_temperature` calibrates the logits of a
+trained model, and `with_temperature` makes the model that has them.
 """
 
 from fmkit._batch_norm import update_batch_norm
 from fmkit.evaluation._sidecar import SidecarEvaluator
 from fmkit.evaluation._synthesize import Synthesis, sweep_widths, synthesize
+from fmkit.evaluation._temperature import (
+    TemperatureFit,
+    TemperatureScaling,
+    fit_temperature,
+    with_temperature,
+)
 
 __all__ = [
     "SidecarEvaluator",
     "Synthesis",
+    "TemperatureFit",
+    "TemperatureScaling",
+    "fit_temperature",
     "sweep_widths",
     "synthesize",
     "update_batch_norm",
+    "with_temperature",
 ]

@@ -19,6 +19,10 @@ from fmkit.losses._binary_divergence import (
 )
 from fmkit.losses._crossentropy import CrossentropyFromLogits, crossentropy_from_logits
 from fmkit.losses._divergence import KLDivergenceFromLogits, kl_divergence_from_logits
+from fmkit.losses._focal import (
+    BinaryFocalCrossentropyFromLogits,
+    binary_focal_crossentropy_from_logits,
+)
 from fmkit.losses._forecast import AsymmetricError, Pinball, asymmetric_error, pinball
 from fmkit.losses._penalty import (
     ConfidencePenalty,
@@ -34,6 +38,7 @@ __all__ = [
     "AsymmetricError",
     "AsymmetricLossFromLogits",
     "BinaryCrossentropyFromLogits",
+    "BinaryFocalCrossentropyFromLogits",
     "BinaryKLDivergenceFromLogits",
     "ConfidencePenalty",
     "ConfidenceRegularizer",
@@ -44,6 +49,7 @@ __all__ = [
     "asymmetric_error",
     "asymmetric_loss_from_logits",
     "binary_crossentropy_from_logits",
+    "binary_focal_crossentropy_from_logits",
     "binary_kl_divergence_from_logits",
     "confidence_penalty",
     "crossentropy_from_logits",

@@ -30,7 +30,8 @@ class ExactLoss(keras.losses.Loss):
         super().__init__(name, reduction, dtype=float32_or_float64(dtype))
         self._option_names = tuple(options)
         for option, value in options.items():
-            setattr(self, option, value)
+            # A config is plain: JSON has no tuples.
+            setattr(self, option, list(value) if isinstance(value, tuple) else value)
 
     def call(self, y_true: Any, y_pred: Any) -> Tensor:
         """Return the cost of each position."""

@@ -20,6 +20,7 @@ from fmkit._math import (
 from fmkit._targets import (
     check_labels,
     check_probabilities,
+    merge_axes,
     nan_unless,
     read_logits,
     read_targets,
@@ -48,7 +49,7 @@ def crossentropy_from_logits(
     focal_gamma: float = 0.0,
     z_loss: float = 0.0,
     sum_tolerance: float | None = 1e-3,
-    axis: int = -1,
+    axis: int | Sequence[int] = -1,
 ) -> Tensor:
     r"""Cross-entropy between integer or dense targets and logits.
 
@@ -79,7 +80,7 @@ def crossentropy_from_logits(
         z_loss: $\lambda \ge 0$, weight of the squared log-partition.
         sum_tolerance: How far from 1 the sum of dense targets may be; None turns
             off the check of dense targets.
-        axis: The class axis.
+        axis: The class axis, or several, which are taken as one.
 
     Returns:
         The cost of each position, shape of `y_pred` without the class axis.
@@ -106,6 +107,7 @@ def crossentropy_from_logits(
     label_smoothing, temperature, focal_gamma, z_loss = _check_options(
         label_smoothing, temperature, focal_gamma, z_loss, sum_tolerance
     )
+    y_true, y_pred, axis = merge_axes(y_true, y_pred, axis)
     logits, axis = read_logits(y_pred, axis)
     targets, integer = read_targets(y_true, logits, axis)
     weights = weights_along("class_weights", class_weights, logits, axis)
@@ -242,7 +244,7 @@ class CrossentropyFromLogits(ExactLoss):
         focal_gamma: float = 0.0,
         z_loss: float = 0.0,
         sum_tolerance: float | None = 1e-3,
-        axis: int = -1,
+        axis: int | Sequence[int] = -1,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "crossentropy_from_logits",
         dtype: Any = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -17,6 +18,7 @@ from fmkit._math import (
 )
 from fmkit._targets import (
     check_probabilities,
+    merge_axes,
     read_logits,
     read_targets,
 )
@@ -35,7 +37,7 @@ def kl_divergence_from_logits(
     direction: str = "forward",
     temperature: float = 1.0,
     sum_tolerance: float | None = 1e-3,
-    axis: int = -1,
+    axis: int | Sequence[int] = -1,
 ) -> Tensor:
     r"""Relative entropy between targets and the softmax of logits, in nats.
 
@@ -62,7 +64,7 @@ def kl_divergence_from_logits(
         temperature: $T > 0$.
         sum_tolerance: How far from 1 the sum of target probabilities may be; None
             turns the check off.
-        axis: The class axis.
+        axis: The class axis, or several, which are taken as one.
 
     Returns:
         The divergence of each position, shape of `y_pred` without the class axis. It
@@ -89,6 +91,7 @@ def kl_divergence_from_logits(
         based on the Shannon entropy*, 1991.
     """
     temperature = _check_options(target_form, direction, temperature, sum_tolerance)
+    y_true, y_pred, axis = merge_axes(y_true, y_pred, axis)
     logits, axis = read_logits(y_pred, axis)
     targets, integer = read_targets(y_true, logits, axis)
     if integer:
@@ -155,7 +158,7 @@ class KLDivergenceFromLogits(ExactLoss):
         direction: str = "forward",
         temperature: float = 1.0,
         sum_tolerance: float | None = 1e-3,
-        axis: int = -1,
+        axis: int | Sequence[int] = -1,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "kl_divergence_from_logits",
         dtype: Any = None,

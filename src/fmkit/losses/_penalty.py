@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -10,12 +11,14 @@ from keras import ops
 from fmkit import _keras_private as private
 from fmkit._checks import check_number
 from fmkit._math import Tensor, entropy_from_logits
-from fmkit._targets import read_logits
+from fmkit._targets import merge_axes, read_logits
 from fmkit.losses._base import ExactLoss
 
 
 @keras.saving.register_keras_serializable("fmkit", "confidence_penalty")
-def confidence_penalty(y_pred: Any, *, weight: float = 0.1, axis: int = -1) -> Tensor:
+def confidence_penalty(
+    y_pred: Any, *, weight: float = 0.1, axis: int | Sequence[int] = -1
+) -> Tensor:
     r"""Negative entropy of the softmax of logits.
 
     With $p = \mathrm{softmax}(z)$ and weight $\beta$, in nats:
@@ -29,7 +32,7 @@ def confidence_penalty(y_pred: Any, *, weight: float = 0.1, axis: int = -1) -> T
         y_pred: Logits $z$, shape `(batch, ..., K)`. A logit of `-inf` excludes a
             class. float16 and bfloat16 are computed in float32.
         weight: $\beta$, of either sign.
-        axis: The class axis.
+        axis: The class axis, or several, which are taken as one.
 
     Returns:
         The penalty of each position, shape of `y_pred` without the class axis.
@@ -48,6 +51,7 @@ def confidence_penalty(y_pred: Any, *, weight: float = 0.1, axis: int = -1) -> T
         *Semi-supervised learning by entropy minimization*, 2004.
     """
     weight = check_number("weight", weight)
+    _, y_pred, axis = merge_axes(None, y_pred, axis)
     logits, axis = read_logits(y_pred, axis)
     return -weight * entropy_from_logits(logits, axis)
 
@@ -70,7 +74,7 @@ class ConfidencePenalty(ExactLoss):
         self,
         *,
         weight: float = 0.1,
-        axis: int = -1,
+        axis: int | Sequence[int] = -1,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "confidence_penalty",
         dtype: Any = None,

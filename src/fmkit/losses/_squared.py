@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -12,6 +13,7 @@ from fmkit._math import Tensor, one_hot_mask, softmax_minus
 from fmkit._targets import (
     check_labels,
     check_probabilities,
+    merge_axes,
     nan_unless,
     read_logits,
     read_targets,
@@ -31,7 +33,7 @@ def mean_squared_error_from_logits(
     k: float = 1.0,
     M: float = 1.0,
     sum_tolerance: float | None = 1e-3,
-    axis: int = -1,
+    axis: int | Sequence[int] = -1,
 ) -> Tensor:
     r"""Mean squared error between integer or dense targets and logits.
 
@@ -56,7 +58,7 @@ def mean_squared_error_from_logits(
         M: Target value $M > 0$ of the true class.
         sum_tolerance: How far from 1 the sum of dense targets may be; None turns off
             the check, for targets that are not a distribution.
-        axis: The class axis.
+        axis: The class axis, or several, which are taken as one.
 
     Returns:
         The cost of each position, shape of `y_pred` without the class axis.
@@ -77,6 +79,7 @@ def mean_squared_error_from_logits(
         *Verification of forecasts expressed in terms of probability*, 1950.
     """
     k, M = _check_options(activation, k, M, sum_tolerance)
+    y_true, y_pred, axis = merge_axes(y_true, y_pred, axis)
     logits, axis = read_logits(y_pred, axis)
     targets, integer = read_targets(y_true, logits, axis)
     valid = None
@@ -129,7 +132,7 @@ class MeanSquaredErrorFromLogits(ExactLoss):
         k: float = 1.0,
         M: float = 1.0,
         sum_tolerance: float | None = 1e-3,
-        axis: int = -1,
+        axis: int | Sequence[int] = -1,
         reduction: str | None = "sum_over_batch_size",
         name: str | None = "mean_squared_error_from_logits",
         dtype: Any = None,

@@ -24,6 +24,7 @@ from fmkit.visualization._curves import (
 from fmkit.visualization._images import image_grid
 from fmkit.visualization._plane import decision_boundary
 from fmkit.visualization._rates import loss_by_learning_rate
+from fmkit.visualization._reliability import reliability_diagram
 from fmkit.visualization._sweep import sweep
 
 __all__ = [
@@ -34,5 +35,6 @@ __all__ = [
     "learning_rate_curve",
     "loss_by_learning_rate",
     "raw_against_averaged",
+    "reliability_diagram",
     "sweep",
 ]
