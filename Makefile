@@ -47,7 +47,7 @@ quickstart: $(VENV)/run.stamp ## set up, then train and judge the network of exa
 # REUSE_COMPILED is for JAX: see tests/conftest.py.
 PYTEST = REUSE_COMPILED=yes $(PY) -m pytest -q -n $(JOBS) --dist worksteal
 
-test: $(VENV)/dev.stamp ## set up, then pass the tests on every backend (BACKENDS="jax" for one): 6 min
+test: $(VENV)/dev.stamp ## set up, then pass the tests on every backend (BACKENDS="jax" for one): 20 min
 	@for backend in $(BACKENDS); do \
 	  echo "== Keras on $$backend"; \
 	  KERAS_BACKEND=$$backend $(PYTEST) -m "not long and not slow" $(COV) || exit 1; \
@@ -65,7 +65,7 @@ $(LONG): test-long-%: $(VENV)/dev.stamp
 	@KERAS_BACKEND=$* $(PYTEST) -m "long or slow"
 
 coverage: COV := --cov=fmkit --cov-append --cov-report=
-coverage: forget-coverage test ## pass the tests, and name public code that none of them ran: 8 min
+coverage: forget-coverage test ## pass the tests, and name public code that none of them ran: 20 min
 	$(PY) scripts/check_coverage.py
 
 forget-coverage:

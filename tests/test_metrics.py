@@ -261,6 +261,15 @@ def test_each_label_has_bins_of_its_own():
     np.testing.assert_allclose(numbers(apart), [0.4, 0.4], rtol=1e-5)
 
 
+@pytest.mark.backend("jax")
+def test_a_target_out_of_range_scores_nan_in_a_compiled_step():
+    import jax
+
+    y, z = np.float32([[2, 1], [1, 0]]), np.zeros((2, 2), "float32")
+    got = np.asarray(jax.jit(metrics.binary_brier_score)(y, z))
+    np.testing.assert_array_equal(np.isnan(got), [True, False])
+
+
 def test_a_binary_brier_score_keeps_the_digits_of_a_sure_and_right_answer():
     got = metrics.binary_brier_score([1, 0, 1], np.float32([17.0, -17.0, 0.0]))
     true = [expit(-17.0) ** 2, expit(-17.0) ** 2, 0.25]
