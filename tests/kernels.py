@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import time
 from dataclasses import dataclass, field
 
 import keras
@@ -107,12 +108,16 @@ class Kernel:
                 cell.traceback = "\n".join(content["traceback"])
         return cell
 
-    def kill_at(self, code, at):
-        """Run a cell, and kill the kernel's process once it has printed `at`."""
+    def kill_at(self, code, at, after):
+        """Run a cell; kill the kernel's process once it printed `at`, with a file."""
         printed = ""
         for message in self.messages(self.start(code)):
             printed += message["content"].get("text", "")
             if at in printed:
+                end = time.monotonic() + 120
+                while not after.exists():
+                    assert time.monotonic() < end, f"{after} was never written"
+                    time.sleep(0.05)
                 self.manager.shutdown_kernel(now=True)
                 return
         raise AssertionError(f"the cell never printed {at!r}: {printed}")

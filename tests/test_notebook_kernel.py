@@ -157,7 +157,9 @@ def test_without_exact_resume_the_cell_run_again_ends_with_others(tmp_path, expe
 
 def test_a_killed_kernel_and_run_all_end_with_the_same_bits(tmp_path, expected):
     with started(tmp_path, SETUP) as kernel:
-        kernel.kill_at(fit_cell(waits=[(1, 9)]), "at step 1 9\n")
+        # Commits are written while the training goes on.
+        commit = tmp_path / "run" / "commit-00000004.npz"
+        kernel.kill_at(fit_cell(waits=[(1, 9)]), "at step 1 9\n", after=commit)
     (tmp_path / "go-1-9").touch()
     assert is_free(tmp_path / "run")
     with started(tmp_path, SETUP) as kernel:

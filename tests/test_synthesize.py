@@ -151,6 +151,16 @@ def test_a_snapshot_without_its_commit_is_made_again(tmp_path):
     assert kept.items() <= snapshots(tmp_path / "run").items()
 
 
+def test_a_run_killed_before_its_first_commit_starts_again(tmp_path):
+    train(tmp_path, epochs=2)
+    kept = snapshots(tmp_path)
+    _, *later = sorted(kept)
+    for path in [*tmp_path.glob("commit-*.npz"), *(tmp_path / name for name in later)]:
+        path.unlink()
+    train(tmp_path, epochs=2)
+    assert snapshots(tmp_path).keys() == kept.keys()
+
+
 def test_no_snapshots_where_none_are_wanted_or_none_can_be(tmp_path):
     train(tmp_path / "off", epochs=2, snapshot_growth=None)
     fit(tmp_path / "plain", model=build())

@@ -42,10 +42,11 @@ class AverageSnapshots:
         """Make the snapshots those of this run.
 
         Raises:
-            ValueError: If a run that starts from the beginning finds any.
+            ValueError: If a run that starts from the beginning finds several.
         """
         found = list_averages(self._directory.path)
-        if found and not resumed:
+        # The first comes before the first commit: a run may have been killed between.
+        if len(found) > 1 and not resumed:
             raise ValueError(
                 f"{self._directory.path} has no commit, but {len(found)} snapshots of "
                 "averages of another run (averages-*.npz). Move them away, or give "
@@ -54,7 +55,7 @@ class AverageSnapshots:
         if found:
             # What lies after the commit is made again, with the same bits unless the
             # program has changed.
-            self._directory.drop_averages(_length(_powers(model)))
+            self._directory.drop_averages(_length(_powers(model)) if resumed else 0)
 
     def take(self, model: Any, *, last: bool) -> Snapshot | None:
         """Return a copy of the averages if it is time.
