@@ -253,6 +253,7 @@ def test_a_saved_model_has_its_temperature(tmp_path):
 
 @pytest.mark.long
 @pytest.mark.backend("tensorflow", "jax")
+@pytest.mark.filterwarnings("ignore:The `native_serialization`:DeprecationWarning")
 def test_an_exported_model_divides_without_fmkit(tmp_path):
     with_temperature(model_of(np.eye(3)), [1.0, 2.0, 4.0]).export(
         tmp_path / "model", verbose=False
