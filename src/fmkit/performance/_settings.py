@@ -235,9 +235,8 @@ def _execution(
     strategy = getattr(model, "distribute_strategy", None)
     if getattr(strategy, "num_replicas_in_sync", 1) > 1 and device == "cpu":
         return 1, "TensorFlow fails with more than 1 on several CPU devices."
-    fused_on_cpu = isinstance(model, FusedModel) and device == "cpu"
-    unknown = _unknown_layers(model)
-    if unknown and fused_on_cpu and backend == "jax":
+    looped = isinstance(model, FusedModel) and (backend, device) == ("jax", "cpu")
+    if looped and (unknown := _unknown_layers(model)):
         return 1, (
             f"On a CPU, XLA is several times slower with {', '.join(unknown)} inside "
             "a loop over steps."
