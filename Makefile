@@ -39,7 +39,7 @@ $(VENV)/dev.stamp: $(VENV)/run.stamp
 	$(PIP) -e '.[test,sources,lint,docs,jax,torch]' build
 	@touch $@
 
-setup: $(VENV)/dev.stamp ## make the virtual environment with all that development needs: 2 min
+setup: $(VENV)/dev.stamp ## make the virtual environment with all that development needs: 4 min
 
 quickstart: $(VENV)/run.stamp ## set up, then train and judge the network of examples/quickstart.py: 2 min, mostly the download
 	$(PY) scripts/quiet.py examples/quickstart.py
@@ -71,7 +71,7 @@ coverage: forget-coverage test ## pass the tests, and name public code that none
 forget-coverage:
 	rm -f .coverage
 
-matrix: ## pass the core tests on other versions, and write docs/compatibility.md (CORNERS="colab"): 10 min a corner
+matrix: ## pass the core tests on other versions, and write docs/compatibility.md (CORNERS="colab"): 10 min a corner, not timed but estimated
 	$(PYTHON) scripts/matrix.py $(CORNERS) --backends $(BACKENDS) --jobs $(JOBS) \
 	  $(if $(LARGE),--large) $(if $(filter no,$(RECORD)),--no-record) $(if $(CORE),--core $(CORE))
 
@@ -85,16 +85,16 @@ types: $(VENV)/dev.stamp ## mypy --strict over the package: 15 s
 docs: $(VENV)/dev.stamp ## build the reference site into site/: half a minute
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict -q
 
-site-test: docs ## look at every page of the site in headless Chromium: 3 min
+site-test: docs ## look at every page of the site in headless Chromium: 5 min
 	$(PY) scripts/check_site.py
 
-wheel-check: $(VENV)/dev.stamp ## build the wheel and try it in an empty environment: 2 min
+wheel-check: $(VENV)/dev.stamp ## build the wheel and try it in an empty environment: 3 min
 	$(PY) scripts/check_wheel.py
 
-release-check: $(VENV)/dev.stamp ## what must hold before a release, on every Python there is (PYTHONS="..."): half an hour for each Python
+release-check: $(VENV)/dev.stamp ## what must hold before a release, on every Python there is (PYTHONS="..."): half an hour for each Python, not timed but estimated
 	$(PY) scripts/check_release.py $(PYTHONS)
 
-audit: $(VENV)/run.stamp ## compare the installed dependencies with PyPI's known advisories: 1 min
+audit: $(VENV)/run.stamp ## compare the installed dependencies with PyPI's known advisories: 1 min, not timed but estimated
 	$(PYTHON) -m venv $(VENV)-audit
 	$(subst $(VENV),$(VENV)-audit,$(PY)) -m pip install -q --disable-pip-version-check pip-audit
 	$(PY) -m pip freeze --exclude-editable > $(VENV)-audit/installed.txt
@@ -102,7 +102,7 @@ audit: $(VENV)/run.stamp ## compare the installed dependencies with PyPI's known
 	$(subst $(VENV),$(VENV)-audit,$(PY)) -m pip_audit --strict --progress-spinner off \
 	  --disable-pip --no-deps -r $(VENV)-audit/installed.txt
 
-newcomer: ## time a newcomer's way: clone, set up, train, first figure: 5 min
+newcomer: ## time a newcomer's way: clone, set up, train, first figure: 4 min
 	$(PYTHON) scripts/time_newcomer.py
 
 translations: ## fail if a Chinese page is missing or older than the English one: 1 s
@@ -117,17 +117,17 @@ notebooks: ## write the notebooks of the tutorials' programs, in English and Chi
 bench: $(VENV)/dev.stamp ## run the benchmarks and print the table of ratios: 2 h
 	$(PY) -m benchmarks
 
-chaos: $(VENV)/dev.stamp ## kill trainings for a long time and compare every bit: an hour
+chaos: $(VENV)/dev.stamp ## kill trainings for a long time and compare every bit: an hour, not timed but estimated
 	@for b in $(BACKENDS); do \
 	  KERAS_BACKEND=$$b $(PY) tests/chaos/lab.py --kills 200 || exit 1; \
 	done
 
-chaos-data: $(VENV)/dev.stamp ## kill trainings on each kind of data, and compare every bit: an hour
+chaos-data: $(VENV)/dev.stamp ## kill trainings on each kind of data, and compare every bit: an hour, not timed but estimated
 	@for b in $(BACKENDS); do \
 	  KERAS_BACKEND=$$b $(PY) tests/chaos/lab.py --kills 192 --data || exit 1; \
 	done
 
-chaos-tuner: $(VENV)/dev.stamp ## kill a worker of Keras Tuner, then its chief, and compare every score: 10 min
+chaos-tuner: $(VENV)/dev.stamp ## kill a worker of Keras Tuner, then its chief, and compare every score: 10 min, not timed but estimated
 	@for b in $(BACKENDS); do for victim in worker chief; do \
 	  KERAS_BACKEND=$$b $(PY) tests/chaos/tuner.py $$victim || exit 1; \
 	done; done
