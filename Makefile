@@ -41,7 +41,7 @@ $(VENV)/dev.stamp: $(VENV)/run.stamp
 
 setup: $(VENV)/dev.stamp ## make the virtual environment with all that development needs: 4 min
 
-quickstart: $(VENV)/run.stamp ## set up, then train and judge the network of examples/quickstart.py: 2 min, mostly the download
+quickstart: $(VENV)/run.stamp ## set up, then train and judge the network of examples/quickstart.py: 2 min
 	$(PY) scripts/quiet.py examples/quickstart.py
 
 # REUSE_COMPILED is for JAX: see tests/conftest.py.
