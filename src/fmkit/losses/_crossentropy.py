@@ -11,6 +11,7 @@ from keras import ops
 from fmkit._checks import check_int, check_number
 from fmkit._math import (
     Tensor,
+    in_one_node,
     namespace,
     one_hot_mask,
     split,
@@ -171,7 +172,12 @@ def _cost_of_one_class(
 ) -> Tensor:
     """Cost of one picked class per row."""
     xp = namespace(z)
-    loss, partition = surprisal(*split(z, picked, axis, xp), xp)
+    if in_one_node(z, xp):
+        nll = xp.where(picked, surprisals(z, axis, xp), 0.0)
+        loss = xp.sum(nll, axis=axis, keepdims=True)
+        partition = ops.logsumexp(z, axis=axis, keepdims=True) if z_loss else None
+    else:
+        loss, partition = surprisal(*split(z, picked, axis, xp), xp)
     loss = focal(loss, focal_gamma)
     if weights is not None:
         weight = ops.where(picked, weights, 0.0)

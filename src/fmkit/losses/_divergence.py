@@ -14,6 +14,7 @@ from fmkit._math import (
     divergence_terms,
     jensen_shannon,
     log_ratio,
+    namespace,
     softmax,
 )
 from fmkit._targets import (
@@ -102,11 +103,12 @@ def kl_divergence_from_logits(
             " use `fmkit.losses.CrossentropyFromLogits()`, or `keras.ops.one_hot`."
         )
     z = logits if temperature == 1.0 else logits / temperature
-    p, z_nll = softmax(z, axis)
+    xp = namespace(z)
+    p, z_nll = softmax(z, axis, xp)
     if target_form == "logits":
         w = targets if temperature == 1.0 else targets / temperature
-        q, w_nll = softmax(w, axis)
-        log_p_over_q, _ = log_ratio(z, w, z_nll, w_nll, axis)
+        q, w_nll = softmax(w, axis, xp)
+        log_p_over_q, _ = log_ratio(z, w, z_nll, w_nll, axis, xp)
     elif target_form == "log_probabilities":
         q = ops.exp(targets)
         check_probabilities(q, axis, sum_tolerance)
@@ -114,8 +116,9 @@ def kl_divergence_from_logits(
     else:
         check_probabilities(y_true, axis, sum_tolerance)
         q = targets
-        positive = ops.where(q > 0.0, q, 1.0)
-        log_p_over_q = ops.where(q > 0.0, -z_nll - ops.log(positive), float("inf"))
+        some = q > 0.0
+        log_q = xp.log(xp.where(some, q, 1.0))
+        log_p_over_q = xp.where(some, -z_nll - log_q, float("inf"))
     return temperature**2 * divergence(direction, q, p, log_p_over_q, axis)
 
 
@@ -123,11 +126,12 @@ def divergence(
     direction: str, q: Tensor, p: Tensor, log_p_over_q: Tensor, axis: int
 ) -> Tensor:
     """Return the divergence between `q` and `p` in nats, without `axis`."""
+    xp = namespace(p)
     if direction == "forward":
-        return ops.sum(divergence_terms(q, p, log_p_over_q), axis=axis)
+        return xp.sum(divergence_terms(q, p, log_p_over_q, xp), axis=axis)
     if direction == "reverse":
-        return ops.sum(divergence_terms(p, q, -log_p_over_q), axis=axis)
-    return jensen_shannon(p, q, log_p_over_q, axis)
+        return xp.sum(divergence_terms(p, q, -log_p_over_q, xp), axis=axis)
+    return jensen_shannon(p, q, log_p_over_q, axis, xp)
 
 
 def _check_options(

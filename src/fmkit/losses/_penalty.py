@@ -10,7 +10,7 @@ from keras import ops
 
 from fmkit import _keras_private as private
 from fmkit._checks import check_number
-from fmkit._math import Tensor, entropy_from_logits
+from fmkit._math import Tensor, entropy_from_logits, namespace
 from fmkit._targets import merge_axes, read_logits
 from fmkit.losses._base import ExactLoss
 
@@ -53,7 +53,7 @@ def confidence_penalty(
     weight = check_number("weight", weight)
     _, y_pred, axis = merge_axes(None, y_pred, axis)
     logits, axis = read_logits(y_pred, axis)
-    return -weight * entropy_from_logits(logits, axis)
+    return -weight * entropy_from_logits(logits, axis, namespace(logits))
 
 
 @keras.saving.register_keras_serializable("fmkit")

@@ -58,6 +58,8 @@ def namespace(x: Tensor) -> Any:
 def _torch_ops() -> SimpleNamespace:
     import torch
 
+    from fmkit._math import _torch_softmax
+
     same = (
         "abs exp expm1 isfinite log log1p logical_and logical_not logical_or "
         "ones_like relu reshape where zeros_like"
@@ -69,6 +71,7 @@ def _torch_ops() -> SimpleNamespace:
         equal=torch.eq,
         expand_dims=torch.unsqueeze,
         maximum=lambda least, x: torch.clamp(x, min=least),
+        as_one_node=_torch_softmax,
         max=lambda x, axis, keepdims=False: torch.amax(x, axis, keepdims),
         min=lambda x, axis, keepdims=False: torch.amin(x, axis, keepdims),
         # Above 40, not 20, the difference to x is lost in float64 too.
@@ -225,8 +228,15 @@ def _dominance(z: Tensor, axis: int, xp: Any) -> tuple[Tensor, Tensor, Tensor]:
     return xp.logical_and(picked, dominant), shift, inner
 
 
+def in_one_node(z: Tensor, xp: Any) -> bool:
+    """Whether `softmax` and `surprisals` of `z` are one operation to PyTorch."""
+    return hasattr(xp, "as_one_node") and xp.as_one_node.is_taken(z)
+
+
 def surprisals(z: Tensor, axis: int, xp: Any = ops) -> Tensor:
     """Return `-log softmax(z)`, each entry right to its own last digits."""
+    if in_one_node(z, xp):
+        return softmax(z, axis, xp)[1]
     dominant, shift, inner = _dominance(z, axis, xp)
     return inner - xp.where(dominant, 0.0, z - shift)
 
@@ -237,6 +247,13 @@ def softmax(z: Tensor, axis: int, xp: Any = ops) -> tuple[Tensor, Tensor]:
     The probabilities are not the exponential of the rounded surprisals: near 1e-17
     that would already cost a relative error of 2e-6.
     """
+    if in_one_node(z, xp):
+        return xp.as_one_node.softmax(z, axis, _softmax_of_rows)  # type: ignore[no-any-return]
+    return _softmax(z, *_dominance(z, axis, xp), xp)
+
+
+def _softmax_of_rows(z: Tensor) -> tuple[Tensor, Tensor]:
+    axis, xp = len(z.shape) - 1, namespace(z)
     return _softmax(z, *_dominance(z, axis, xp), xp)
 
 
@@ -250,10 +267,15 @@ def _softmax(
 
 def softmax_minus(aim: Tensor, z: Tensor, axis: int) -> Tensor:
     """Return `softmax(z) - aim`, without losing 1 - p where p is near 1."""
-    dominant, shift, inner = _dominance(z, axis, ops)
-    p, _ = _softmax(z, dominant, shift, inner, ops)
-    near_1 = ops.logical_and(dominant, aim > 0.5)
-    return ops.where(near_1, ops.expm1(-inner) + (1.0 - aim), p - aim)
+    xp = namespace(z)
+    if in_one_node(z, xp):
+        p, nll = softmax(z, axis, xp)
+        near_1 = xp.logical_and(p > 0.5, aim > 0.5)
+        return xp.where(near_1, xp.expm1(-nll) + (1.0 - aim), p - aim)
+    dominant, shift, inner = _dominance(z, axis, xp)
+    p, _ = _softmax(z, dominant, shift, inner, xp)
+    near_1 = xp.logical_and(dominant, aim > 0.5)
+    return xp.where(near_1, xp.expm1(-inner) + (1.0 - aim), p - aim)
 
 
 def log_ratio(
