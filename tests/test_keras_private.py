@@ -418,6 +418,19 @@ def test_tensorflow_stays_unloaded_while_keras_asks_for_it():
     assert printed.split() == ["False", "False", "True"]
 
 
+@pytest.mark.backend("tensorflow")
+def test_a_traced_number_passes_for_a_tensor():
+    import tensorflow as tf
+
+    from fmkit.callbacks._traced_number import TracedNumber
+
+    number = TracedNumber(0.5, tf.constant(0.25))
+    assert isinstance(number, private.tensor_interface())
+    assert tf.is_tensor(number)
+    # The control: without the class it would be taken for something else.
+    assert not tf.is_tensor(object.__new__(TracedNumber))
+
+
 def test_the_global_seed_generator_decides_unseeded_draws():
     keras.utils.set_random_seed(3)
     variable = private.global_seed_variable(create=True)

@@ -144,6 +144,21 @@ def one_device(epochs, drop_remainder=False):
     }
 
 
+def with_falling_momentum():
+    """Weights after one epoch of descent with a momentum that a schedule lowers."""
+    x, y, *_ = features.data()
+    weights = [w.astype("float64") for w in features.initial_weights()]
+    velocities, order = [0.0] * len(weights), philox_order(len(x), SEED, 0)
+    for step, start in enumerate(range(0, len(x), BATCH)):
+        rows = order[start : start + BATCH]
+        momentum = features.MOMENTUM - features.LOWER * step
+        found = gradients(weights, x[rows] / 255.0, y[rows])
+        pairs = zip(velocities, found, strict=True)
+        velocities = [momentum * v - features.PACE * g for v, g in pairs]
+        weights = [w + v for w, v in zip(weights, velocities, strict=True)]
+    return weights
+
+
 @pytest.fixture(scope="module")
 def expected():
     losses = [epoch["loss"] for epoch in one_device(features.EPOCHS)["history"]]
@@ -223,6 +238,12 @@ def check_time(ends, expected):
     )
 
 
+def check_momentum(ends, expected):
+    for each in ends:
+        for place, weight in enumerate(with_falling_momentum()):
+            close(each[f"falling {place}"], weight)
+
+
 def check_resume(ends, expected):
     for each in ends:
         # From the middle of an epoch, to the same bits.
@@ -257,6 +278,7 @@ ROWS = {
     "`ThresholdStopping`, every n batches": ("stop_inside", check_stop_inside),
     "the same logs of a batch everywhere": ("common batch logs", check_common_logs),
     "`TimeStopping`": ("time_stopping", check_time),
+    "`HyperparameterScheduler`": ("momentum", check_momentum),
     "`ExactResume` inside an epoch": ("resume", check_resume),
     "`predict` on `Batches`": ("predict", check_predictions),
     "a last batch of fewer samples than devices": ("partial", check_partial),

@@ -23,6 +23,8 @@ from fmkit.data import Batches
 BATCH, HIDDEN, CLASSES, SEED = 8, 4, 3, 11
 RATE, STAIR, FACTOR, DECAY = 0.4, 7, 0.8, 0.9
 STEPS, EPOCHS, COMMIT_EVERY, VALIDATE_EVERY = 6, 4, 3, 7
+# The momentum that a schedule lowers, step by step.
+MOMENTUM, LOWER, PACE = 0.9, 0.15, 0.05
 
 
 def data():
@@ -75,6 +77,18 @@ def build(descent):
     return model
 
 
+def scheduled(descent):
+    """The same network, for a fit in which the momentum falls."""
+    model = keras.models.clone_model(build(descent))
+    model.set_weights(initial_weights())
+    model.compile(
+        descent(PACE, momentum=MOMENTUM),
+        losses.CrossentropyFromLogits(),
+        jit_compile=False if BACKEND == "torch" else "auto",
+    )
+    return model
+
+
 class Lesson:
     """One network under one strategy, and what the features made of it."""
 
@@ -89,6 +103,7 @@ class Lesson:
         self.held_out = Batches(held_x, held_y, size, shard=shard)
         with scope:
             self.model = build(descent)
+            self.with_momentum = scheduled(descent)
         self.ends, self.errors = {}, {}
 
     def attempt(self, feature):
@@ -194,6 +209,22 @@ class Lesson:
     def predict(self):
         return {"predictions": self.model.predict(self.held_out, verbose=0)}
 
+    def momentum(self):
+        falling = callbacks.HyperparameterScheduler(
+            "momentum",
+            lambda step: MOMENTUM - LOWER * keras.ops.cast(step, "float32"),
+            of=self.with_momentum.optimizer,
+        )
+        x, y, *_ = data()
+        size, shard = self.batches.batch_size, self.batches.shard
+        self.with_momentum.fit(
+            Batches(x, y, size, seed=SEED, shard=shard),
+            verbose=0,
+            callbacks=[falling, *self.first],
+        )
+        weights = enumerate(self.with_momentum.get_weights())
+        return {f"falling {place}": weight for place, weight in weights}
+
     def partial(self):
         """A last batch of one sample for each process."""
         x, y, *_ = data()
@@ -211,6 +242,7 @@ FEATURES = (
     "predict",
     "stop_inside",
     "time_stopping",
+    "momentum",
     "partial",
 )
 

@@ -80,6 +80,7 @@ from fmkit._keras_private._tensorboard import begin_event_files, event_files
 from fmkit._keras_private._tensorflow import (
     is_seeded,
     stateful_operations,
+    tensor_interface,
     tensorflow_unloaded,
     ways_through,
 )
@@ -140,6 +141,7 @@ __all__ = [
     "symbolic_batch",
     "synchronize",
     "take_out",
+    "tensor_interface",
     "tensorflow_unloaded",
     "train_step_replaced",
     "trainable_variables",

@@ -1,4 +1,4 @@
-"""What TensorFlow keeps private: whether it is there, its seed, a dataset's steps."""
+"""What TensorFlow keeps private: its seed, the steps of a dataset, tensors."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 __all__ = [
     "is_seeded",
     "stateful_operations",
+    "tensor_interface",
     "tensorflow_unloaded",
     "ways_through",
 ]
@@ -83,3 +84,15 @@ def is_seeded() -> bool:
         return True
     seed = getattr(context, "global_seed", None)
     return seed is None or seed() is not None
+
+
+def tensor_interface() -> type:
+    """Return the class that TensorFlow's operations take for a tensor.
+
+    Where TensorFlow has moved it: `object`, and an operation that asks for a tensor
+    says that it was given something else.
+    """
+    import tensorflow as tf
+
+    types = getattr(getattr(tf, "__internal__", None), "types", None)
+    return getattr(types, "Tensor", object)

@@ -9,6 +9,8 @@ from typing import Any
 
 import keras
 
+from fmkit import _keras_private as private
+
 __all__ = ["TracedNumber"]
 
 
@@ -66,10 +68,8 @@ class TracedNumber:
 
 @functools.cache
 def _for_tensorflow() -> type[TracedNumber]:
-    import tensorflow as tf
-
     # Some operations look for a number or a tensor, and refuse everything else.
-    return type("TracedNumber", (TracedNumber, tf.__internal__.types.Tensor), {})
+    return type("TracedNumber", (TracedNumber, private.tensor_interface()), {})
 
 
 def _computed(function: Callable[..., Any], *, swap: bool = False) -> Any:

@@ -63,11 +63,12 @@ _LARGEST_LOOK = 64
 _MOST_OPERATIONS = 3000
 # Python finds these in less time than `torch.ops` finds the same kernels.
 _BY_NAME = (
-    "abs add addmm amax amin argmax bitwise_and bitwise_not bitwise_or bmm cat clamp "
-    "convolution cos div eq exp expm1 floor ge gt le log log1p logical_and logical_not "
-    "logical_or lt maximum mean minimum mm mul ne neg ones_like pow reciprocal relu "
-    "round rsqrt rsub sigmoid sign sin slice_copy sqrt square squeeze stack sub sum t "
-    "tanh transpose unsqueeze where zeros_like"
+    "abs add addcmul addmm amax amin argmax bitwise_and bitwise_not bitwise_or bmm "
+    "cat clamp convolution cos div eq exp expm1 floor gather ge gt le log log1p "
+    "logical_and logical_not logical_or lt maximum mean minimum mm mul ne neg "
+    "ones_like pow reciprocal relu round rsqrt rsub scatter sigmoid sign sin "
+    "slice_copy sqrt square squeeze stack sub sum t tanh transpose unsqueeze where "
+    "zeros_like"
 )
 
 
