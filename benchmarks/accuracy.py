@@ -1,7 +1,7 @@
 """Time to accuracy: the tutorial's program against `examples/time_to_accuracy.py`.
 
     python -m benchmarks.accuracy [--seeds 5] [--residual-seeds 2] [--tutorial-seeds 1]
-    python -m benchmarks.accuracy --only residual_8   # the other rows stay
+    python -m benchmarks.accuracy --only mirrored     # the other rows stay
 
 Every run is a fresh process, timed from its first line, compile time included; seeds
 take turns. The tutorial's program runs for real, 20 epochs. The recipes look at the
@@ -35,8 +35,7 @@ RECIPES = {
     "dense, on JAX": ("dense", "jax"),
     "two_strided": ("two_strided", "tensorflow"),
     "three_strided": ("three_strided", "tensorflow"),
-    "residual_8": ("residual_8", "tensorflow"),
-    "residual_16": ("residual_16", "tensorflow"),
+    "mirrored": ("mirrored", "tensorflow"),
     "residual_36": ("residual_36", "tensorflow"),
 }
 TOLD = re.compile(r"accuracy ([0-9.]+) after ([0-9.]+) s")

@@ -32,7 +32,7 @@ def test_every_recipe_has_the_network_it_names(lesson):
     }
     assert counts["three_strided"] == 66_698
     assert counts["residual_36"] == 78_426
-    assert counts["residual_8"] == counts["residual_16"] == counts["residual_36"]
+    assert counts["mirrored"] == counts["three_strided"]
 
 
 def test_the_residual_network_judges_both_sides_of_an_image(lesson):
@@ -53,9 +53,13 @@ def test_the_residual_network_judges_both_sides_of_an_image(lesson):
 
 @pytest.mark.long
 @pytest.mark.backend("tensorflow")
-def test_the_residual_recipe_runs_to_its_end(lesson, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "rate", "epochs"), [("residual_36", 0.05, 3), ("mirrored", 0.01, 8)]
+)
+def test_a_recipe_of_mirrored_images_runs_to_its_end(
+    lesson, monkeypatch, name, rate, epochs
+):
     # Smaller batches: few images come with fmkit, and BatchNorm needs its steps.
-    recipe = lesson.RECIPES["residual_8"]
-    small = dataclasses.replace(recipe, batch_size=32, rate=0.05)
-    monkeypatch.setitem(lesson.RECIPES, "residual_8", small)
-    assert lesson.main("residual_8", epochs=3)[0] > 0.7
+    small = dataclasses.replace(lesson.RECIPES[name], batch_size=32, rate=rate)
+    monkeypatch.setitem(lesson.RECIPES, name, small)
+    assert lesson.main(name, epochs=epochs)[0] > 0.7
