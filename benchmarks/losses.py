@@ -230,7 +230,8 @@ def rows(quick: bool) -> list[dict[str, Any]]:
     table.append(row(name, times, OURS, THEIRS))
     if os.path.exists("/proc/self/status"):
         table.append(memory_row())
-    return table
+    backend = keras.backend.backend()
+    return [{**each, "name": f"{each['name']}, {backend}"} for each in table]
 
 
 def main() -> None:

@@ -53,7 +53,7 @@ def enter(options):
     return on_devices(strategy, options["devices"]), descent, []
 
 
-def build(descent):
+def network():
     model = keras.Sequential(
         [
             keras.Input((6,)),
@@ -62,6 +62,11 @@ def build(descent):
         ]
     )
     model.set_weights(initial_weights())
+    return model
+
+
+def build(descent):
+    model = network()
     rate = schedules.ExponentialDecay(RATE, STAIR, FACTOR, staircase=True)
     model.compile(
         optimizers.ExponentialMovingAverage(descent(rate), DECAY),
@@ -79,8 +84,7 @@ def build(descent):
 
 def scheduled(descent):
     """The same network, for a fit in which the momentum falls."""
-    model = keras.models.clone_model(build(descent))
-    model.set_weights(initial_weights())
+    model = network()
     model.compile(
         descent(PACE, momentum=MOMENTUM),
         losses.CrossentropyFromLogits(),
