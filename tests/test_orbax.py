@@ -170,6 +170,40 @@ def test_a_step_of_one_backend_is_exported_on_another(run, tmp_path):
     assert same(found, seen.averaged[0])
 
 
+SHARDED = """
+import sys
+import keras, numpy as np
+devices = keras.distribution.list_devices()
+mesh = keras.distribution.DeviceMesh((1, 4), ["batch", "model"], devices)
+layout = keras.distribution.LayoutMap(mesh)
+layout["wide/kernel"] = (None, "model")
+keras.distribution.set_distribution(
+    keras.distribution.ModelParallel(layout_map=layout, batch_dim_name="batch"))
+model = keras.Sequential([
+    keras.Input((4,)), keras.layers.Dense(8, name="wide"), keras.layers.Dense(1)])
+model.compile("adam", "mse")
+saved = keras.callbacks.OrbaxCheckpoint(sys.argv[1])
+x = np.random.RandomState(0).rand(8, 4)
+model.fit(x, x[:, :1], batch_size=4, verbose=0, callbacks=[saved])
+assert len(model.layers[0].kernel.value.sharding.device_set) == 4
+np.savez(sys.argv[2], *model.get_weights())
+"""
+
+
+@pytest.mark.long
+@needs_orbax
+@pytest.mark.backend("jax")
+def test_a_step_of_several_devices_is_read_on_one(tmp_path):
+    folder, out = tmp_path / "run", tmp_path / "out.npz"
+    devices = "--xla_force_host_platform_device_count=4"
+    run_python(SHARDED, str(folder), str(out), XLA_FLAGS=devices)
+    assert len(keras.distribution.list_devices()) == 1
+    export_checkpoint(folder, tmp_path / "a.keras")
+    found = keras.saving.load_model(tmp_path / "a.keras").get_weights()
+    with np.load(out) as arrays:
+        assert same(found, [arrays[name] for name in arrays.files])
+
+
 def listed(folder, name):
     return next(file for file in list_checkpoints(folder) if file.path.name == name)
 
