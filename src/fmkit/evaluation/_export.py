@@ -12,6 +12,7 @@ from typing import Any
 import keras
 
 from fmkit._checks import check_path, did_you_mean
+from fmkit._commits import group_variables
 from fmkit._describe import library_of
 from fmkit._files import whole_file
 from fmkit._layer_state import refresh
@@ -95,7 +96,10 @@ def export_checkpoint(
     if model is None:
         model = _model_of(files[0].path.parent)
     found = _read(files, model, source)
-    assign(found.raw + _chosen(found, weights))
+    # Of a commit in parts, what is not assigned is not read: not the optimizer's state.
+    own = {id(variable) for variable in group_variables(model).model}
+    raw = [pair for pair in found.raw if id(pair[0]) in own]
+    assign(raw + _chosen(found, weights))
     refresh(model)
     with whole_file(target, suffix=suffix) as file, _plain(model) as plain:
         (plain.save if suffix == ".keras" else plain.save_weights)(file.name)
