@@ -36,7 +36,7 @@ $(VENV)/run.stamp: pyproject.toml $(PINS)
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp
-	$(PIP) -e '.[test,sources,lint,docs,jax,torch]' build
+	$(PIP) -e '.[test,sources,lint,docs,jax,torch,orbax]' build
 	@touch $@
 
 setup: $(VENV)/dev.stamp ## make the virtual environment with all that development needs: 4 min

@@ -14,10 +14,15 @@ import pytest
 # What a supported Keras may lack, and where a test would find it.
 ABILITIES = {
     "MultiOptimizer": (keras.optimizers, "MultiOptimizer"),  # since Keras 3.15
+    "OrbaxCheckpoint": (keras.callbacks, "OrbaxCheckpoint"),  # since Keras 3.14
 }
 
 # Names to install, where they differ from the names to import.
-PIP_NAMES = {"keras_tuner": "keras-tuner", "PIL": "pillow"}
+PIP_NAMES = {
+    "PIL": "pillow",
+    "keras_tuner": "keras-tuner",
+    "orbax": "orbax-checkpoint",
+}
 
 
 def missing(name):

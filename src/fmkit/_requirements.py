@@ -13,7 +13,11 @@ from typing import Any
 __all__ = ["ipython_shell", "require"]
 
 # Names to install, where they differ from the names to import.
-_PIP_NAMES = {"PIL": "pillow", "keras_tuner": "keras-tuner"}
+_PIP_NAMES = {
+    "PIL": "pillow",
+    "keras_tuner": "keras-tuner",
+    "orbax": "orbax-checkpoint",
+}
 
 
 def require(name: str, user: str) -> Any:

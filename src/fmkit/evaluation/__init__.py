@@ -1,13 +1,16 @@
 """Evaluation during training in a second process, and of averaged weights.
 
 `SidecarEvaluator` evaluates the checkpoints of a training run; the command is
-`python -m fmkit.evaluation DIRECTORY`. `synthesize` makes averages of any length after
-training, `sweep_widths` evaluates them. `update_batch_norm` recomputes the statistics
-of BatchNormalization for averaged weights. `fit_temperature` calibrates the logits of a
+`python -m fmkit.evaluation DIRECTORY`. `export_checkpoint` writes one of them as a
+plain file of Keras's; the command is `python -m fmkit.evaluation export`. `synthesize`
+makes averages of any length after training, `sweep_widths` evaluates them.
+`update_batch_norm` recomputes the statistics of BatchNormalization for averaged
+weights. `fit_temperature` calibrates the logits of a
 trained model, and `with_temperature` makes the model that has them.
 """
 
 from fmkit._batch_norm import update_batch_norm
+from fmkit.evaluation._export import export_checkpoint
 from fmkit.evaluation._sidecar import SidecarEvaluator
 from fmkit.evaluation._synthesize import Synthesis, sweep_widths, synthesize
 from fmkit.evaluation._temperature import (
@@ -22,6 +25,7 @@ __all__ = [
     "Synthesis",
     "TemperatureFit",
     "TemperatureScaling",
+    "export_checkpoint",
     "fit_temperature",
     "sweep_widths",
     "synthesize",

@@ -1,10 +1,12 @@
-"""Evaluate a running training from the command line: `python -m fmkit.evaluation`."""
+"""Evaluate a running training from the command line: `python -m fmkit.evaluation`.
+
+`python -m fmkit.evaluation export` writes one of its checkpoints as a plain file.
+"""
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import sys
 import time
 from pathlib import Path
@@ -16,16 +18,21 @@ from fmkit import _keras_private as private
 from fmkit._npz import read_npz
 from fmkit.data import Batches
 from fmkit.datasets import fashion_mnist, mnist
-from fmkit.evaluation import SidecarEvaluator
-from fmkit.evaluation._described import NotDescribedError, model_from_json
+from fmkit.evaluation import SidecarEvaluator, export_checkpoint
+from fmkit.evaluation._described import (
+    NotDescribedError,
+    find_description,
+    make_model,
+)
 from fmkit.evaluation._listing import list_checkpoints
 from fmkit.preprocessing import preprocess
 
 _DESCRIPTION = """\
 Evaluate the checkpoints of a training run while it runs in another process: the
-commits of fmkit's ExactResume, and the .weights.h5 and .keras files of Keras's
-ModelCheckpoint. Raw and averaged weights are evaluated and the best are kept. No
-checkpoint is evaluated twice, however often this is stopped and started.
+commits of fmkit's ExactResume, the .weights.h5 and .keras files of Keras's
+ModelCheckpoint, and the steps of its OrbaxCheckpoint. Raw and averaged weights are
+evaluated and the best are kept. No checkpoint is evaluated twice, however often this is
+stopped and started.
 """
 
 _EPILOG = """\
@@ -38,6 +45,26 @@ examples:
   python -m fmkit.evaluation checkpoints --model model.keras \\
       --data test=test.npz --data other=other.npz --monitor test/accuracy
       two data sets of your own, in .npz files with the arrays x and y
+
+python -m fmkit.evaluation export --help
+    about writing a checkpoint as a plain .keras or .weights.h5 file
+"""
+
+_EXPORT = """\
+Write a checkpoint of a training run as a .keras or .weights.h5 file that plain Keras
+loads, on any backend: the model and its weights, without the state of the training. The
+file appears whole or not at all.
+"""
+
+_EXPORT_EPILOG = """\
+examples:
+  python -m fmkit.evaluation export run model.keras
+      the newest intact checkpoint of a run
+  python -m fmkit.evaluation export run/commit-00000012.npz model.weights.h5 \\
+      --weights averaged
+      one commit of ExactResume, with the averages of its weights
+  python -m fmkit.evaluation export checkpoints/7 model.keras
+      one step of keras.callbacks.OrbaxCheckpoint
 """
 
 
@@ -45,13 +72,18 @@ class _UsageError(ValueError):
     """A mistake in the command, with what to write instead."""
 
 
+_ERRORS = (ImportError, OSError, TypeError, ValueError)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["export"]:
+        return _export(arguments[1:])
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
-        for module in options.imports:
-            importlib.import_module(module)
+        _import(options.imports)
         data = _data(options.data, options.map, options.batch_size)
         evaluator = SidecarEvaluator(
             _model(options),
@@ -72,9 +104,35 @@ def main(arguments: list[str] | None = None) -> int:
             verbose=0 if options.quiet else 1,
         )
         evaluator.run()
-    except (_UsageError, ImportError, OSError, TypeError, ValueError) as error:
+    except _ERRORS as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
     return 130 if evaluator.ended_by == "interrupted" else 0
+
+
+def _export(arguments: list[str]) -> int:
+    parser = _export_parser()
+    options = parser.parse_args(arguments)
+    try:
+        _import(options.imports)
+        written = export_checkpoint(
+            options.checkpoint,
+            options.path,
+            weights=options.weights,
+            model=_build(options.model) if options.model else None,
+            overwrite=options.overwrite,
+        )
+    except _ERRORS as error:
+        parser.exit(1, f"{parser.prog}: {error}\n")
+    if not options.quiet:
+        where = [f"{k} {written[k]}" for k in ("epoch", "step") if written[k]]
+        what = ", ".join([written["checkpoint"], *where])
+        private.print_msg(f"{what}: {options.weights} weights are in {options.path}.")
+    return 0
+
+
+def _import(modules: list[str]) -> None:
+    for module in modules:
+        importlib.import_module(module)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -91,8 +149,8 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="FILE",
         help="a .keras file of the compiled model; without it, the model that "
-        "ExactResume describes in DIRECTORY/model.json, or the oldest .keras file in "
-        "DIRECTORY",
+        "ExactResume describes in DIRECTORY/model.json, or the oldest .keras file or "
+        "step of OrbaxCheckpoint in DIRECTORY",
     )
     add(
         "--data",
@@ -124,6 +182,10 @@ def _add_what(add: Any) -> None:
     add("--no-best", action="store_true", help="don't keep best.keras")
     add("--output", type=Path, help="default: DIRECTORY/evaluation")
     add("--tensorboard", action="store_true", help="also write for TensorBoard")
+    _add_import(add)
+
+
+def _add_import(add: Any) -> None:
     add(
         "--import",
         action="append",
@@ -155,27 +217,39 @@ def _add_when(add: Any) -> None:
     add("--quiet", action="store_true", help="print nothing")
 
 
+def _export_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m fmkit.evaluation export",
+        description=_EXPORT,
+        epilog=_EXPORT_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("checkpoint", type=Path, help="the directory of a run, or a checkpoint in it")
+    add("path", type=Path, help="the file to write: FILE.keras or FILE.weights.h5")
+    add(
+        "--weights",
+        default="raw",
+        help="raw (default), averaged, or the name of one of several averages",
+    )
+    add(
+        "--model",
+        type=Path,
+        metavar="FILE",
+        help="a .keras file of the model; without it, what the run has written of it",
+    )
+    add("--overwrite", action="store_true", help="replace a file that is there")
+    _add_import(add)
+    add("--quiet", action="store_true", help="print nothing")
+    return parser
+
+
 # The model
 
 
 def _model(options: argparse.Namespace) -> Any:
-    """Rebuild the model from numbers and JSON; code in a file is refused."""
     path = options.model or _described(options.directory, options.idle, options.poll)
-    if not path.is_file():
-        raise _UsageError(f"There is no file {path}. Give --model FILE.keras.")
-    try:
-        if path.name == "model.json":
-            model = model_from_json(json.loads(path.read_bytes()))
-        else:
-            model = keras.saving.load_model(path, safe_mode=True)
-    except NotDescribedError as error:
-        raise _UsageError(str(error)) from error
-    except Exception as error:
-        raise _UsageError(
-            f"No model could be built from {path}: {error}\nIf it has layers, losses "
-            "or metrics of your own, decorate them with "
-            "@keras.saving.register_keras_serializable() and give --import MODULE."
-        ) from error
+    model = _build(path)
     if not isinstance(model, keras.Model) or not model.compiled:
         raise _UsageError(
             f"{path} holds no compiled model. Compile the model with loss and metrics, "
@@ -184,22 +258,31 @@ def _model(options: argparse.Namespace) -> Any:
     return model
 
 
+def _build(path: Path) -> Any:
+    """Rebuild the model from numbers and JSON; code in a file is refused."""
+    if not path.exists():
+        raise _UsageError(f"There is no file {path}. Give --model FILE.keras.")
+    try:
+        return make_model(path)
+    except NotDescribedError as error:
+        raise _UsageError(str(error)) from error
+
+
 def _described(directory: Path, idle: float | None, poll: float) -> Path:
     """Find the file that describes the model; wait for a run that has not begun."""
     started = time.monotonic()
     while True:
-        if (directory / "model.json").is_file():
-            return directory / "model.json"
-        files = [file.path for file in list_checkpoints(directory)]
-        if any(path.suffix == ".keras" for path in files):
-            return next(path for path in files if path.suffix == ".keras")
-        if files or (idle is not None and time.monotonic() - started >= idle):
+        found = find_description(directory)
+        if found is not None:
+            return found
+        waited = time.monotonic() - started
+        if list_checkpoints(directory) or (idle is not None and waited >= idle):
             raise _UsageError(
                 f"Nothing in {directory} describes the model (no model.json of "
-                "ExactResume, no .keras file). Give --model FILE.keras, as written by "
-                "model.save('FILE.keras')."
+                "ExactResume, no .keras file, no whole step of OrbaxCheckpoint). Give "
+                "--model FILE.keras, as written by model.save('FILE.keras')."
             )
-        if time.monotonic() - started < poll:
+        if waited < poll:
             private.print_msg(f"Waiting for a training run to begin in {directory}.")
         time.sleep(poll)
 

@@ -19,6 +19,7 @@ __all__ = [
     "Pairs",
     "Target",
     "assign",
+    "averages_of",
     "find_averages",
     "numpy_of",
     "schedule_free_average",
@@ -86,10 +87,26 @@ class Target:
     @classmethod
     def of(cls, model: Any) -> Target:
         """Return `model` as a target; builds its optimizer."""
+        if not hasattr(model, "optimizer"):
+            model.optimizer = None  # it was never compiled
         if model.optimizer is not None and not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
         own, optimizer, _ = group_variables(model)
         return cls(model, own, optimizer, [(v, numpy_of(v)) for v in optimizer])
+
+    def takes(self, variable: Any, value: Array) -> bool:
+        """Whether a value has the shape and the dtype of a variable of the model.
+
+        The seeds of dropout, which evaluation does not use, have other dtypes on other
+        backends.
+        """
+        if value.shape != tuple(variable.shape):
+            return False
+        dtype = keras.backend.standardize_dtype(variable.dtype)
+        return value.dtype.name == dtype or self._is_no_weight(variable)
+
+    def _is_no_weight(self, variable: Any) -> bool:
+        return all(variable is not weight for weight in self.model.weights)
 
     def checkpoint(
         self, raw: Pairs, averages: dict[str, Pairs], **where: Any
@@ -171,3 +188,20 @@ def schedule_free_average(
         if own is not None and own.shape == tuple(variable.shape):
             found.append((variable, (trained - (1 - beta) * own) / beta))
     return {"averaged": found} if found else {}
+
+
+def averages_of(
+    optimizer: Any,
+    values: list[tuple[Any, str, Array]],
+    entries: list[tuple[str, Array]],
+) -> dict[str, Pairs]:
+    """Return the averages that a checkpoint of a model with this optimizer holds.
+
+    Args:
+        optimizer: The model's.
+        values: As in `schedule_free_average`.
+        entries: As in `find_averages`.
+    """
+    if type(optimizer).__name__ == "ScheduleFreeAdamW":
+        return schedule_free_average(values, entries, optimizer.beta_1)
+    return find_averages([(v, path) for v, path, _ in values], entries)

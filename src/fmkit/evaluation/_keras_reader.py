@@ -24,9 +24,8 @@ from fmkit.evaluation._checkpoint import (
     Pairs,
     Target,
     assign,
-    find_averages,
+    averages_of,
     numpy_of,
-    schedule_free_average,
 )
 from fmkit.evaluation._listing import CheckpointFile, signature_of
 
@@ -60,12 +59,9 @@ def read_keras_file(file: CheckpointFile, target: Target) -> Checkpoint:
     averages: dict[str, Pairs] = {}
     if has_optimizer:
         state = [(v, numpy_of(v)) for v in target.optimizer]
-        places = [(v, v.path) for v in target.own]
+        values = [(v, v.path, value) for v, value in raw]
         entries = [(v.path, value) for v, value in state]
-        averages = find_averages(places, entries)
-        if type(optimizer).__name__ == "ScheduleFreeAdamW":
-            values = [(v, v.path, value) for v, value in raw]
-            averages = schedule_free_average(values, entries, optimizer.beta_1)
+        averages = averages_of(optimizer, values, entries)
     return target.checkpoint(
         raw + state,
         averages,

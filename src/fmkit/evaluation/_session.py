@@ -17,6 +17,7 @@ from fmkit.evaluation._checkpoint import Checkpoint, NotReadableError, Target, a
 from fmkit.evaluation._commit_reader import read_commit_file
 from fmkit.evaluation._keras_reader import read_keras_file
 from fmkit.evaluation._listing import CheckpointFile
+from fmkit.evaluation._orbax_reader import read_orbax_step
 from fmkit.evaluation._results import Record, ResultsFile, TensorBoardWriter
 from fmkit.evaluation._settings import Settings
 from fmkit.evaluation._watch import Watch
@@ -32,8 +33,11 @@ def read_checkpoint(file: CheckpointFile, target: Target) -> Checkpoint:
         FileNotFoundError: If it has been deleted.
         ValueError: If it is a sound commit of another model.
     """
-    read = read_keras_file if file.number is None else read_commit_file
-    return read(file, target)
+    if file.number is not None:
+        return read_commit_file(file, target)
+    if file.orbax_step is not None:
+        return read_orbax_step(file, target)
+    return read_keras_file(file, target)
 
 
 class Session:

@@ -29,8 +29,9 @@ class SidecarEvaluator:
     r"""Evaluate the checkpoints of a training run while another process writes them.
 
     `run` polls `directory` and evaluates what it has not evaluated yet: the commits of
-    `callbacks.ExactResume`, and the `.weights.h5` and `.keras` files of Keras's
-    `ModelCheckpoint`. It survives a training run that starts later, dies or is
+    `callbacks.ExactResume`, the `.weights.h5` and `.keras` files of Keras's
+    `ModelCheckpoint`, and the steps of its `OrbaxCheckpoint` (they need the package
+    orbax-checkpoint). It survives a training run that starts later, dies or is
     resumed; files that are half-written, deleted or damaged (a warning names each); and
     its own death: a checkpoint that has its line in `results.jsonl` is not evaluated
     again. A checkpoint is identified by its epoch, its step and the bits of its

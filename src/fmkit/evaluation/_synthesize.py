@@ -13,7 +13,6 @@ idea is that of Karras et al. (2023); they fit the continuous profiles.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -26,12 +25,11 @@ import numpy as np
 from fmkit._batch_norm import update_batch_norm
 from fmkit._checks import check_int, check_path
 from fmkit._commits import DamagedCommitError, list_averages, read_commit, read_meta
-from fmkit._files import read_regular
 from fmkit._layer_state import refresh
 from fmkit._swap import path_of
 from fmkit.evaluation._checkpoint import Array, Target, assign
 from fmkit.evaluation._commit_reader import is_same_place, read_commit_file
-from fmkit.evaluation._described import model_from_json
+from fmkit.evaluation._described import make_model
 from fmkit.evaluation._listing import list_checkpoints
 from fmkit.optimizers import PowerRule
 
@@ -246,7 +244,7 @@ def _model_of(directory: Path) -> Any:
         raise ValueError(
             f"{directory} has no model.json to make the model from: give model=."
         )
-    return model_from_json(json.loads(read_regular(path)))
+    return make_model(path)
 
 
 def _assign_newest(directory: Path, model: Any) -> None:
