@@ -23,7 +23,7 @@ TOPICS = {
     "Losses": ("losses",),
     "Averages": ("averages",),
     "Resume and the evaluator": ("resume", "places", "evaluator"),
-    "Size": ("growth", "fusing", "large", "imports"),
+    "Size": ("growth", "fusing", "large", "sharded", "imports"),
 }
 AT_MOST = re.compile(r"at most ([\d.]+)(?=$|:| \()")
 

@@ -4,8 +4,10 @@
 """
 
 import random
+import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 
 import keras
@@ -14,6 +16,8 @@ from abilities import MANY_STEPS
 
 sys.path.insert(0, str(Path(__file__).parent / "chaos"))
 from lab import Lab, kill_and_compare
+
+from fmkit._commits import list_commits, read_meta
 
 BACKEND = keras.backend.backend()
 
@@ -155,9 +159,68 @@ def test_a_job_of_two_processes_ends_with_the_same_bits_whatever_ends_one(lab):
         terminated = options | {"die_after": 4, "die_by": signal.SIGTERM}
         assert end_one(lab, folder, "1", terminated) == [143, 143], lab.log(folder)
     assert differences(lab.job_ends(folder, 2, **options), expected) == [[], []]
-    # One process can't go on with what two have begun, and says so.
-    assert lab.run(folder, epochs=3)["code"] == 1
-    assert "processes: 2 in the commit, 1 here" in lab.log(folder)
+
+
+# Processes, and the mesh over which their devices are laid out on JAX: what the layers
+# name is cut along its second axis. Keras can't save or copy what other processes hold.
+CUT = {"saved": False, "restore_best": False}
+SIZES = {
+    "jax": {
+        "4 to 2": [(4, {"mesh": [2, 2], **CUT}), (2, {"mesh": [1, 2], **CUT})],
+        "2 to 1": [(2, {"mesh": [1, 2], **CUT}), (1, {"mesh": [2, 2], **CUT})],
+        "1 to 4": [(1, {"mesh": [1, 1], **CUT}), (4, {"mesh": [1, 4], **CUT})],
+    },
+    "torch": {
+        "2 to 1": [(2, {}), (1, {})],
+        "1 to 2": [(1, {}), (2, {})],
+    },
+}.get(BACKEND, {})
+
+
+@pytest.mark.backend("jax", "torch")
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=list(SIZES))
+def test_a_job_that_is_killed_goes_on_in_another_size_with_the_same_bits(lab, sizes):
+    rng, folder = random.Random(f"{BACKEND} {sizes}"), lab.new_folder()
+    every = {"every": 4, "samples": 92, "verbose": 1, "job": True}
+    (first, own), (processes, options) = sizes
+    before = lab.job_ends(folder, first, epochs=1, **every, **own)[0]
+    # What the one job ended with is what the other begins with.
+    options = every | options
+    ends = lab.job_ends(copy_of(lab, folder), processes, epochs=1, **options)
+    assert different_values(ends[0], before) == []
+    # It begins inside an epoch, too.
+    rank = str(rng.randrange(first))
+    request = {"ranks": {rank: {"die_after": 6}}, "background": False, "epochs": 2}
+    lab.run(folder, processes=first, **request, **every, **own)
+    assert read_meta(list_commits(folder / "commits")[-1]).step == 4
+    calm = copy_of(lab, folder)
+    started = time.monotonic()
+    expected = lab.job_ends(calm, processes, epochs=2, **options)
+    seconds = time.monotonic() - started
+    for _ in range(1 if BACKEND == "jax" else 4):
+        if not lab.kill_one(folder, rng, seconds, processes, epochs=2, **options):
+            break
+    ends = lab.job_ends(folder, processes, epochs=2, **options)
+    assert differences(ends, expected) == [[]] * processes
+    told = "".join(path.read_text() for path in calm.glob("log.txt*"))
+    assert "differ in the last bits" in told
+    # Negative control: the comparison sees what another size does to the bits.
+    if BACKEND == "torch":
+        other = lab.job_ends(copy_of(lab, folder), first, epochs=3, **every, **own)
+        same = lab.job_ends(folder, processes, epochs=3, **options)
+        assert different_values(other[0], same[0])
+
+
+def copy_of(lab, folder):
+    copy = lab.new_folder()
+    shutil.copytree(folder, copy, dirs_exist_ok=True)
+    return copy
+
+
+def different_values(ends, before):
+    """Names of variables with another bit; processes count for nothing."""
+    names = [name for name in before if name.startswith(("variable", "history"))]
+    return [name for name in names if ends[name].tobytes() != before[name].tobytes()]
 
 
 def end_one(lab, folder, rank, options):
@@ -182,6 +245,30 @@ def test_what_stops_one_process_of_a_job_is_told_in_all(lab):
     # Clocks differ, so commits by the clock are refused.
     by_time = {"processes": 2, "every": "10 minutes", "grace": 5.0}
     assert lab.run(lab.new_folder(), **by_time)["code"] == [1, 1]
+
+
+@pytest.mark.backend("torch")
+def test_a_job_passes_over_a_commit_whose_part_is_missing_or_changed(lab):
+    options = {"epochs": 1, "every": 4, "verbose": 1}
+    folder = lab.new_folder()
+    expected = lab.job_ends(folder, 2, **options)
+    for rank, changed in ((0, True), (1, True), (1, False)):
+        copy = copy_of(lab, folder)
+        part = max(copy.glob(f"commits/part-*-{rank}-of-2-*"))
+        content = bytearray(part.read_bytes())
+        part.unlink()
+        if changed:
+            content[len(content) // 2] ^= 1
+            part.write_bytes(content)
+        assert differences(lab.job_ends(copy, 2, **options), expected) == [[], []]
+        told = lab.log(copy)
+        assert part.name in told
+        assert "Using the one before it" in told
+        assert "resuming in epoch 1, at step 8" in told
+    for part in folder.glob("commits/part-*-1-of-2-*"):
+        part.unlink()
+    assert lab.run(folder, processes=2, grace=5.0, **options)["code"] == [1, 1]
+    assert "None of the 2 commits" in lab.log(folder)
 
 
 # BatchNorm's statistics: PyTorch has those of a rank's own samples.

@@ -20,7 +20,7 @@ from resuming import Stateless, StopAt, StopError, X, Y, build, data, fit
 
 from fmkit import _files
 from fmkit import _keras_private as private
-from fmkit._commits import CommitDirectory, Meta, _format, list_commits, read_commit
+from fmkit._commits import CommitDirectory, Meta, _archive, list_commits, read_commit
 from fmkit._commits._encoding import decode
 from fmkit.callbacks import ExactResume
 from fmkit.callbacks._resume import _callback_state
@@ -258,7 +258,7 @@ def test_an_input_output_error_is_an_error_and_no_damage(tmp_path, monkeypatch):
         return Unreadable(file) if number == newest else file
 
     with monkeypatch.context() as patch:
-        patch.setattr(_format, "open", failing, raising=False)
+        patch.setattr(_archive, "open", failing, raising=False)
         with pytest.raises(OSError, match="cannot be read, though it may be sound"):
             fit(tmp_path, epochs=2)
     assert [path.read_bytes() for path in list_commits(tmp_path)] == before

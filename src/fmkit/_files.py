@@ -80,7 +80,9 @@ def read_regular(path: str | os.PathLike[str]) -> bytes:
 
 
 @contextlib.contextmanager
-def whole_file(path: Path, suffix: str = ".tmp") -> Iterator[IO[bytes]]:
+def whole_file(
+    path: Path, suffix: str = ".tmp", final: Callable[[], Path] | None = None
+) -> Iterator[IO[bytes]]:
     """Open a new file for writing that appears at `path` once it is whole and durable.
 
     It has the permissions of the file that it replaces. A crash at any instant leaves
@@ -89,6 +91,7 @@ def whole_file(path: Path, suffix: str = ".tmp") -> Iterator[IO[bytes]]:
     Args:
         path: Where the file appears when the block ends without an exception.
         suffix: How the temporary name ends.
+        final: Returns, when all is written, the path that it appears at instead.
 
     Raises:
         OSError: If it cannot be written. What was at `path` before is still there.
@@ -108,7 +111,7 @@ def whole_file(path: Path, suffix: str = ".tmp") -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
             file.close()  # Windows does not rename an open file
-            os.replace(temporary, path)
+            os.replace(temporary, final() if final is not None else path)
         except BaseException:
             with contextlib.suppress(OSError):
                 file.close()

@@ -82,6 +82,27 @@ class Lab:
         with np.load(folder / "ends.npz") as ends:
             return dict(ends)
 
+    def kill_one(self, folder, rng, seconds, processes, **options):
+        """Kill one process of a job at random; tell whether it died before its end.
+
+        Args:
+            seconds: How long the job would take.
+        """
+        way, rank = rng.randrange(3), rng.randrange(processes)
+        own = [
+            {"kill_after": seconds * rng.uniform(0.4, 1.0)},
+            {"die_after": rng.randrange(1, 20)},
+            {"fault": rng.randrange(1, 150)},
+        ][way]
+        # What the others do when one is lost is a part of it.
+        options["grace"] = rng.choice([0.0, 0.3])
+        ranks = {str(rank): own}
+        codes = self.run(folder, processes=processes, ranks=ranks, **options)["code"]
+        assert codes == [0] * processes or codes[rank] == -signal.SIGKILL, self.log(
+            folder
+        )
+        return codes != [0] * processes
+
     def job_ends(self, folder, processes, **options):
         """Run a job to its end; return what each of its processes ends with."""
         code = self.run(folder, processes=processes, **options)["code"]

@@ -23,7 +23,7 @@ def run(request):
 
     With `detach`, answer at once with its process; `reap` waits for that one's end.
     """
-    if request.get("processes", 1) > 1:
+    if request.get("processes", 1) > 1 or request.get("job"):
         return run_job(request)
     started = time.monotonic()
     child = request.get("reap") or fork(request)
@@ -67,8 +67,20 @@ def run_job(request):
         for rank in range(count)
     }
     codes, cpu = {}, 0.0
+    ranks = request.get("ranks", {})
+    deadlines = {
+        child: ranks.get(str(rank), {}).get("kill_after", float("inf"))
+        for child, rank in children.items()
+    }
     while children:
-        child, status, usage = os.wait4(-1, 0)
+        for child in children:
+            if time.monotonic() - started > deadlines[child]:
+                os.kill(child, signal.SIGKILL)
+                deadlines[child] = float("inf")
+        child, status, usage = os.wait4(-1, os.WNOHANG)
+        if not child:
+            time.sleep(0.002)
+            continue
         cpu += usage.ru_utime + usage.ru_stime
         codes[children.pop(child)] = code = os.waitstatus_to_exitcode(status)
         if code != 0:

@@ -97,14 +97,17 @@ def join(options):
 
         # Each start compiles everything anew: it may do so hastily.
         jax.config.update("jax_disable_most_optimizations", True)
-        devices = options.get("devices", 1)
+        devices, mesh = options.get("devices", 1), options.get("mesh")
+        if mesh:
+            devices = mesh[0] * mesh[1] // count
         os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
         address = f"127.0.0.1:{options['port']}"
-        keras.distribution.initialize(address, count, rank)
+        if count > 1:
+            keras.distribution.initialize(address, count, rank)
         distribution = (
             keras.distribution.DataParallel(auto_shard_dataset=False)
-            if devices == 1
-            else model_parallel((count, devices), auto_shard_dataset=False)
+            if devices == 1 and not mesh
+            else model_parallel(mesh or (count, devices), auto_shard_dataset=False)
         )
         keras.distribution.set_distribution(distribution)
         return None, []
@@ -183,8 +186,9 @@ def build(options, optimizer=keras.optimizers.Adam):
     regular = keras.regularizers.L2(1e-3)
     if options.get("dtype"):
         keras.config.set_dtype_policy(options["dtype"])
+    name = "hidden" if options.get("mesh") else None  # which the layouts name
     stack = [
-        layers.Dense(8, activation="relu", kernel_regularizer=regular),
+        layers.Dense(8, activation="relu", kernel_regularizer=regular, name=name),
         layers.BatchNormalization(),
         layers.Dropout(0.3),
         layers.Dense(3, dtype="float32"),
@@ -225,12 +229,15 @@ def plain(options, optimizer):
     x = rng.randint(0, 256, (n, 6), dtype=np.uint8)
     y = rng.randint(0, 3, n).astype(np.uint8)
     # 12 batches, the last one partial.
-    size, shard = options.get("batch_size", 8) // processes, (rank, processes)
+    # Processes that hold the same rows of a mesh read the same samples.
+    shards = min(options.get("mesh", [processes])[0], processes)
+    shard = (rank * shards // processes, shards)
+    size = options.get("batch_size", 8) // shards
     augment = noisy if options.get("augment") else None
     order = options.get("order", 5)
     batches = Batches(x, y, size, seed=order, shard=shard, augment=augment)
     held_out = (x[:20] / np.float32(255), y[:20].astype(np.int32))
-    if processes > 1:
+    if processes > 1 or options.get("job"):
         held_out = Batches(x[:20], y[:20], size, shard=shard)
     if not options.get("seek", True):  # the negative control
         batches.seek = lambda epoch, step=0: Batches.seek(batches, epoch + 1, step)
@@ -249,7 +256,7 @@ def train(options):
     """Run the program once; `options` are plain values."""
     rank, processes = options.get("rank", 0), options.get("processes", 1)
     optimizer, first = keras.optimizers.Adam, []
-    if processes > 1:
+    if processes > 1 or options.get("job"):
         mixin, first = join(options)
         if mixin:
             optimizer = type("MeanAdam", (mixin, optimizer), {})
@@ -280,7 +287,7 @@ def train(options):
             keep=options.get("keep", 2),
             background=options.get("background", True),
             data=given.pop("data", None),
-            verbose=0,
+            verbose=options.get("verbose", 0),
         ),
         keras.callbacks.EarlyStopping(
             monitor,
@@ -301,6 +308,8 @@ def train(options):
         tally,
         Die(options.get("die_after", 0), options.get("die_by", signal.SIGKILL)),
     ]
+    if not options.get("saved", True):  # Keras can't save what other processes hold
+        del callbacks[4]
     if options.get("schedule"):
         falling = PolynomialDecay(0.95, 40, end_value=0.5)
         callbacks.append(HyperparameterScheduler("beta_1", falling))
@@ -331,6 +340,13 @@ def copies(model, variable):
     parts = [variable]
     if BACKEND == "tensorflow":
         parts = model.distribute_strategy.experimental_local_results(variable.value)
+    value = getattr(variable, "value", variable)
+    if BACKEND == "jax" and not (
+        value.is_fully_addressable or value.is_fully_replicated
+    ):
+        from jax.experimental import multihost_utils
+
+        return [np.array(multihost_utils.process_allgather(value, tiled=True))]
     return [np.array(keras.ops.convert_to_numpy(part)) for part in parts]
 
 

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +23,19 @@ from fmkit._commits._format import (
     read_commit,
     read_meta,
     write_commit,
+    write_list,
 )
 from fmkit._commits._meta import Meta
+from fmkit._commits._parts import PartPlace, Shared, is_part, list_of, prefix_of
 from fmkit._files import InUseError, Lock, read_regular, whole_file
 
-__all__ = ["CommitDirectory"]
+__all__ = ["CommitDirectory", "warn_of_damage"]
 
 Array = np.ndarray[Any, Any]
 
 _TEMPORARY = re.compile(
-    r"\.(?:(?:commit|averages)-\d+\.npz|model\.json)\.[0-9a-f-]+\.tmp"
+    r"\.(?:(?:commit|averages)-\d+\.npz|(?:averages-)?part-[0-9a-z-]+\.npz|model\.json)"
+    r"\.[0-9a-f-]+\.tmp"
 )
 
 
@@ -79,6 +82,7 @@ class CommitDirectory:
                 self._lock = Lock(self.path / "lock", "fit", is_live, finish)
             self._lock.acquire()
             self._remove_temporaries()
+            self.remove_lone_parts()
         except InUseError as error:
             raise OSError(
                 f"Directory {self.path} is in use by another live run ({error}). "
@@ -108,8 +112,24 @@ class CommitDirectory:
             if _TEMPORARY.fullmatch(name):
                 os.unlink(self.path / name)  # of a link, the link
 
-    def newest(self) -> Commit | None:
+    def remove_lone_parts(self) -> None:
+        """Remove parts whose commit did not come about. The lock is held.
+
+        Nobody may be writing a part.
+        """
+        names = set(os.listdir(self.path))
+        for name in filter(is_part, names):
+            if list_of(name) not in names:
+                os.unlink(self.path / name)
+
+    def newest(
+        self, before: int | None = None, share: tuple[int, int] = (0, 1)
+    ) -> Commit | None:
         """Return the newest commit that is sound, or `None` if there never was one.
+
+        Args:
+            before: Only those with a smaller number than this.
+            share: Which parts of it are checked: see `read_commit`.
 
         Warns:
             UserWarning: For each newer file that is damaged.
@@ -121,13 +141,12 @@ class CommitDirectory:
         """
         paths = list_commits(self.path)
         for path in reversed(paths):
+            if before is not None and commit_number(path) >= before:
+                continue
             try:
-                commit = read_commit(path)
+                commit = read_commit(path, share=share)
             except DamagedCommitError as error:
-                warnings.warn(
-                    f"Skipping a damaged commit: {error}. Using the one before it.",
-                    stacklevel=2,
-                )
+                warn_of_damage(str(error))
             except OSError as error:
                 raise OSError(
                     f"Commit {path} cannot be read, though it may be sound: {error}. "
@@ -145,23 +164,41 @@ class CommitDirectory:
             )
         return None
 
-    def read(self, number: int | None) -> Commit | None:
-        """Return the commit of this number, which another process has found.
+    def read(self, number: int | None, process: int, count: int) -> Commit | None:
+        """Return the commit of this number, which process 0 of a job has found.
 
         Args:
             number: `None` if it has found none; then only the directory must exist.
+            process: This process, which checks its share of the parts.
+            count: How many processes share them.
 
         Raises:
+            DamagedCommitError: If a part that this process checks is damaged.
             OSError: If this process does not see what the other one sees.
         """
         path = self._path(number or 0)
         if (self.path / "lock" if number is None else path).exists():
-            return None if number is None else read_commit(path)
+            if number is None:
+                return None
+            return read_commit(path, process, (process, count))
         raise OSError(
             f"Process 0 of this job keeps its commits in a directory {self.path} that "
             "this process does not see. Give a path on a file system that all of "
             "them share."
         )
+
+    @property
+    def next(self) -> int:
+        """The number of the next commit."""
+        return self._next
+
+    def place(self, number: int, index: int, count: int, token: str) -> PartPlace:
+        """Return the place of a process's part of a commit."""
+        return PartPlace(self._path(number), index, count, token)
+
+    def place_of_averages(self, length: int, commit: PartPlace) -> PartPlace:
+        """Return that of a snapshot of averages, which is written before a commit."""
+        return commit._replace(list=averages_path(self.path, length))
 
     def _path(self, number: int) -> Path:
         return self.path / commit_name(number)
@@ -203,6 +240,7 @@ class CommitDirectory:
         for length, path in list_averages(self.path).items():
             if length > beyond:
                 os.unlink(path)
+                self._remove_parts(path)
 
     def write(self, meta: Meta, arrays: Mapping[str, Array]) -> Path:
         """Write the next commit; when it is durable, delete those not kept.
@@ -212,21 +250,59 @@ class CommitDirectory:
         """
         path = self._path(self._next)
         self._write(path, meta, arrays)
+        self._has_written(path, meta)
+        return path
+
+    def write_part(self, shared: Shared) -> None:
+        """Write this process's part of a commit of a job.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        with self._explained(sum(piece.nbytes for piece in shared.pieces)):
+            shared.write_part()
+
+    def write_list(self, shared: Shared, parts: list[dict[str, Any]]) -> None:
+        """Write the list of a commit of a job or of a snapshot of its averages.
+
+        Of a commit, when it is durable, delete those not kept.
+
+        Raises:
+            OSError: If it cannot be written. Older commits are all still there.
+        """
+        with self._explained(0):
+            write_list(shared, parts)
+        if shared.place.list == self._path(self._next):
+            self._has_written(shared.place.list, shared.meta)
+
+    def _has_written(self, path: Path, meta: Meta) -> None:
         self._next += 1
         self._scores[path] = meta.score
         for old in self._superfluous():
             # Deleting may fail without harm: the next commit tries again.
             with contextlib.suppress(OSError):
                 os.unlink(old)
+                self._remove_parts(old)
             if not old.exists():
                 del self._scores[old]
-        return path
+
+    def _remove_parts(self, path: Path) -> None:
+        """Remove the parts of a list that is gone."""
+        prefix = prefix_of(path)
+        for name in os.listdir(self.path):
+            if name.startswith(prefix) and is_part(name):
+                os.unlink(self.path / name)
 
     def _write(self, path: Path, meta: Meta, arrays: Mapping[str, Array]) -> None:
-        try:
+        with self._explained(sum(array.nbytes for array in arrays.values())):
             write_commit(path, meta, arrays)
+
+    @contextlib.contextmanager
+    def _explained(self, size: int) -> Iterator[None]:
+        """Say what a failed write means."""
+        try:
+            yield
         except OSError as error:
-            size = sum(array.nbytes for array in arrays.values())
             raise OSError(
                 f"A commit of {size / 1e6:.1f} MB could not be written to "
                 f"{self.path}: {error}. {self._what_is_left()}"
@@ -256,3 +332,10 @@ class CommitDirectory:
         stay = set(newest_last[-self.keep :])
         stay |= {path for *_, path in sorted(scored)[: self.keep_best]}
         return [path for path in newest_last if path not in stay]
+
+
+def warn_of_damage(damage: str) -> None:
+    """Warn that a commit is passed over."""
+    warnings.warn(
+        f"Skipping a damaged commit: {damage}. Using the one before it.", stacklevel=3
+    )

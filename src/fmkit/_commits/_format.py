@@ -5,32 +5,34 @@ A commit is an uncompressed `.npz` archive: one member per array, and a member
 and `meta.json` names every array with its dtype and shape, so what was cut short
 or changed is recognised. It is written under a temporary name, flushed to the
 disk, and renamed: the rename is the commit. `numpy.load` opens it as well.
+
+The commit of a job of several processes is such a file too, the list, which names the
+parts that the processes have written (`_parts`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import io
-import json
 import os
 import re
-import zipfile
-from collections.abc import Iterator, Mapping
+import types
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from fmkit._commits._members import (
-    describe_array,
-    member_info,
-    read_array,
-    read_member,
-    write_array,
+from fmkit._commits._archive import (
+    DamagedCommitError,
+    open_archive,
+    read_arrays,
+    read_header,
+    write_archive,
 )
 from fmkit._commits._meta import OF_EACH_PROCESS, Meta, check_keys
-from fmkit._files import open_regular, whole_file
+from fmkit._commits._parts import Shared, assemble, read_parts
+from fmkit._files import whole_file
 
 __all__ = [
     "Commit",
@@ -41,24 +43,21 @@ __all__ = [
     "list_averages",
     "list_commits",
     "number_in",
-    "pack_part",
     "read_commit",
     "read_meta",
-    "with_part",
     "write_commit",
+    "write_list",
 ]
 
 Array = np.ndarray[Any, Any]
 
 FORMAT = "fmkit commit"
 VERSION = 1
-_META = "meta.json"
+# A commit in parts: an fmkit that does not know them says so.
+VERSION_OF_LISTS = 2
+VERSIONS = (VERSION, VERSION_OF_LISTS)
 _NAME = re.compile(r"commit-(\d{8,18})\.npz")
 _AVERAGES = re.compile(r"averages-(\d{8,18})\.npz")
-
-
-class DamagedCommitError(ValueError):
-    """A file that should hold a commit does not."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +67,12 @@ class Commit:
     Attributes:
         path: The file.
         meta: Everything but the arrays.
-        arrays: The arrays by name (read-only views).
+        arrays: The arrays by name: read-only views, or what reads them from parts.
     """
 
     path: Path
     meta: Meta
-    arrays: dict[str, Array]
+    arrays: dict[str, Any]
 
     @property
     def number(self) -> int:
@@ -136,55 +135,93 @@ def write_commit(
             What was at `path` before is still there.
     """
     with whole_file(Path(path)) as file:
-        _write_archive(file, vars(meta), arrays)
+        _write(file, meta, arrays)
 
 
-def pack_part(meta: Meta, arrays: Mapping[str, Array]) -> bytes:
-    """Return what `with_part` lays over the commit of another process."""
-    file = io.BytesIO()
-    own = {name: getattr(meta, name) for name in OF_EACH_PROCESS}
-    _write_archive(file, own, arrays)
-    return file.getvalue()
+def write_list(shared: Shared, parts: list[dict[str, Any]]) -> None:
+    """Write the list of a job's commit, all of whose parts are there.
+
+    Raises:
+        OSError: As `write_commit`.
+    """
+    further = {"version": VERSION_OF_LISTS, "parts": parts, "whole": shared.whole}
+    with whole_file(shared.place.list) as file:
+        _write(file, shared.meta, shared.arrays, further)
 
 
-def _write_archive(
-    file: IO[bytes], meta: Mapping[str, Any], arrays: Mapping[str, Array]
+def _write(
+    file: IO[bytes],
+    meta: Meta,
+    arrays: Mapping[str, Array],
+    further: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> None:
-    listed = {name: describe_array(array) for name, array in arrays.items()}
-    header = {**meta, "format": FORMAT, "version": VERSION, "arrays": listed}
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        for name, array in arrays.items():
-            write_array(archive, name, array)
-        archive.writestr(member_info(_META), json.dumps(header))
+    header = {**vars(meta), "format": FORMAT, "version": VERSION, **further}
+    write_archive(file, header, arrays.items())
 
 
 # Reading
 
 
-def read_commit(path: str | os.PathLike[str]) -> Commit:
-    """Read a commit, and check all of it.
+def read_commit(
+    path: str | os.PathLike[str], process: int = 0, share: tuple[int, int] = (0, 1)
+) -> Commit:
+    """Read a commit, and check it.
+
+    Args:
+        path: The file.
+        process: The process of a job whose own state is read. Those that the job of the
+            commit had not have the state of process 0.
+        share: Which of its parts are checked, `(0, 1)` for all: see `read_parts`.
 
     Raises:
-        DamagedCommitError: If the file is not exactly what was written.
+        DamagedCommitError: If the file, or a part of it, is not exactly what was
+            written.
         OSError: If it cannot be read, or is no regular file.
     """
-    with _archive(path) as archive:
-        header = _read_header(archive)
-        return Commit(
-            Path(path), Meta(**check_keys(header)), _read_arrays(archive, header)
-        )
+    with open_archive(path) as archive:
+        header = read_header(archive, FORMAT, VERSIONS)
+        meta = Meta(**check_keys(header))
+        commit = Commit(Path(path), meta, dict(read_arrays(archive, header["arrays"])))
+    if header["version"] == VERSION_OF_LISTS:
+        return _with_parts(commit, header, process, share)
+    return _with_gathered(commit, process)
 
 
-def with_part(commit: Commit, data: Array) -> Commit:
-    """Return `commit` with what `pack_part` made in another process laid over it.
+def _with_parts(
+    commit: Commit, header: Mapping[str, Any], process: int, share: tuple[int, int]
+) -> Commit:
+    try:
+        listed, whole = list(header["parts"]), dict(header["whole"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedCommitError(f"{commit.path}: it lacks {error}") from error
+    parts = read_parts(commit.path, listed, process, share)
+    try:
+        arrays = {**commit.arrays, **assemble(whole, parts, process)}
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedCommitError(f"{commit.path}: {error}") from error
+    own = parts[process] if 0 < process < len(parts) else None
+    if own is None:
+        return replace(commit, arrays=arrays)
+    return replace(
+        commit,
+        meta=replace(commit.meta, **own.own),
+        arrays={**arrays, **own.arrays},
+    )
+
+
+def _with_gathered(commit: Commit, process: int) -> Commit:
+    """Lay a process's part over a commit that process 0 wrote for all, as it once did.
 
     Raises:
-        DamagedCommitError: If `data` are not exactly what was packed.
+        DamagedCommitError: If the part is not exactly what was packed.
     """
-    with _archive(commit.path, io.BytesIO(data.tobytes())) as archive:
-        header = _read_header(archive)
+    data = commit.arrays.get(f"process/{process}")
+    if data is None:
+        return commit
+    with open_archive(commit.path, io.BytesIO(data.tobytes())) as archive:
+        header = read_header(archive, FORMAT, VERSIONS)
         own = check_keys(header, OF_EACH_PROCESS)
-        arrays = {**commit.arrays, **_read_arrays(archive, header)}
+        arrays = {**commit.arrays, **read_arrays(archive, header["arrays"])}
     return Commit(commit.path, replace(commit.meta, **own), arrays)
 
 
@@ -195,60 +232,5 @@ def read_meta(path: str | os.PathLike[str]) -> Meta:
         DamagedCommitError: If the file is not a commit.
         OSError: If it cannot be read, or is no regular file.
     """
-    with _archive(path) as archive:
-        return Meta(**check_keys(_read_header(archive)))
-
-
-@contextlib.contextmanager
-def _archive(
-    path: str | os.PathLike[str], file: IO[bytes] | None = None
-) -> Iterator[zipfile.ZipFile]:
-    """Open `file`, or the one at `path`; errors name `path`."""
-    if file is None:
-        file = open(open_regular(path, os.O_RDONLY), "rb")  # noqa: SIM115
-    reader = _Reader(file)
-    try:
-        with file, zipfile.ZipFile(reader) as archive:  # type: ignore[arg-type]
-            yield archive
-    except Exception as error:
-        if reader.failed is not None:
-            raise reader.failed from None  # no word on what is in the file
-        # Arbitrary bytes make zipfile, json and numpy raise nearly anything.
-        reason = str(error) or type(error).__name__
-        raise DamagedCommitError(f"{os.fspath(path)}: {reason}") from error
-
-
-class _Reader:
-    """A file that remembers that the disk failed, which zipfile takes for damage."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self.failed: OSError | None = None
-
-    def read(self, size: int = -1) -> bytes:
-        try:
-            return self._file.read(size)
-        except OSError as error:
-            self.failed = error
-            raise
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-
-def _read_header(archive: zipfile.ZipFile) -> dict[str, Any]:
-    header = json.loads(read_member(archive, _META))
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise ValueError(f"not a {FORMAT}")
-    version = header.get("version")
-    if version != VERSION:
-        raise ValueError(
-            f"version {version!r} of the format; this fmkit reads {VERSION}"
-        )
-    return header
-
-
-def _read_arrays(archive: zipfile.ZipFile, header: dict[str, Any]) -> dict[str, Array]:
-    return {
-        name: read_array(archive, name, spec) for name, spec in header["arrays"].items()
-    }
+    with open_archive(path) as archive:
+        return Meta(**check_keys(read_header(archive, FORMAT, VERSIONS)))

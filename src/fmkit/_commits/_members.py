@@ -12,7 +12,14 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["describe_array", "member_info", "read_array", "read_member", "write_array"]
+__all__ = [
+    "describe_array",
+    "dtype_of",
+    "member_info",
+    "read_array",
+    "read_member",
+    "write_array",
+]
 
 Array = np.ndarray[Any, Any]
 
@@ -76,7 +83,7 @@ def read_array(archive: zipfile.ZipFile, name: str, spec: dict[str, Any]) -> Arr
     if version != (1, 0):
         raise ValueError(f"array {name!r} has a header of another kind")
     shape, fortran, dtype = np.lib.format.read_array_header_1_0(start)
-    wanted = _dtype(spec["dtype"])
+    wanted = dtype_of(spec["dtype"])
     if fortran or list(shape) != spec["shape"] or dtype.itemsize != wanted.itemsize:
         raise ValueError(f"array {name!r} is not {spec['dtype']}{spec['shape']}")
     count = int(np.prod(shape, dtype=np.int64))
@@ -84,8 +91,8 @@ def read_array(archive: zipfile.ZipFile, name: str, spec: dict[str, Any]) -> Arr
     return array.view(wanted).reshape(shape)
 
 
-def _dtype(name: Any) -> np.dtype[Any]:
-    """Undo `_dtype_name`."""
+def dtype_of(name: Any) -> np.dtype[Any]:
+    """Return the dtype that `describe_array` has named."""
     if isinstance(name, list):
         return np.lib.format.descr_to_dtype(_fields(name))
     try:

@@ -25,6 +25,7 @@ __all__ = [
     "schedule_free_average",
 ]
 
+# Of a commit in parts, a `ShardedArray`, which reads the values when they are needed.
 Array = np.ndarray[Any, Any]
 Pairs = list[tuple[Any, Array]]
 
@@ -186,7 +187,8 @@ def schedule_free_average(
     for variable, path, trained in values:
         own = leading.get(path.replace("/", "_") + "_momentum")
         if own is not None and own.shape == tuple(variable.shape):
-            found.append((variable, (trained - (1 - beta) * own) / beta))
+            at, leads = np.asarray(trained), np.asarray(own)
+            found.append((variable, (at - (1 - beta) * leads) / beta))
     return {"averaged": found} if found else {}
 
 

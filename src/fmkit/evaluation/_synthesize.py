@@ -263,7 +263,7 @@ def _assign_sum(model: Any, kept: list[_Kept], coefficients: Array) -> None:
         for each, coefficient in zip(kept, coefficients, strict=True):
             if each.path == path:
                 for index, whole in enumerate(sums):
-                    whole += coefficient * arrays[f"{each.name}/{index}"]
+                    whole += coefficient * np.asarray(arrays[f"{each.name}/{index}"])
     assign(list(zip(variables, sums, strict=True)))
     refresh(model)
 

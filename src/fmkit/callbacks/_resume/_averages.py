@@ -8,18 +8,22 @@ import numpy as np
 
 from fmkit._commits import CommitDirectory, Meta, list_averages
 from fmkit._job import Job
-from fmkit._swap import Averages, keepers_in, path_of
-from fmkit.callbacks._resume._training_state import Array, arrays_of
+from fmkit._swap import Averages, keepers_in, path_of, replicas_of
+from fmkit.callbacks._resume._shards import layout_of
+from fmkit.callbacks._resume._training_state import arrays_of
 
 __all__ = ["AverageSnapshots", "Snapshot"]
 
 
 class Snapshot(NamedTuple):
-    """What `CommitDirectory.write_averages` writes."""
+    """What `CommitDirectory.write_averages` writes.
+
+    In a job of several processes it has the layouts of the arrays.
+    """
 
     length: int
     meta: Meta
-    arrays: dict[str, Array]
+    arrays: dict[str, Any]
 
 
 class AverageSnapshots:
@@ -73,13 +77,17 @@ class AverageSnapshots:
             newest = self._job.exchange(newest)[0]
         if newest == length or not (last or length >= newest * self._growth):
             return None
-        arrays: dict[str, Array] = {}
+        arrays: dict[str, Any] = {}
         told = []
         places = {id(w): place for place, w in enumerate(model.trainable_variables)}
         for name, (average, gamma, seen) in powers.items():
             own = {f"{name}/{i}": pair for i, pair in enumerate(average.averages)}
             for key, (_, held) in own.items():
-                arrays[key] = np.array(arrays_of(held)[0], copy=True)
+                arrays[key] = (
+                    layout_of(replicas_of(held)[0], self._job)
+                    if self._job.count > 1
+                    else np.array(arrays_of(held)[0], copy=True)
+                )
             weights = [(places[id(w)], path_of(w)) for w, _ in own.values()]
             told.append(
                 {"name": name, "gamma": gamma, "length": seen, "weights": weights}

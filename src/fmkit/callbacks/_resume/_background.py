@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -12,11 +13,16 @@ from types import FrameType
 from typing import Any
 
 from fmkit import _keras_private as private
+from fmkit._commits import CommitDirectory, Shared
+from fmkit._job import Job
 from fmkit._requirements import ipython_shell
 
-__all__ = ["Signals", "Writer", "close_after_cell"]
+__all__ = ["JobWriter", "Signals", "Writer", "close_after_cell"]
 
 _logger = logging.getLogger("fmkit.callbacks")
+
+# Seconds between two looks for the parts of other processes.
+_PAUSE = 0.02
 
 
 class Writer:
@@ -60,6 +66,86 @@ class Writer:
         """Wait for the work to end, where nobody is left to raise an error to."""
         try:
             self.wait()
+        except BaseException as error:  # noqa: BLE001 - the run has ended already
+            _logger.warning("The last commit could not be written: %s", error)
+
+
+class JobWriter(Writer):
+    """Writes the commits of a job: each process its part, then process 0 the list.
+
+    Nothing collective happens in the thread: process 0's waits for the names of the
+    other parts. In `wait` all processes learn whether all have written.
+    """
+
+    def __init__(self, job: Job, directory: CommitDirectory, background: bool) -> None:
+        super().__init__(background=True)
+        self._job = job
+        self._directory = directory
+        self._beside = background
+        self._is_writing = False
+        self._given_up = threading.Event()
+
+    def start_job(self, commit: list[Shared]) -> None:
+        """Write a commit, and before it a snapshot of averages if there is one.
+
+        Args:
+            commit: What is to be written, in this order.
+        """
+        self._given_up.clear()
+        super().start(lambda: self._write(commit))
+        self._is_writing = True
+        if not self._beside:
+            self.wait()
+
+    def _write(self, commit: list[Shared]) -> None:
+        for shared in commit:
+            self._directory.write_part(shared)
+        if self._job.index == 0:
+            for shared in commit:
+                parts = self._wait_for_parts(shared)
+                if parts is None:
+                    return
+                self._directory.write_list(shared, parts)
+
+    def _wait_for_parts(self, shared: Shared) -> list[dict[str, Any]] | None:
+        """Return what is said of the parts when all are there, or `None`."""
+        main = threading.main_thread()
+        while True:
+            # An interpreter that ends waits for this thread.
+            last = self._given_up.wait(_PAUSE) or not main.is_alive()
+            parts = shared.parts()
+            if parts is not None or last:
+                return parts
+
+    def wait(self) -> None:
+        """Wait for all processes; raise, in all of them, what one has raised.
+
+        Collective: called by all between the same two steps.
+        """
+        if not self._is_writing:
+            return
+        self._is_writing = False
+        try:
+            self._job.together(lambda: self._join(others=True))
+            self._job.together(lambda: self._join(others=False))
+        except BaseException:
+            self.finish()
+            if self._job.index == 0:
+                with contextlib.suppress(OSError):
+                    self._directory.remove_lone_parts()
+            raise
+
+    def _join(self, *, others: bool) -> None:
+        """Wait for this process's work if it is that of process 0, or of another."""
+        if others == (self._job.index > 0):
+            super().wait()
+
+    def finish(self) -> None:
+        """Wait for this process's own work; give up waiting for that of others."""
+        self._is_writing = False
+        self._given_up.set()
+        try:
+            super().wait()
         except BaseException as error:  # noqa: BLE001 - the run has ended already
             _logger.warning("The last commit could not be written: %s", error)
 

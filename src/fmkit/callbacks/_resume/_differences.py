@@ -8,7 +8,14 @@ from typing import Any, NamedTuple
 
 from fmkit._describe import ABSENT, ANYTHING, differences
 
-__all__ = ["ANYTHING", "Difference", "check_machine", "check_program"]
+__all__ = [
+    "ANYTHING",
+    "Difference",
+    "as_in_this_job",
+    "check_job",
+    "check_machine",
+    "check_program",
+]
 
 _SHOWN = 8
 
@@ -104,10 +111,104 @@ def _refusal(
             if two
             else ""
         )
+        + _hint(refused)
         + "Set these as before, or give another directory. If you changed them on "
         "purpose, name them: ExactResume(..., allow_changes="
         f"{sorted({each.name for each in named})})."
     )
+
+
+def _hint(refused: list[Difference]) -> str:
+    shards = [each for each in refused if each.name == "data.shard[1]"]
+    if not shards:
+        return ""
+    return (
+        f"The data were cut into {shards[0].old} shards, and are into {shards[0].new} "
+        "here: another number of processes can go on if a step has the same samples, "
+        "Batches(..., batch_size=samples // count, shard=(index, count)).\n"
+    )
+
+
+def as_in_this_job(saved: Any, program: Any) -> Any:
+    """Return the description in a commit as this number of processes would give it.
+
+    Data that are cut into shards are the same if all shards together have the same
+    samples in each step.
+
+    Args:
+        saved: The description in the commit, or a part of it.
+        program: The same part of this program's.
+    """
+    if isinstance(saved, list) and isinstance(program, list):
+        if len(saved) != len(program):
+            return saved
+        return [as_in_this_job(*each) for each in zip(saved, program, strict=True)]
+    if not isinstance(saved, dict) or not isinstance(program, dict):
+        return saved
+    found = {key: as_in_this_job(saved[key], program.get(key)) for key in saved}
+    if "processes" in found:
+        found["processes"] = program.get("processes")
+    if {"batch_size", "shard"} <= found.keys() & program.keys() and (
+        _samples_of_a_step(saved) == _samples_of_a_step(program)
+    ):
+        found |= {name: program[name] for name in ("batch_size", "shard")}
+    return found
+
+
+def _samples_of_a_step(batches: dict[str, Any]) -> int:
+    return int(batches["batch_size"] * batches["shard"][1])
+
+
+def check_job(
+    saved: tuple[int, str | None], here: tuple[int, str | None], *, strict: bool
+) -> str | None:
+    """Return what is not exact if other processes, or another mesh, go on.
+
+    Args:
+        saved: How many processes made the commit, and their distribution.
+        here: The same of this job.
+        strict: Whether it is refused.
+
+    Raises:
+        ValueError: If it is.
+    """
+    if saved == here:
+        return None
+    (before, layout), (now, layout_here) = saved, here
+    changes = []
+    if before != now:
+        changes.append(f"{_processes(before)} made the commit, {_processes(now)} go on")
+    if layout != layout_here:
+        changes.append(f"the distribution was {layout}, and is {layout_here}")
+    told = "; ".join(changes)
+    if strict:
+        raise ValueError(
+            f"With strict=True this is refused: {told}. Sums over other parts may "
+            "differ in the last bits. Start as many processes with the same "
+            "distribution, or leave out `strict`."
+        )
+    return (
+        f"{told}: sums over other parts may differ in the last bits{_own(before, now)}"
+    )
+
+
+def _processes(count: int) -> str:
+    return "one process" if count == 1 else f"{count} processes"
+
+
+def _own(before: int, now: int) -> str:
+    """Tell what becomes of the state that each process has for itself."""
+    if now > before:
+        return (
+            f"; processes {before} to {now - 1} begin with the generators and "
+            "callbacks of process 0"
+        )
+    if now < before:
+        return (
+            f"; the generators and callbacks of processes {now} to {before - 1} are "
+            "left out"
+        )
+    return ""
 
 
 def check_machine(saved: dict[str, str], here: dict[str, str], *, strict: bool) -> None:

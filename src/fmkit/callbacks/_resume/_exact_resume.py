@@ -47,8 +47,9 @@ class ExactResume(keras.callbacks.Callback):
     GPU, switch determinism on (`fmkit.enable_op_determinism()`).
 
     Where several processes train together (`jax.distributed` under a
-    `keras.distribution`, `torch.distributed`), each gives the same arguments: the
-    first one writes for all, and `every` counts steps or epochs.
+    `keras.distribution`, `torch.distributed`), each gives the same arguments, and
+    `every` counts steps or epochs. Each writes its part of a commit; another number of
+    processes can go on from it.
 
     Args:
         directory: Where the commits go. One run, one directory.
@@ -75,7 +76,8 @@ class ExactResume(keras.callbacks.Callback):
             `get_state` and `set_state`, or `state_dict` and `load_state_dict`, that
             a Python generator reads from.
         strict: Refuse a commit that was written with other versions of Python, Keras,
-            its backend, NumPy or fmkit, or on another processor; else warn of it.
+            its backend, NumPy or fmkit, or on another processor; else warn of it. And
+            one of another number of processes or devices; else say so.
         verbose: 0 is silent, 1 says where the training starts.
 
     Attributes:

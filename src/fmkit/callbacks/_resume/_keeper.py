@@ -16,22 +16,39 @@ import keras
 import numpy as np
 
 from fmkit import _keras_private as private
-from fmkit._commits import Commit, CommitDirectory, Meta, decode, encode, with_part
+from fmkit._commits import (
+    Commit,
+    CommitDirectory,
+    DamagedCommitError,
+    Meta,
+    Shared,
+    decode,
+    encode,
+    warn_of_damage,
+)
 from fmkit._generators import random_state, restore_random_state
 from fmkit._job import current_job
 from fmkit._layer_state import refresh
 from fmkit._swap import raw_weights
 from fmkit.callbacks._resume import _callback_state, _program, _training_state
-from fmkit.callbacks._resume._averages import AverageSnapshots
-from fmkit.callbacks._resume._background import Signals, Writer, close_after_cell
+from fmkit.callbacks._resume._averages import AverageSnapshots, Snapshot
+from fmkit.callbacks._resume._background import (
+    JobWriter,
+    Signals,
+    Writer,
+    close_after_cell,
+)
 from fmkit.callbacks._resume._differences import (
     Difference,
+    as_in_this_job,
+    check_job,
     check_machine,
     check_program,
 )
 from fmkit.callbacks._resume._held import Held
-from fmkit.callbacks._resume._parts import check_agreement, gather_parts
+from fmkit.callbacks._resume._parts import check_agreement, deal, new_token
 from fmkit.callbacks._resume._places import Place, batches_of, place_in
+from fmkit.callbacks._resume._shards import Layout
 from fmkit.callbacks._stopping._stopper import Stopper
 
 __all__ = ["Keeper", "Outcome"]
@@ -84,9 +101,13 @@ class Keeper(keras.callbacks.Callback):
         self.directory = CommitDirectory(
             settings.directory, keep=settings.keep, keep_best=settings.keep_best
         )
-        self.writer = Writer(settings.background)
         self.signals = Signals(self.callback_list)
         self.job = current_job()
+        self.writer = (
+            JobWriter(self.job, self.directory, settings.background)
+            if self.job.count > 1
+            else Writer(settings.background)
+        )
         self.snapshots = AverageSnapshots(
             self.directory, settings.snapshot_growth, self.job
         )
@@ -106,6 +127,7 @@ class Keeper(keras.callbacks.Callback):
         self.restoring: Commit | None = None
         self.restored: Commit | None = None
         self.changes: list[Difference] = []
+        self.other_job: str | None = None
         self.saved: tuple[int, int] | None = None
         self.at_signal: tuple[int, int] | None = None
         self.epoch = fit.initial_epoch
@@ -131,10 +153,9 @@ class Keeper(keras.callbacks.Callback):
                 "`every` must count steps or epochs when several processes train "
                 "together, since their clocks differ: write every=100 or 'epoch'."
             )
-        commit = self.job.together(self._prepare)
-        if self.job.count > 1:
-            number = self.job.exchange(commit and commit.number)[0]
-            commit = self.job.together(lambda: self._of_this_process(commit, number))
+        self.job.together(self._hold)
+        commit = self._find()
+        self.job.together(lambda: self._prepare(commit))
         if commit is None:
             self.job.together(lambda: self._start_snapshots(resumed=False))
             self._say(f"no commit in {settings.directory}: starting from the beginning")
@@ -146,14 +167,59 @@ class Keeper(keras.callbacks.Callback):
         if settings.stop_on_signal:
             self.signals.install()
 
-    def _prepare(self) -> Commit | None:
-        """Make the variables; the first process holds the directory, and reads."""
-        commit = None
+    def _hold(self) -> None:
+        """Let the first process hold the directory."""
         if self.job.index == 0:
             self.directory.acquire(
                 lambda: private.is_running(self.callback_list()), self.writer.finish
             )
-            commit = self.directory.newest()
+
+    def _find(self) -> Commit | None:
+        """Return the newest commit that is sound, the same in all processes.
+
+        Each checks its share of a commit's parts.
+        """
+        before = None
+        while True:
+            commit, damage, before = self._candidate(before)
+            if damage is None:
+                return commit
+            if self.job.index == 0:
+                warn_of_damage(damage)
+
+    def _candidate(
+        self, before: int | None
+    ) -> tuple[Commit | None, str | None, int | None]:
+        """Return the newest commit before one, what a process finds damaged, and its
+        number.
+        """
+        job = self.job
+        found = job.together(lambda: self._newest(before))
+        if job.count == 1:
+            return found, None, None
+        number = job.exchange(found and found.number)[0]
+        commit, damage = job.together(lambda: self._read(found, number))
+        told = [each for each in job.exchange(damage) if each is not None]
+        return commit, next(iter(told), None), number
+
+    def _newest(self, before: int | None) -> Commit | None:
+        if self.job.index > 0:
+            return None
+        return self.directory.newest(before, (0, self.job.count))
+
+    def _read(
+        self, commit: Commit | None, number: int | None
+    ) -> tuple[Commit | None, str | None]:
+        """Return the commit that the first process has found, or what is damaged."""
+        if self.job.index == 0:
+            return commit, None
+        try:
+            return self.directory.read(number, self.job.index, self.job.count), None
+        except DamagedCommitError as error:
+            return None, str(error)
+
+    def _prepare(self, commit: Commit | None) -> None:
+        """Make the variables; look whether the commit is of this program."""
         self._build()
         _callback_state.note_files(self._others())
         _callback_state.check_states(self._others())
@@ -161,11 +227,12 @@ class Keeper(keras.callbacks.Callback):
         self.unreadable = held.unreadable
         self.values_at_start = _training_state.values_of(held)
         self.program, self.machine = self._describe(held), _program.machine()
-        if commit is not None and self.job.index == 0:
+        if (distribution := _program.distribution()) is not None:
+            self.machine["distribution"] = distribution
+        if commit is not None:
             self._check(commit)
         if self.job.index == 0:
             self._describe_model()
-        return commit
 
     def _start_snapshots(self, *, resumed: bool) -> None:
         if self.job.index == 0:
@@ -174,28 +241,22 @@ class Keeper(keras.callbacks.Callback):
     def _check(self, commit: Commit) -> None:
         """Refuse a commit of another program; warn of another machine."""
         settings, meta = self.settings, commit.meta
+        saved, machine = meta.program, dict(meta.machine)
+        made_by = (saved.get("processes", 1), machine.pop("distribution", None))
+        if made_by[0] != self.job.count:
+            saved = as_in_this_job(saved, self.program)
         self.changes = check_program(
-            meta.program,
+            saved,
             self.program,
             settings.directory,
             settings.allow_changes,
             kerases=(meta.machine.get("keras", ""), self.machine["keras"]),
             defaults=lambda: _program.unset_settings(self.network),
         )
-        check_machine(meta.machine, self.machine, strict=settings.strict)
-
-    def _of_this_process(
-        self, commit: Commit | None, number: int | None
-    ) -> Commit | None:
-        """Return the commit that the first process chose, with this one's part."""
-        if self.job.index == 0:
-            return commit
-        commit = self.directory.read(number)
-        if commit is None:
-            return None
-        commit = with_part(commit, commit.arrays[f"process/{self.job.index}"])
-        self._check(commit)
-        return commit
+        here = dict(self.machine)
+        present = (self.job.count, here.pop("distribution", None))
+        self.other_job = check_job(made_by, present, strict=settings.strict)
+        check_machine(machine, here, strict=settings.strict)
 
     def _commit_the_start(self) -> None:
         """Commit what the run starts from, if a later start could not know it."""
@@ -234,7 +295,7 @@ class Keeper(keras.callbacks.Callback):
                     f"{commit.meta.step}. Another callback or thread has called "
                     "`seek` on the Batches; only ExactResume may."
                 )
-            self._restore(commit)
+            self.job.together(lambda: self._restore(commit))
             self._commit_again(commit)
         elif not self._has_saved_at_signal() and (
             self._is_signalled() or self._is_due(batch)
@@ -342,7 +403,7 @@ class Keeper(keras.callbacks.Callback):
         self.committed_steps = self.steps_before + step
         self.committed_epoch = epoch
         self.place.seek(meta.data, step, commit.arrays)
-        self._restore(commit)
+        self.job.together(lambda: self._restore(commit))
         where = f"(from {commit.path.name})"
         stopped = meta.stopped and not self._is_stop_withdrawn(commit)
         if stopped or epoch >= self.epochs:
@@ -424,6 +485,8 @@ class Keeper(keras.callbacks.Callback):
         return [rate] if isinstance(rate, keras.Variable) else []
 
     def _say_what_is_not_exact(self) -> None:
+        if self.other_job is not None and self.outcome.resumed_from is not None:
+            self._say(self.other_job)
         if self.changes and self.outcome.resumed_from is not None:
             self._say(f"with changes: {'; '.join(map(str, self.changes))}")
         if self.unreadable:
@@ -473,13 +536,19 @@ class Keeper(keras.callbacks.Callback):
     def _commit(self, where: dict[str, Any], *, at_epoch_end: bool = False) -> None:
         """Copy the state now; write it beside the training if that is allowed."""
         self.writer.wait()
+        with raw_weights(self.model):  # whatever another callback shows at present
+            self._commit_raw(where, at_epoch_end)
+
+    def _commit_raw(self, where: dict[str, Any], at_epoch_end: bool) -> None:
         model = self.model  # on JAX this synchronises
         held = _training_state.held_by(model, self.place.data)
+        arrays: dict[str, Any] = {}
         # At the end of an epoch metrics are about to be reset.
-        with raw_weights(model):  # whatever another callback shows at present
-            listed, arrays = _training_state.snapshot(
-                model, metrics=not at_epoch_end, held=held
-            )
+        wanted: dict[str, Any] = {"metrics": not at_epoch_end, "held": held}
+        if self.job.count == 1:
+            listed, arrays = _training_state.snapshot(model, **wanted)
+        else:
+            listed, layouts = _training_state.layouts(model, self.job, **wanted)
         states = _callback_state.get_states(self._others())
         where = {**where, "data": encode(where["data"], arrays, "the data")}
         meta = Meta(
@@ -500,14 +569,17 @@ class Keeper(keras.callbacks.Callback):
             machine=self.machine,
             time=time.time(),
         )
-        if self.job.count > 1:
-            received = self.signals.received
-            self.signal = gather_parts(self.job, meta, arrays, received)
         self.committed_steps = self.steps_before + where["step"]
         self.committed_epoch = where["epoch"]
         self.committed_time = time.monotonic()
 
         averages = self.snapshots.take(model, last=where.get("finished", False))
+
+        if self.job.count > 1:
+            # Its data are `Batches`, or this is the end of an epoch: it is certain.
+            self._commit_in_parts(meta, arrays, layouts, averages)
+            self.saved = (where["epoch"], where["step"])
+            return
 
         def to_disk() -> None:
             # First: one without its commit is made again, the reverse would be missing.
@@ -517,13 +589,38 @@ class Keeper(keras.callbacks.Callback):
 
         def write() -> None:
             self.saved = (where["epoch"], where["step"])
-            if self.job.index == 0:
-                self.writer.start(to_disk)
+            self.writer.start(to_disk)
 
         if at_epoch_end:
             write()
         else:
             self.place.once_certain(write)
+
+    def _commit_in_parts(
+        self,
+        meta: Meta,
+        arrays: dict[str, Any],
+        layouts: dict[str, Layout],
+        averages: Snapshot | None,
+    ) -> None:
+        """Let each process write its part of a commit; learn of signals elsewhere."""
+        assert isinstance(self.writer, JobWriter)
+        job, copy = self.job, self.settings.background
+        tell = [self.directory.next, new_token(), self.signals.received]
+        dealt = deal(job, layouts, tell=tell, copy=copy)
+        number, token, _ = dealt.told[0]
+        signals = [received for *_, received in dealt.told]
+        self.signal = next((each for each in signals if each is not None), None)
+        place = self.directory.place(number, job.index, job.count, token)
+        commit = [Shared(place, meta, arrays, dealt.pieces, dealt.whole)]
+        if averages is not None:
+            of_them = deal(job, averages.arrays, copy=copy)
+            place = self.directory.place_of_averages(averages.length, place)
+            # First: one without its commit is made again.
+            commit.insert(
+                0, Shared(place, averages.meta, {}, of_them.pieces, of_them.whole)
+            )
+        self.writer.start_job(commit)
 
     def _score(self, logs: dict[str, Any]) -> float | None:
         """Return the monitored value, lower for better; `None` without one."""

@@ -2,52 +2,158 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from typing import Any
+import secrets
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from fmkit._commits import Meta, pack_part
+from fmkit._commits import Box, Piece, cut
 from fmkit._job import Job
+from fmkit.callbacks._resume._shards import Array, Layout, Shard
 
-__all__ = ["check_agreement", "gather_parts"]
+__all__ = ["Dealt", "check_agreement", "deal", "new_token"]
 
-Array = np.ndarray[Any, Any]
+# Bytes; what is smaller is not cut.
+_SMALL = 2**16
+
+# The number of a shard in the layout of this name.
+_Key = tuple[str, int]
 
 
-def gather_parts(
-    job: Job, meta: Meta, arrays: dict[str, Array], signal: int | None
-) -> int | None:
-    """Add to the first process's commit what is different in the other ones.
+class Dealt(NamedTuple):
+    """What falls to a process.
 
-    Generators and callbacks are each process's own, and on PyTorch so are
-    BatchNorm's statistics, seeds and metrics; weights and averages are common.
+    Attributes:
+        pieces: What it writes.
+        whole: Dtype and shape of each array that the processes write, by name.
+        told: What each process had to tell.
+    """
+
+    pieces: list[Piece]
+    whole: dict[str, dict[str, Any]]
+    told: list[Any]
+
+
+def new_token() -> str:
+    """Return what tells a commit from others with its number."""
+    return secrets.token_hex(4)
+
+
+def deal(
+    job: Job, layouts: Mapping[str, Layout], *, tell: Any = None, copy: bool = True
+) -> Dealt:
+    """Deal out the values so that each element is written once.
+
+    A shard that several processes hold is cut into as many pieces, unless it is small.
+    Where they hold other values (on PyTorch BatchNorm's statistics, seeds and metrics)
+    the first one's count, and each other writes its own besides.
 
     Args:
-        job: The processes.
-        meta: The commit's meta, as it is in this process.
-        arrays: Its arrays; the first process gets a `process/i` for each other.
-        signal: The signal that this process has received, if any.
+        job: The processes, all of which call this together.
+        layouts: The values by name, the same names in each process.
+        tell: What this process tells the others by the way.
+        copy: Whether pieces are copied now, else read when they are written.
+    """
+    told, different = _compare(job, layouts, tell)
+    pieces = []
+    shards = [
+        ((name, number), shard)
+        for name, layout in layouts.items()
+        for number, shard in enumerate(layout.shards)
+    ]
+    for turn, (key, shard) in enumerate(shards):
+        layout = layouts[key[0]]
+        own = different.get(key, [])
+        if key in different:
+            boxes = {shard.holders[0]: shard.box} | dict.fromkeys(own, shard.box)
+        else:
+            boxes = _boxes_by_process(shard, layout.dtype.itemsize, turn)
+        if job.index in boxes:
+            assert shard.read is not None
+            read = functools.partial(_part_of, shard, boxes[job.index])
+            if copy:
+                read = functools.partial(_same, np.array(read(), copy=True))
+            nbytes = _size(boxes[job.index]) * layout.dtype.itemsize
+            box, is_own = boxes[job.index], job.index in own
+            pieces.append(Piece(key[0], box, is_own, nbytes, read))
+    whole = {
+        name: {"dtype": layout.dtype.name, "shape": list(layout.shape)}
+        for name, layout in layouts.items()
+    }
+    return Dealt(pieces, whole, told)
+
+
+def _size(box: Box) -> int:
+    return int(np.prod([stop - start for start, stop in box], dtype=np.int64))
+
+
+def _same(array: Array) -> Array:
+    return array
+
+
+def _part_of(shard: Shard, box: Box) -> Array:
+    assert shard.read is not None
+    pairs = zip(box, shard.box, strict=True)
+    inner: Any = tuple(slice(a - origin, b - origin) for (a, b), (origin, _) in pairs)
+    return shard.read()[(*inner, ...)]
+
+
+def _boxes_by_process(shard: Shard, itemsize: int, turn: int) -> dict[int, Box]:
+    """Return which process writes which part of a shard."""
+    holders = shard.holders
+    if _size(shard.box) * itemsize < _SMALL:
+        return {holders[turn % len(holders)]: shard.box}
+    return dict(zip(holders, cut(shard.box, len(holders)), strict=False))
+
+
+def _compare(
+    job: Job, layouts: Mapping[str, Layout], tell: Any
+) -> tuple[list[Any], dict[_Key, list[int]]]:
+    """Find shards that are not the same in all processes that hold them.
 
     Returns:
-        A signal that some process has received, the same in all of them.
+        What each process tells, and for each such shard the processes that hold another
+        value than its first holder.
     """
-    hashes = {
-        name: hashlib.blake2b(array.tobytes()).hexdigest()
-        for name, array in arrays.items()
-        if name.startswith("variable/")
+    shared: dict[str, dict[str, str]] = {}
+    holders: dict[str, tuple[_Key, tuple[int, ...]]] = {}
+    for name, layout in layouts.items():
+        for number, shard in enumerate(layout.shards):
+            if len(shard.holders) > 1:
+                key = f"{number} {name}"
+                holders[key] = (name, number), shard.holders
+                if shard.read is not None:
+                    group = ",".join(map(str, shard.holders))
+                    shared.setdefault(group, {})[key] = _digest(shard.read())
+    # Of all that the same processes hold one digest: most often that is enough.
+    groups = {
+        group: hashlib.blake2b("".join(each.values()).encode()).hexdigest()
+        for group, each in shared.items()
     }
-    told = job.exchange([hashes, signal])
-    common, _ = told[0]
-    own = {
-        name: array
-        for name, array in arrays.items()
-        if name not in hashes or hashes[name] != common[name]
-    }
-    parts = job.exchange_bytes(pack_part(meta, own) if job.index else b"")
-    for index, part in enumerate(parts[1:], 1):
-        arrays[f"process/{index}"] = np.frombuffer(part, np.uint8)
-    return next((each for _, each in told if each is not None), None)
+    answers = job.exchange([groups, tell])
+    found: dict[str, set[str]] = {}
+    for of_one, _ in answers:
+        for group, digest in of_one.items():
+            found.setdefault(group, set()).add(digest)
+    unequal = [group for group, digests in found.items() if len(digests) > 1]
+    different: dict[_Key, list[int]] = {}
+    if unequal:
+        mine = {k: v for group in unequal for k, v in shared.get(group, {}).items()}
+        each = job.exchange(mine)
+        for text, (shard_key, processes) in holders.items():
+            first = each[processes[0]].get(text)
+            other = [i for i in processes if each[i].get(text) != first]
+            if other:
+                different[shard_key] = other
+    return [told for _, told in answers], different
+
+
+def _digest(array: Array) -> str:
+    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return hashlib.blake2b(data.data, digest_size=16).hexdigest()
 
 
 def check_agreement(job: Job, epoch: int, last: bool) -> None:

@@ -31,6 +31,7 @@ __all__ = [
     "describe_fit",
     "describe_model",
     "describe_training_data",
+    "distribution",
     "machine",
     "unset_settings",
 ]
@@ -197,6 +198,17 @@ def _as_array(value: Any) -> np.ndarray[Any, Any]:
     if keras.ops.is_tensor(value):
         value = keras.ops.convert_to_numpy(value)
     return np.asarray(value)
+
+
+def distribution() -> str | None:
+    """Return how values are laid out over devices; `None` without a distribution."""
+    found = keras.distribution.distribution()
+    mesh = getattr(found, "device_mesh", None)
+    if mesh is None:
+        return None
+    axes = zip(mesh.axis_names, mesh.shape, strict=True)
+    named = ", ".join(f"{name} {size}" for name, size in axes)
+    return f"{type(found).__name__}({named})"
 
 
 def machine() -> dict[str, str]:

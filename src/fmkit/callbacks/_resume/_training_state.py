@@ -11,15 +11,24 @@ import keras
 import numpy as np
 
 from fmkit import _keras_private as private
-from fmkit._commits import VariableEntry, decode, encode, list_variables
+from fmkit._commits import (
+    ShardedArray,
+    VariableEntry,
+    decode,
+    encode,
+    list_variables,
+)
+from fmkit._job import Job
 from fmkit._layer_state import assets_as_json
 from fmkit._swap import replicas_of, walk
 from fmkit.callbacks._resume._held import Held, find
+from fmkit.callbacks._resume._shards import Layout, assign_shards, layout_of
 
 __all__ = [
     "arrays_of",
     "held_by",
     "held_state",
+    "layouts",
     "model_as_json",
     "restore_held",
     "restore_variables",
@@ -42,15 +51,32 @@ def snapshot(
     model: Any, *, metrics: bool, held: Held | None = None
 ) -> tuple[list[VariableEntry], dict[str, Array]]:
     """Copy every variable: a list that names them, and the arrays by name."""
+    listed, parts = listed_variables(model, metrics=metrics, held=held)
+    return listed, {
+        name: np.array(_read(part), copy=True) for name, part in parts.items()
+    }
+
+
+def layouts(
+    model: Any, job: Job, *, metrics: bool, held: Held | None = None
+) -> tuple[list[VariableEntry], dict[str, Layout]]:
+    """Return the list of `snapshot`, and how each array lies in the processes."""
+    listed, parts = listed_variables(model, metrics=metrics, held=held)
+    return listed, {name: layout_of(part, job) for name, part in parts.items()}
+
+
+def listed_variables(
+    model: Any, *, metrics: bool, held: Held | None = None
+) -> tuple[list[VariableEntry], dict[str, Any]]:
+    """Return a list that names every variable, and its replicas by name."""
     listed: list[VariableEntry] = []
-    arrays = {}
+    found: dict[str, Any] = {}
     of_metrics = {id(variable) for variable in model.metrics_variables}
     placed = _placed(model, held or held_by(model), metrics)
     for number, (place, variable) in enumerate(placed):
-        parts = arrays_of(variable)
+        parts = replicas_of(variable)
         names = [f"variable/{number}/{i}" for i in range(len(parts))]
-        for name, part in zip(names, parts, strict=True):
-            arrays[name] = np.array(part, copy=True)
+        found.update(zip(names, parts, strict=True))
         listed.append(
             {
                 "path": variable.path if place is None else place,
@@ -59,7 +85,7 @@ def snapshot(
                 "arrays": names,
             }
         )
-    return listed, arrays
+    return listed, found
 
 
 def _placed(model: Any, held: Held, metrics: bool) -> list[tuple[str | None, Any]]:
@@ -91,7 +117,7 @@ def _read(part: Any) -> Any:
 def restore_variables(
     model: Any,
     listed: list[VariableEntry],
-    arrays: dict[str, Array],
+    arrays: dict[str, Any],
     *,
     metrics: bool,
     held: Held | None = None,
@@ -122,8 +148,11 @@ def restore_variables(
         if id(variable) in kept:
             continue
         for part, value in zip(parts, saved, strict=True):
-            # Copied once more: a backend may keep the array it is given.
-            part.assign(value.copy())
+            if isinstance(value, ShardedArray):
+                assign_shards(part, value)
+            else:
+                # Copied once more: a backend may keep the array it is given.
+                part.assign(value.copy())
 
 
 def _other_variables(saved: list[str | None], here: list[str | None]) -> str:
