@@ -23,7 +23,7 @@ from fmkit._commits._sharded import PartFile, Piece, box_of, cut
 from fmkit.callbacks import ExactResume
 from fmkit.compare import compare_runs
 from fmkit.data import Batches
-from fmkit.evaluation import SidecarEvaluator, synthesize
+from fmkit.evaluation import SidecarEvaluator, export_checkpoint, synthesize
 from fmkit.optimizers import PowerRule, WeightAverages
 
 pytestmark = pytest.mark.backend("torch")
@@ -158,3 +158,14 @@ def test_a_file_may_be_deleted_while_it_is_read(runs, tmp_path):
         assert np.asarray(found.arrays[name]).tobytes() == array.tobytes()
     with pytest.raises(FileNotFoundError):
         PartFile(path)
+
+
+def test_an_export_of_parts_is_that_of_one_file(runs, tmp_path):
+    plain, parts, *_ = runs
+    for kind in ("raw", "averaged"):
+        found = []
+        for name, folder in (("plain", plain), ("parts", parts)):
+            path = tmp_path / f"{name}-{kind}.keras"
+            export_checkpoint(folder, path, weights=kind)
+            found.append(keras.saving.load_model(path).get_weights())
+        assert all(a.tobytes() == b.tobytes() for a, b in zip(*found, strict=True))
