@@ -174,8 +174,11 @@ class Lesson:
         copy = self.folder / "resumed"
         if self.batches.shard[0] == 0:  # the one that reads; the others wait for it
             copy.mkdir(exist_ok=True)
-            for commit in sorted((self.folder / "commits").glob("commit-*"))[:3]:
-                shutil.copy(commit, copy)
+            commits = self.folder / "commits"
+            for commit in sorted(commits.glob("commit-*"))[:3]:
+                number = commit.stem.removeprefix("commit-")
+                for each in (commit, *commits.glob(f"part-{number}-*")):
+                    shutil.copy(each, copy)
         used = self.resumable(copy)
         history = self.fit(*used)
         pairs = zip(self.bits(), self.straight, strict=True)

@@ -71,7 +71,7 @@ def _dtype_of(value: Any) -> Any:
 def _layout_on_jax(value: Any) -> Layout:
     boxes = _boxes(value.sharding, value.shape)
     if value.is_fully_replicated:
-        # JAX 0.10 cannot list its shards after some kinds of `device_put`.
+        # JAX 0.10 has raised at listing the shards of such a value, after an epoch.
         here = {boxes[0][0]: value}
     else:
         here = {
