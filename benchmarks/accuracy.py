@@ -36,6 +36,8 @@ RECIPES = {
     "two_strided": ("two_strided", "tensorflow"),
     "three_strided": ("three_strided", "tensorflow"),
     "mirrored": ("mirrored", "tensorflow"),
+    "residual_8": ("residual_8", "tensorflow"),
+    "residual_16": ("residual_16", "tensorflow"),
     "residual_36": ("residual_36", "tensorflow"),
 }
 TOLD = re.compile(r"accuracy ([0-9.]+) after ([0-9.]+) s")

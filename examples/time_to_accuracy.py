@@ -49,6 +49,8 @@ RECIPES = {
     "two_strided": Recipe(epochs=3, batch_size=256, rate=0.01),
     "three_strided": Recipe(epochs=5, batch_size=256, rate=0.01),
     "mirrored": Recipe(20, batch_size=256, rate=0.01, smoothing=0.1, mirrored=True),
+    "residual_8": Recipe(8, batch_size=128, rate=0.1, decay=0.005, smoothing=0.1),
+    "residual_16": Recipe(16, batch_size=128, rate=0.1, decay=0.005, smoothing=0.1),
     "residual_36": Recipe(36, batch_size=128, rate=0.1, decay=0.005, smoothing=0.1),
 }
 

@@ -33,6 +33,7 @@ def test_every_recipe_has_the_network_it_names(lesson):
     assert counts["three_strided"] == 66_698
     assert counts["residual_36"] == 78_426
     assert counts["mirrored"] == counts["three_strided"]
+    assert counts["residual_8"] == counts["residual_16"] == counts["residual_36"]
 
 
 def test_the_residual_network_judges_both_sides_of_an_image(lesson):
