@@ -157,6 +157,7 @@ def test_a_callback_that_copies_the_folder_leaves_the_lock(tmp_path):
     assert taken_by_another(run) == ""  # the control: afterwards it is free
 
 
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # of JAX, if loaded
 def test_a_forked_child_neither_holds_nor_loses_the_lock(tmp_path):
     directory = CommitDirectory(tmp_path)
     directory.acquire()
@@ -547,6 +548,7 @@ def test_a_signal_says_what_is_saved(tmp_path, capsys):
     assert "nothing is saved yet, the next start begins anew" in said
 
 
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # of JAX, if loaded
 @pytest.mark.parametrize("kind", ["process", "pool", "after a broken fit"])
 def test_a_forked_child_dies_of_its_first_signal(tmp_path, kind):
     kept = []
@@ -581,6 +583,7 @@ def test_a_forked_child_dies_of_its_first_signal(tmp_path, kind):
     gc.collect()  # and with the frames go the handlers
 
 
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # of JAX, if loaded
 def test_a_forked_child_has_the_handlers_of_before(tmp_path):
     seen = []
 
