@@ -534,7 +534,7 @@ def test_pytorchs_own_functions_give_the_bits_of_keras_ops(classes):
     def cost(z, xp):
         picked = _math.one_hot_mask(labels, classes, 1, xp)
         first, second = _math.surprisal(*_math.split(z, picked, 1, xp), xp)
-        if z.dtype.itemsize == 4:  # there it is one node, see test_torch_softmax.py
+        if z.dtype.itemsize == 4:  # there it is one node, see test_torch_nodes.py
             return first + second
         return first + second + _math.surprisals(z, 1, xp)
 

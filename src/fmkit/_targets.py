@@ -219,7 +219,10 @@ def known_values(x: Any) -> np.ndarray | None:
 
     if x.device.type != "cpu" or torch.compiler.is_compiling() or is_tracing():
         return None
-    return x.detach().float().numpy()
+    try:
+        return x.detach().float().numpy()
+    except RuntimeError:  # inside `torch.func` a tensor has no values of its own
+        return None
 
 
 def check_labels(y_true: Any, size: int, ignore_class: int | None = None) -> bool:

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -58,7 +59,7 @@ def namespace(x: Tensor) -> Any:
 def _torch_ops() -> SimpleNamespace:
     import torch
 
-    from fmkit._math import _torch_softmax
+    from fmkit._math import _torch_nodes
 
     same = (
         "abs exp expm1 isfinite log log1p logical_and logical_not logical_or "
@@ -71,7 +72,7 @@ def _torch_ops() -> SimpleNamespace:
         equal=torch.eq,
         expand_dims=torch.unsqueeze,
         maximum=lambda least, x: torch.clamp(x, min=least),
-        as_one_node=_torch_softmax,
+        nodes=_torch_nodes,
         max=lambda x, axis, keepdims=False: torch.amax(x, axis, keepdims),
         min=lambda x, axis, keepdims=False: torch.amin(x, axis, keepdims),
         # Above 40, not 20, the difference to x is lost in float64 too.
@@ -228,14 +229,32 @@ def _dominance(z: Tensor, axis: int, xp: Any) -> tuple[Tensor, Tensor, Tensor]:
     return xp.logical_and(picked, dominant), shift, inner
 
 
-def in_one_node(z: Tensor, xp: Any) -> bool:
-    """Whether `softmax` and `surprisals` of `z` are one operation to PyTorch."""
-    return hasattr(xp, "as_one_node") and xp.as_one_node.is_taken(z)
+def _nodes(xp: Any, z: Tensor, *given: Any) -> Any:
+    """Return the module that computes with `z` in one operation, None without."""
+    nodes = getattr(xp, "nodes", None)
+    return nodes if nodes is not None and nodes.is_taken(z, *given) else None
+
+
+def in_one_node(
+    rule: str, plain: Callable[[Tensor], Tensor], z: Tensor, *given: Any, axis: int = -1
+) -> Tensor:
+    """Return `plain(z)`: on PyTorch by one operation, where float64 can be used.
+
+    Args:
+        rule: The name of the operation, of those in `_torch_nodes.RULES`.
+        plain: The same by plain operations: a cost with `axis` of length 1 (rules of
+            the softmax), or one of each logit.
+        z: Logits.
+        given: What else the rule takes: tensors with the axes of `z`, and numbers.
+        axis: The class axis.
+    """
+    nodes = _nodes(namespace(z), z, *given)
+    return plain(z) if nodes is None else nodes.cost(rule, plain, z, given, axis)
 
 
 def surprisals(z: Tensor, axis: int, xp: Any = ops) -> Tensor:
     """Return `-log softmax(z)`, each entry right to its own last digits."""
-    if in_one_node(z, xp):
+    if _nodes(xp, z):
         return softmax(z, axis, xp)[1]
     dominant, shift, inner = _dominance(z, axis, xp)
     return inner - xp.where(dominant, 0.0, z - shift)
@@ -247,8 +266,9 @@ def softmax(z: Tensor, axis: int, xp: Any = ops) -> tuple[Tensor, Tensor]:
     The probabilities are not the exponential of the rounded surprisals: near 1e-17
     that would already cost a relative error of 2e-6.
     """
-    if in_one_node(z, xp):
-        return xp.as_one_node.softmax(z, axis, _softmax_of_rows)  # type: ignore[no-any-return]
+    nodes = _nodes(xp, z)
+    if nodes is not None:
+        return nodes.softmax(z, axis, _softmax_of_rows)  # type: ignore[no-any-return]
     return _softmax(z, *_dominance(z, axis, xp), xp)
 
 
@@ -268,7 +288,7 @@ def _softmax(
 def softmax_minus(aim: Tensor, z: Tensor, axis: int) -> Tensor:
     """Return `softmax(z) - aim`, without losing 1 - p where p is near 1."""
     xp = namespace(z)
-    if in_one_node(z, xp):
+    if _nodes(xp, z):
         p, nll = softmax(z, axis, xp)
         near_1 = xp.logical_and(p > 0.5, aim > 0.5)
         return xp.where(near_1, xp.expm1(-nll) + (1.0 - aim), p - aim)
@@ -359,7 +379,16 @@ def jensen_shannon(
 
 
 def entropy_from_logits(z: Tensor, axis: int, xp: Any = ops) -> Tensor:
-    """Return the entropy of `softmax(z)` in nats, without `axis`.
+    """Return the entropy of `softmax(z)` in nats, without `axis`."""
+    plain = functools.partial(_entropy, axis=axis, xp=xp)
+    entropy = (
+        plain(z) if xp is numpy_ops else in_one_node("entropy", plain, z, axis=axis)
+    )
+    return xp.squeeze(entropy, axis=axis)
+
+
+def _entropy(z: Tensor, axis: int, xp: Any) -> Tensor:
+    """Return the entropy, with `axis` of length 1.
 
     Near the uniform distribution it is log K minus a divergence: the same value,
     but a gradient that does not vanish in the rounding.
@@ -376,4 +405,4 @@ def entropy_from_logits(z: Tensor, axis: int, xp: Any = ops) -> Tensor:
         p, xp.exp(-flat_nll), -xp.where(close, ratio, xp.zeros_like(z)), xp
     )
     near = xp.log(count) - xp.sum(terms, axis=axis, keepdims=True)
-    return xp.squeeze(xp.where(close, near, plain), axis=axis)
+    return xp.where(close, near, plain)

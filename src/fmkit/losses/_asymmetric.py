@@ -9,9 +9,21 @@ import keras
 import numpy as np
 
 from fmkit._checks import check_number
-from fmkit._math import Tensor, binary_surprisals, namespace, sigmoids
+from fmkit._math import (
+    Tensor,
+    binary_surprisals,
+    in_one_node,
+    namespace,
+    sigmoids,
+)
 from fmkit.losses._base import check_gamma, focal, power
-from fmkit.losses._binary import BinaryLoss, mean_of_known, read_known, weigh
+from fmkit.losses._binary import (
+    BinaryLoss,
+    cost_of_either,
+    mean_of_known,
+    read_known,
+    weigh,
+)
 
 
 @keras.saving.register_keras_serializable("fmkit", "asymmetric_loss_from_logits")
@@ -69,12 +81,17 @@ def asymmetric_loss_from_logits(
         positive_gamma, negative_gamma, margin
     )
     q, z, known = read_known(y_true, y_pred, ignore_class)
-    yes, no = binary_surprisals(z, namespace(z))
-    if margin:
+    gammas, not_q = (positive_gamma, negative_gamma), 1.0 - q
+
+    def plain(z: Tensor) -> Tensor:
+        yes = focal(binary_surprisals(z, namespace(z))[0], positive_gamma)
         no = _shifted_cost(z, negative_gamma, margin)
+        return weigh(q, yes) + weigh(not_q, no)
+
+    if margin:
+        terms = in_one_node("asymmetric", plain, z, q, not_q, *gammas, margin)
     else:
-        no = focal(no, negative_gamma)
-    terms = weigh(q, focal(yes, positive_gamma)) + weigh(1.0 - q, no)
+        terms = cost_of_either(z, q, not_q, *gammas)
     return mean_of_known(terms, known)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from fmkit._checks import check_int, check_number
-from fmkit._math import Tensor, binary_surprisals, namespace
+from fmkit._math import Tensor, binary_surprisals, in_one_node, namespace
 from fmkit._targets import check_binary, nan_unless, read_binary
 from fmkit.losses._base import (
     ExactLoss,
@@ -89,15 +89,13 @@ def binary_crossentropy_from_logits(
     )
     q, logits, known = read_known(y_true, y_pred, ignore_class)
     x = logits if temperature == 1.0 else logits / temperature
-    yes, no = binary_surprisals(x, namespace(x))
     other = 1.0 - q
     if label_smoothing:
         keep, half = 1.0 - label_smoothing, 0.5 * label_smoothing
         q, other = keep * q + half, keep * other + half
-    yes, no = weigh(q, focal(yes, focal_gamma)), weigh(other, focal(no, focal_gamma))
     if np.ndim(positive_weight) or positive_weight != 1.0:
-        yes = yes * _positive_weights(positive_weight, logits)
-    terms = yes + no
+        q = q * _positive_weights(positive_weight, logits)
+    terms = cost_of_either(x, q, other, focal_gamma, focal_gamma)
     weights = weights_along("class_weights", class_weights, logits, -1)
     return mean_of_known(terms if weights is None else terms * weights, known)
 
@@ -130,6 +128,18 @@ def mean_of_known(terms: Tensor, known: Tensor | None) -> Tensor:
         return namespace(terms).sum(terms, axis=-1) / terms.shape[-1]
     count = ops.sum(ops.cast(known, terms.dtype), axis=-1)
     return ops.sum(ops.where(known, terms, 0.0), axis=-1) / ops.maximum(count, 1.0)
+
+
+def cost_of_either(
+    z: Tensor, yes: Tensor, no: Tensor, yes_gamma: float, no_gamma: float
+) -> Tensor:
+    """Return the cost of yes and no, with their weights and focusing, of each logit."""
+
+    def plain(z: Tensor) -> Tensor:
+        of_yes, of_no = binary_surprisals(z, namespace(z))
+        return weigh(yes, focal(of_yes, yes_gamma)) + weigh(no, focal(of_no, no_gamma))
+
+    return in_one_node("binary", plain, z, yes, no, yes_gamma, no_gamma)
 
 
 def weigh(q: Tensor, cost: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from fmkit._checks import check_number, check_one_of
-from fmkit._math import Tensor, binary_surprisals, namespace, sigmoids
+from fmkit._math import Tensor, binary_surprisals, in_one_node, namespace, sigmoids
 from fmkit._targets import check_binary, nan_unless, read_binary
 from fmkit.losses._base import ExactLoss
 from fmkit.losses._binary import mean_of_known
@@ -65,11 +65,18 @@ def binary_kl_divergence_from_logits(
     if target_form == "probabilities":
         if not check_binary(y_true):
             target = nan_unless(ops.logical_and(target >= 0.0, target <= 1.0), target)
-        q, log_p_over_q = _from_probabilities(target, z)
+    elif temperature != 1.0:
+        target = target / temperature
+
+    def plain(z: Tensor) -> Tensor:
+        ratio = _from_probabilities if target_form == "probabilities" else _from_logits
+        q, log_p_over_q = ratio(target, z)
+        return divergence(direction, q, _both(z), log_p_over_q, -1)
+
+    if target_form == "probabilities" and direction == "forward":
+        cost = in_one_node("binary_divergence", plain, z, target)
     else:
-        w = target if temperature == 1.0 else target / temperature
-        q, log_p_over_q = _from_logits(w, z)
-    cost = divergence(direction, q, _both(z), log_p_over_q, -1)
+        cost = plain(z)
     return temperature**2 * mean_of_known(cost, None)
 
 

@@ -150,36 +150,40 @@ def _cost_of_labels(
         labels = ops.where(ignored, 0, labels)
         z = ops.where(ops.expand_dims(ignored, axis), 0.0, z)
         valid = None if valid is None else ops.logical_or(valid, ignored)
-    picked = one_hot_mask(labels, size, axis, namespace(z))
     if label_smoothing:
-        q = ops.cast(picked, z.dtype)
+        q = ops.cast(one_hot_mask(labels, size, axis, namespace(z)), z.dtype)
         loss = _cost_of_distribution(
             q, z, axis, weights, label_smoothing, focal_gamma, z_loss
         )
     else:
-        loss = _cost_of_one_class(picked, z, axis, weights, focal_gamma, z_loss)
+        loss = _cost_of_one_class(labels, z, axis, weights, focal_gamma, z_loss)
     loss = loss if valid is None else nan_unless(valid, loss)
     return loss if ignored is None else ops.where(ignored, 0.0, loss)
 
 
 def _cost_of_one_class(
-    picked: Tensor,
+    labels: Tensor,
     z: Tensor,
     axis: int,
     weights: Tensor | None,
     focal_gamma: float,
     z_loss: float,
 ) -> Tensor:
-    """Cost of one picked class per row."""
+    """Cost of one label per row."""
     xp = namespace(z)
-    if in_one_node(z, xp):
-        nll = xp.where(picked, surprisals(z, axis, xp), 0.0)
-        loss = xp.sum(nll, axis=axis, keepdims=True)
-        partition = ops.logsumexp(z, axis=axis, keepdims=True) if z_loss else None
+
+    def parts(z: Tensor) -> tuple[Tensor, Tensor]:
+        picked = one_hot_mask(labels, z.shape[axis], axis, xp)
+        return surprisal(*split(z, picked, axis, xp), xp)
+
+    if z_loss:
+        loss, partition = parts(z)
     else:
-        loss, partition = surprisal(*split(z, picked, axis, xp), xp)
+        label = xp.expand_dims(labels, axis)
+        loss = in_one_node("label", lambda z: parts(z)[0], z, label, axis=axis)
     loss = focal(loss, focal_gamma)
     if weights is not None:
+        picked = one_hot_mask(labels, z.shape[axis], axis, xp)
         weight = ops.where(picked, weights, 0.0)
         loss = loss * ops.sum(weight, axis=axis, keepdims=True)
     if z_loss:
@@ -201,9 +205,17 @@ def _cost_of_distribution(
         q = (1.0 - label_smoothing) * q + label_smoothing / z.shape[axis]
     if weights is not None:
         q = q * weights
-    # 0 log 0 = 0, also for a class that a logit of -inf takes out.
-    terms = ops.where(q == 0.0, 0.0, surprisals(z, axis, namespace(z)))
-    loss = ops.sum(q * focal(terms, focal_gamma), axis=axis)
+
+    def plain(z: Tensor) -> Tensor:
+        # 0 log 0 = 0, also for a class that a logit of -inf takes out.
+        terms = ops.where(q == 0.0, 0.0, surprisals(z, axis, namespace(z)))
+        return ops.sum(q * focal(terms, focal_gamma), axis=axis, keepdims=True)
+
+    if focal_gamma:
+        loss = plain(z)
+    else:
+        loss = in_one_node("distribution", plain, z, q, axis=axis)
+    loss = ops.squeeze(loss, axis)
     if z_loss:
         loss = loss + z_loss * ops.square(ops.logsumexp(z, axis=axis))
     return loss

@@ -12,6 +12,7 @@ from fmkit._checks import check_number, check_one_of
 from fmkit._math import (
     Tensor,
     divergence_terms,
+    in_one_node,
     jensen_shannon,
     log_ratio,
     namespace,
@@ -102,24 +103,41 @@ def kl_divergence_from_logits(
             f"{tuple(targets.shape)}. For a label the divergence is the cross-entropy:"
             " use `fmkit.losses.CrossentropyFromLogits()`, or `keras.ops.one_hot`."
         )
-    z = logits if temperature == 1.0 else logits / temperature
+    if temperature != 1.0:
+        logits = logits / temperature
+    if target_form == "logits" and temperature != 1.0:
+        targets = targets / temperature
+    elif target_form == "log_probabilities":
+        check_probabilities(ops.exp(targets), axis, sum_tolerance)
+    elif target_form == "probabilities":
+        check_probabilities(y_true, axis, sum_tolerance)
+
+    def plain(z: Tensor) -> Tensor:
+        ratio = _from_target(target_form, targets, z, axis)
+        return ops.expand_dims(divergence(direction, *ratio, axis), axis)
+
+    if target_form == "probabilities" and direction == "forward":
+        cost = in_one_node("divergence", plain, logits, targets, axis=axis)
+    else:
+        cost = plain(logits)
+    cost = ops.squeeze(cost, axis)
+    return cost if temperature == 1.0 else temperature**2 * cost
+
+
+def _from_target(
+    form: str, target: Tensor, z: Tensor, axis: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the target distribution `q`, `p = softmax(z)` and `log(p / q)`."""
     xp = namespace(z)
     p, z_nll = softmax(z, axis, xp)
-    if target_form == "logits":
-        w = targets if temperature == 1.0 else targets / temperature
-        q, w_nll = softmax(w, axis, xp)
-        log_p_over_q, _ = log_ratio(z, w, z_nll, w_nll, axis, xp)
-    elif target_form == "log_probabilities":
-        q = ops.exp(targets)
-        check_probabilities(q, axis, sum_tolerance)
-        log_p_over_q = -z_nll - targets
-    else:
-        check_probabilities(y_true, axis, sum_tolerance)
-        q = targets
-        some = q > 0.0
-        log_q = xp.log(xp.where(some, q, 1.0))
-        log_p_over_q = xp.where(some, -z_nll - log_q, float("inf"))
-    return temperature**2 * divergence(direction, q, p, log_p_over_q, axis)
+    if form == "logits":
+        q, w_nll = softmax(target, axis, xp)
+        return q, p, log_ratio(z, target, z_nll, w_nll, axis, xp)[0]
+    if form == "log_probabilities":
+        return ops.exp(target), p, -z_nll - target
+    some = target > 0.0
+    log_q = xp.log(xp.where(some, target, 1.0))
+    return target, p, xp.where(some, -z_nll - log_q, float("inf"))
 
 
 def divergence(

@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from fmkit._checks import check_number, check_one_of
-from fmkit._math import Tensor, one_hot_mask, softmax_minus
+from fmkit._math import Tensor, in_one_node, one_hot_mask, softmax_minus
 from fmkit._targets import (
     check_labels,
     check_probabilities,
@@ -91,15 +91,19 @@ def mean_squared_error_from_logits(
     else:
         check_probabilities(y_true, axis, sum_tolerance)
     aim = targets if M == 1.0 else M * targets
+    weight = 1.0 if k == 1.0 else 1.0 + (k - 1.0) * targets
+
+    def softmax_plain(z: Tensor) -> Tensor:
+        squares = weight * ops.square(softmax_minus(aim, z, axis))
+        return ops.sum(squares, axis=axis, keepdims=True)
+
     if activation == "softmax":
-        residual = softmax_minus(aim, logits, axis)
+        loss = in_one_node("squared", softmax_plain, logits, aim, weight, axis=axis)
+        loss = ops.squeeze(loss, axis)
     else:
-        residual = logits - aim
-    squares = ops.square(residual)
-    if k != 1.0:
-        squares = squares * (1.0 + (k - 1.0) * targets)
+        loss = ops.sum(weight * ops.square(logits - aim), axis=axis)
     # Not `ops.mean`: on PyTorch it goes through float32 even for float64.
-    loss = ops.sum(squares, axis=axis) / logits.shape[axis]
+    loss = loss / logits.shape[axis]
     return loss if valid is None else nan_unless(valid, loss)
 
 
