@@ -106,3 +106,31 @@ def test_a_plain_average_adds_no_choice_between_arrays_to_the_step():
     assert "SelectV2" in operations(start_step=3)
     # Two for the descent, three for the average, no more passes than that.
     assert len(operations()) <= 5, operations()
+
+
+@pytest.mark.backend("torch")
+def test_averages_moved_together_have_the_bits_of_each_moved_alone(monkeypatch):
+    from fmkit.optimizers import WarmupRule, WeightAverages, _update
+
+    def averages(largest):
+        monkeypatch.setattr(_update, "_SMALL", largest)
+        keras.utils.set_random_seed(0)
+        layers = [keras.layers.Dense(7, dtype=kind) for kind in ("float64", "bfloat16")]
+        model = keras.Sequential([keras.Input((5,)), *layers, keras.layers.Dense(2)])
+        model.compile(WeightAverages("sgd", [0.9, WarmupRule()]), "mse")
+        x = np.random.default_rng(0).standard_normal((64, 5))
+        model.fit(x, x[:, :2], batch_size=8, verbose=0)
+        kept = model.optimizer.variables
+        return [ops.convert_to_numpy(ops.cast(each, "float64")) for each in kept]
+
+    calls = []
+    whole = _update._move_in_place
+    monkeypatch.setattr(
+        _update, "_move_in_place", lambda *given: calls.append(0) or whole(*given)
+    )
+    together = averages(2**18)
+    few = len(calls)
+    alone = averages(0)
+    assert few < len(calls) - few
+    for one, other in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import keras
@@ -12,6 +13,10 @@ from fmkit._tracing import is_tracing
 from fmkit.optimizers._variables import wide
 
 __all__ = ["Move", "masks", "move", "normalise"]
+
+# Elements of a weight that PyTorch updates together with others, by fewer calls. Larger
+# ones are taken one at a time, so that the step needs little memory.
+_SMALL = 2**18
 
 
 def masks(
@@ -76,14 +81,20 @@ class Move(NamedTuple):
 def move(weights: list[Any], moves: list[Move]) -> None:
     """Update the averages of `weights`: each weight is read once for all of them."""
     in_place = _may_change_in_place()
+    together: dict[Any, list[tuple[Any, Any]]] = {}
     for index, weight in enumerate(weights):
-        for averages, step_size, due, copy in moves:
+        for number, (averages, step_size, due, copy) in enumerate(moves):
             average = averages[index]
             rounded = wide(average.dtype) != average.dtype
-            if in_place and due is None and copy is None and not rounded:
-                _move_in_place(weight, average, step_size)
-            else:
+            if not in_place or due is not None or copy is not None or rounded:
                 _move(weight, average, step_size, due, copy)
+            elif math.prod(weight.shape) <= _SMALL and not is_tracing():
+                alike = together.setdefault((number, average.dtype), [])
+                alike.append((weight, average))
+            else:
+                _move_in_place([(weight, average)], step_size)
+    for (number, _), pairs in together.items():
+        _move_in_place(pairs, moves[number].step_size)
 
 
 def _move(weight: Any, average: Any, step_size: Any, due: Any, copy: Any) -> None:
@@ -104,12 +115,19 @@ def _may_change_in_place() -> bool:
     return is_tracing() or not private.in_stateless_scope()
 
 
-def _move_in_place(weight: Any, average: Any, step_size: Any) -> None:
+def _move_in_place(pairs: list[tuple[Any, Any]], step_size: Any) -> None:
+    """Move averages to weights; the same bits whether one by one or together."""
     import torch
 
     with torch.no_grad():
-        held = average.value
-        gap = weight.value.to(held.dtype) - held
+        held = [average.value for _, average in pairs]
+        values = [weight.value for weight, _ in pairs]
         if isinstance(step_size, torch.Tensor):
-            step_size = step_size.to(held.dtype)
-        held.add_(gap.mul_(step_size))
+            step_size = step_size.to(held[0].dtype)
+        if len(pairs) == 1:
+            gap = values[0].to(held[0].dtype) - held[0]
+            held[0].add_(gap.mul_(step_size))
+            return
+        gaps = torch._foreach_sub(values, held)
+        torch._foreach_mul_(gaps, step_size)
+        torch._foreach_add_(held, gaps)

@@ -159,7 +159,8 @@ class ExponentialDecay(LearningRateSchedule):
         if isinstance(step, numbers.Integral):
             return ops.convert_to_tensor(self._rate_at(int(step)), dtype="float32")
         step = integer_tensor(step)
-        rate = self._decayed(step - (self.warmup_steps + self.transition_begin))
+        begin = self.warmup_steps + self.transition_begin
+        rate = self._decayed(step - begin if begin else step)
         if not self.warmup_steps:
             return rate
         warmup = self.warmup_initial + (
@@ -170,10 +171,14 @@ class ExponentialDecay(LearningRateSchedule):
 
     def _decayed(self, count: Any) -> Any:
         """Rate of the decay proper at an integer tensor `count`."""
-        whole, rest = _divide_exactly(_not_negative(count), self.decay_steps)
-        rate = self.initial_learning_rate * self._power(
-            whole, ops.zeros_like(rest) if self.staircase else rest
-        )
+        count = _not_negative(count)
+        if _may_be_double(count):
+            rate = self._in_double(count)
+        else:
+            whole, rest = _divide_exactly(count, self.decay_steps)
+            rate = self.initial_learning_rate * self._power(
+                whole, ops.zeros_like(rest) if self.staircase else rest
+            )
         if self.end_value is None:
             return rate
         bound = ops.maximum if self.decay_rate < 1 else ops.minimum
@@ -197,6 +202,17 @@ class ExponentialDecay(LearningRateSchedule):
         leading = round(log_rate / ulp) * ulp
         remainder = whole * (log_rate - leading) + rest * log_rate
         return ops.exp(whole * leading) * ops.exp(remainder)
+
+    def _in_double(self, count: Any) -> Any:
+        """The rate by few operations, which cost more on PyTorch than their result."""
+        if self.staircase:
+            periods = ops.cast(_divide_exactly(count, self.decay_steps)[0], "float64")
+        else:
+            periods = ops.cast(count, "float64") / float(self.decay_steps)
+        log_rate = math.log(self.initial_learning_rate)
+        return ops.cast(
+            ops.exp(periods * math.log(self.decay_rate) + log_rate), "float32"
+        )
 
     def _rate_at(self, step: int) -> float:
         """The same rate in Python's integers and float64, for any size of `step`."""
@@ -433,6 +449,9 @@ def _divide_exactly(count: Any, period: Fraction) -> tuple[Any, Any]:
     bits = {"int64": 63, "uint64": 64, "uint32": 32}.get(
         keras.backend.standardize_dtype(count.dtype), 31
     )
+    if denominator == 1 and numerator < 2**bits:
+        whole = count // numerator
+        return whole, ops.cast(count - whole * numerator, "float32") / numerator
     if numerator >= 2**bits:
         # A counter this narrow never reaches the end of the first period.
         return ops.zeros_like(count), ops.cast(count, "float32") / float(period)
@@ -460,8 +479,15 @@ def integer_tensor(step: Any) -> Any:
     return ops.cast(step, "int32") if dtype not in ("int32", "int64") else step
 
 
+def _may_be_double(count: Any) -> bool:
+    """Whether a count may become float64: on PyTorch, except on Apple's GPUs."""
+    return keras.backend.backend() == "torch" and count.device.type != "mps"
+
+
 def _not_negative(count: Any) -> Any:
     """Return `max(count, 0)`, by operators: on PyTorch `ops.maximum` gives int32."""
+    if keras.backend.backend() == "torch" and not isinstance(count, int):
+        return count.clamp(min=0)
     return count * ops.cast(count > 0, count.dtype)
 
 
