@@ -154,16 +154,52 @@ def test_a_job_of_two_processes_ends_with_the_same_bits_whatever_ends_one(lab):
         # The other one is killed with it, or fails when nobody answers any more.
         assert 0 not in codes
         assert list(folder.glob("commits/commit-*.npz"))
-    if BACKEND == "torch":
-        # SIGTERM in one process ends both, at their next commit.
-        terminated = options | {"die_after": 4, "die_by": signal.SIGTERM}
-        assert end_one(lab, folder, "1", terminated) == [143, 143], lab.log(folder)
+    # SIGTERM in one process ends both, at their next commit.
+    terminated = options | {"die_after": 4, "die_by": signal.SIGTERM}
+    before = read_meta(list_commits(folder / "commits")[-1])
+    assert end_one(lab, folder, "1", terminated) == [143, 143], lab.log(folder)
+    after = read_meta(list_commits(folder / "commits")[-1])
+    assert steps_done(after) == steps_done(before) + options["every"]
+    stopped = copy_of(lab, folder)
     assert differences(lab.job_ends(folder, 2, **options), expected) == [[], []]
+    # Negative control: a job that can't find its place in the data ends otherwise.
+    lost = lab.job_ends(stopped, 2, **options, seek=False)
+    assert all("history loss" in each for each in differences(lost, expected))
+
+
+def steps_done(meta):
+    return 12 * meta.epoch + meta.step
+
+
+# Keras can't save or copy what other processes hold.
+CUT = {"saved": False, "restore_best": False}
+
+# Weights that are cut over the processes, on JAX.
+IN_TURN = {
+    "jax": [(4, {"background": False, "mesh": [2, 2], **CUT})],
+    "torch": [(2, {}), (2, {"background": False})],
+}.get(BACKEND, [])
+
+
+@pytest.mark.backend("jax", "torch")
+@pytest.mark.parametrize(("processes", "options"), IN_TURN)
+def test_each_process_of_a_job_may_be_killed_in_turn(lab, processes, options):
+    rng = random.Random(f"{BACKEND} {processes} {options}")
+    options, started = {"epochs": 2, "every": 3, **options}, time.monotonic()
+    expected = lab.job_ends(lab.new_folder(), processes, **options)
+    seconds, folder = time.monotonic() - started, lab.new_folder()
+    for rank in range(processes):
+        while not lab.kill_one(folder, rng, seconds, processes, rank, **options):
+            # It has come to its end before: from the beginning, for this one.
+            ends = lab.ends_of_job(folder, processes)
+            assert differences(ends, expected) == [[]] * processes
+            folder = lab.new_folder()
+    ends = lab.job_ends(folder, processes, **options)
+    assert differences(ends, expected) == [[]] * processes
 
 
 # Processes, and the mesh over which their devices are laid out on JAX: what the layers
-# name is cut along its second axis. Keras can't save or copy what other processes hold.
-CUT = {"saved": False, "restore_best": False}
+# name is cut along its second axis.
 SIZES = {
     "jax": {
         "4 to 2": [(4, {"mesh": [2, 2], **CUT}), (2, {"mesh": [1, 2], **CUT})],
