@@ -16,8 +16,10 @@ from abilities import MANY_STEPS
 
 sys.path.insert(0, str(Path(__file__).parent / "chaos"))
 from lab import Lab, kill_and_compare
+from trainer import build
 
 from fmkit._commits import list_commits, read_meta
+from fmkit.evaluation import synthesize
 
 BACKEND = keras.backend.backend()
 
@@ -245,6 +247,30 @@ def test_a_job_that_is_killed_goes_on_in_another_size_with_the_same_bits(lab, si
         other = lab.job_ends(copy_of(lab, folder), first, epochs=3, **every, **own)
         same = lab.job_ends(folder, processes, epochs=3, **options)
         assert different_values(other[0], same[0])
+
+
+@pytest.mark.backend("jax")
+def test_snapshots_of_a_job_give_the_average_that_those_of_one_process_give(lab):
+    # Both cut the weights over two devices. On PyTorch the network's BatchNorm sees
+    # other samples with another number of processes.
+    options = {"averages": "all rules", "mesh": [1, 2], "job": True, **CUT}
+    options |= {"epochs": 1, "every": 4, "samples": 92}
+    made = []
+    for processes in (2, 1):
+        folder = lab.new_folder()
+        lab.job_ends(folder, processes, **options)
+        parts = list(folder.glob("commits/averages-part-*-of-2-*"))
+        assert len(parts) == (6 if processes == 2 else 0)
+        for width in (0.07, 0.09):
+            model = synthesize(folder / "commits", width, model=build(options)).model
+            made.append([keras.ops.convert_to_numpy(each) for each in model.weights])
+    one, other, same_as_one, same_as_other = map(bytes_of, made)
+    assert (one, other) == (same_as_one, same_as_other)
+    assert one != other
+
+
+def bytes_of(arrays):
+    return [array.tobytes() for array in arrays]
 
 
 def copy_of(lab, folder):
