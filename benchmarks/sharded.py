@@ -6,6 +6,9 @@ A model whose layers are cut over the processes (JAX, `ModelParallel`, one devic
 is committed and restored as `ExactResume` does it. Memory is the operating system's:
 the highest resident size of a process (`VmHWM`) beyond what it had before, in parts of
 the bytes of its shards. It needs about four times the model's size in memory.
+
+`docs/figures/sharded.py` draws how both grow, from the rows that `python -m benchmarks
+--only sharded --publish` keeps.
 """
 
 from __future__ import annotations
@@ -29,12 +32,14 @@ LONGEST = 1800
 
 
 def rows(quick: bool = False) -> list[dict[str, Any]]:
-    """Measure models of 10^7 to 10^9 weights in 4 processes, and one in 1 and 2."""
-    cases = (
-        [(4, 10**6)]
-        if quick
-        else [(1, 10**8), (2, 10**8), (4, 10**7), (4, 10**8), (4, 10**9)]
-    )
+    """Measure models of 10^7 to 10^9 weights in 4 processes, and one in 1, 2 and 8."""
+    counts, sizes = ((1, 2, 4, 8), (10**7, 10**8, 10**9))
+    if quick:
+        counts, sizes = (1, 2), (10**5, 10**6)
+    # Each number of processes with one size, and each size with one number.
+    processes, weights = counts[-2], sizes[-2]
+    cases = [(count, weights) for count in counts]
+    cases += [(processes, size) for size in sizes if size != weights]
     return [row for case in cases for row in rows_of(*case)]
 
 
@@ -56,6 +61,10 @@ def rows_of(processes: int, weights: int) -> list[dict[str, Any]]:
                 "spread": None,
                 "detail": f"{number(slowest)} s, {number(1e9 * slowest / total)} "
                 "ns per byte",
+                "what": name,
+                "processes": processes,
+                "weights": weights,
+                "nanoseconds": 1e9 * slowest / total,
             }
         )
     return made

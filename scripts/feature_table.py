@@ -1,10 +1,14 @@
 """Make the table of `docs/guides/scaling.md` from what the tests find.
 
-    python scripts/feature_table.py
+    python scripts/feature_table.py [BACKEND ...]
 
 runs tests/test_strategies.py on each backend, keeps the verdicts in
 tests/strategies.json, and writes the table into the page between its two marks. The
-same tests, without this script, compare what they find with what is kept.
+same tests, without this script, compare what they find with what is kept. Columns that
+the installed Keras does not have stay; that of Keras 3.16 is made by
+
+    make matrix CORNERS=nightly BACKENDS=torch RECORD=no
+    .matrix/nightly/bin/python scripts/feature_table.py torch
 """
 
 from __future__ import annotations
@@ -65,18 +69,22 @@ def mark(verdict: str, reasons: list[str]) -> str:
     return f"not supported ({reasons.index(verdict) + 1})"
 
 
-def main() -> None:
-    """Run the tests on every backend, keep what they find, write the page."""
+def main(backends: list[str]) -> None:
+    """Run the tests on these backends, keep what they find, write the page."""
+    table = recorded()
     with tempfile.TemporaryDirectory() as folder:
         found = Path(folder, "found.json")
-        for backend in TITLES:
+        for backend in backends:
             subprocess.run(
                 [sys.executable, "-m", "pytest", "-q", "-k", "each_feature", TESTS],
                 cwd=ROOT,
                 env=os.environ | {"KERAS_BACKEND": backend, VARIABLE: str(found)},
                 check=True,
             )
-        KEPT.write_text(found.read_text(encoding="utf-8"), encoding="utf-8")
+        for backend, strategies in json.loads(found.read_text("utf-8")).items():
+            table[backend] |= strategies
+    text = json.dumps(table, ensure_ascii=False, indent=1)
+    KEPT.write_text(f"{text}\n", encoding="utf-8")
     write_page()
 
 
@@ -90,4 +98,4 @@ def write_page() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:] or list(TITLES))

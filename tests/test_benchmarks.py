@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as suite
-from benchmarks import _page, fusing, memory, training
+from benchmarks import _page, fusing, memory, sharded, training
 from benchmarks._measure import in_backend, not_run, number, row
 from fmkit import models
 from fmkit.data import Batches
@@ -236,6 +236,30 @@ def test_the_pictures_are_drawn_of_every_topic(program, tmp_path):
     program("docs/figures/ratios.py").main(tmp_path)
     drawn = {path.name for path in tmp_path.glob("*.png")}
     assert drawn == {_page.picture(topic) for topic in _page.TOPICS}
+
+
+@pytest.mark.backend("torch")
+def test_the_cost_of_a_job_is_drawn_once_it_was_measured(
+    program, tmp_path, monkeypatch
+):
+    cases, found = [], {"shards": 4 * 10**6}
+    for what in ("committed at once", "committed beside the training", "restored"):
+        found[what] = {"memory": 10**6, "seconds": 0.5}
+    monkeypatch.setattr(
+        sharded, "measured", lambda *case: cases.append(case) or [found] * case[0]
+    )
+    rows = sharded.rows()
+    assert {(1, 10**8), (8, 10**8), (4, 10**7), (4, 10**9)} <= set(cases)
+    assert rows[0]["ratio"] == 0.25
+    figure, results = program("docs/figures/sharded.py"), tmp_path / "results.json"
+    assert figure.along(rows, "processes", "weights")[0] == 10**8
+    assert figure.along(rows, "weights", "processes")[0] == 4
+    # A bar is for ratios of times, and these rows have none.
+    assert _page.drawn(rows) == []
+    for kept, files in (([], []), (rows, ["sharded.png"])):
+        results.write_text(json.dumps({"rows": kept}))
+        figure.main(tmp_path, results)
+        assert [path.name for path in tmp_path.glob("*.png")] == files
 
 
 @pytest.mark.backend("torch")

@@ -16,8 +16,10 @@ from abilities import MANY_STEPS
 
 sys.path.insert(0, str(Path(__file__).parent / "chaos"))
 from lab import Lab, kill_and_compare
+from trainer import build
 
 from fmkit._commits import list_commits, read_meta
+from fmkit.evaluation import synthesize
 
 BACKEND = keras.backend.backend()
 
@@ -154,16 +156,52 @@ def test_a_job_of_two_processes_ends_with_the_same_bits_whatever_ends_one(lab):
         # The other one is killed with it, or fails when nobody answers any more.
         assert 0 not in codes
         assert list(folder.glob("commits/commit-*.npz"))
-    if BACKEND == "torch":
-        # SIGTERM in one process ends both, at their next commit.
-        terminated = options | {"die_after": 4, "die_by": signal.SIGTERM}
-        assert end_one(lab, folder, "1", terminated) == [143, 143], lab.log(folder)
+    # SIGTERM in one process ends both, at their next commit.
+    terminated = options | {"die_after": 4, "die_by": signal.SIGTERM}
+    before = read_meta(list_commits(folder / "commits")[-1])
+    assert end_one(lab, folder, "1", terminated) == [143, 143], lab.log(folder)
+    after = read_meta(list_commits(folder / "commits")[-1])
+    assert steps_done(after) == steps_done(before) + options["every"]
+    stopped = copy_of(lab, folder)
     assert differences(lab.job_ends(folder, 2, **options), expected) == [[], []]
+    # Negative control: a job that can't find its place in the data ends otherwise.
+    lost = lab.job_ends(stopped, 2, **options, seek=False)
+    assert all("history loss" in each for each in differences(lost, expected))
+
+
+def steps_done(meta):
+    return 12 * meta.epoch + meta.step
+
+
+# Keras can't save or copy what other processes hold.
+CUT = {"saved": False, "restore_best": False}
+
+# Weights that are cut over the processes, on JAX.
+IN_TURN = {
+    "jax": [(4, {"background": False, "mesh": [2, 2], **CUT})],
+    "torch": [(2, {}), (2, {"background": False})],
+}.get(BACKEND, [])
+
+
+@pytest.mark.backend("jax", "torch")
+@pytest.mark.parametrize(("processes", "options"), IN_TURN)
+def test_each_process_of_a_job_may_be_killed_in_turn(lab, processes, options):
+    rng = random.Random(f"{BACKEND} {processes} {options}")
+    options, started = {"epochs": 2, "every": 3, **options}, time.monotonic()
+    expected = lab.job_ends(lab.new_folder(), processes, **options)
+    seconds, folder = time.monotonic() - started, lab.new_folder()
+    for rank in range(processes):
+        while not lab.kill_one(folder, rng, seconds, processes, rank, **options):
+            # It has come to its end before: from the beginning, for this one.
+            ends = lab.ends_of_job(folder, processes)
+            assert differences(ends, expected) == [[]] * processes
+            folder = lab.new_folder()
+    ends = lab.job_ends(folder, processes, **options)
+    assert differences(ends, expected) == [[]] * processes
 
 
 # Processes, and the mesh over which their devices are laid out on JAX: what the layers
-# name is cut along its second axis. Keras can't save or copy what other processes hold.
-CUT = {"saved": False, "restore_best": False}
+# name is cut along its second axis.
 SIZES = {
     "jax": {
         "4 to 2": [(4, {"mesh": [2, 2], **CUT}), (2, {"mesh": [1, 2], **CUT})],
@@ -209,6 +247,30 @@ def test_a_job_that_is_killed_goes_on_in_another_size_with_the_same_bits(lab, si
         other = lab.job_ends(copy_of(lab, folder), first, epochs=3, **every, **own)
         same = lab.job_ends(folder, processes, epochs=3, **options)
         assert different_values(other[0], same[0])
+
+
+@pytest.mark.backend("jax")
+def test_snapshots_of_a_job_give_the_average_that_those_of_one_process_give(lab):
+    # Both cut the weights over two devices. On PyTorch the network's BatchNorm sees
+    # other samples with another number of processes.
+    options = {"averages": "all rules", "mesh": [1, 2], "job": True, **CUT}
+    options |= {"epochs": 1, "every": 4, "samples": 92}
+    made = []
+    for processes in (2, 1):
+        folder = lab.new_folder()
+        lab.job_ends(folder, processes, **options)
+        parts = list(folder.glob("commits/averages-part-*-of-2-*"))
+        assert len(parts) == (6 if processes == 2 else 0)
+        for width in (0.07, 0.09):
+            model = synthesize(folder / "commits", width, model=build(options)).model
+            made.append([keras.ops.convert_to_numpy(each) for each in model.weights])
+    one, other, same_as_one, same_as_other = map(bytes_of, made)
+    assert (one, other) == (same_as_one, same_as_other)
+    assert one != other
+
+
+def bytes_of(arrays):
+    return [array.tobytes() for array in arrays]
 
 
 def copy_of(lab, folder):

@@ -141,24 +141,32 @@ def test_a_killed_run_leaves_the_snapshots_of_one_that_was_not(tmp_path):
     assert len({name for name, _ in straight}) > 5
 
 
-def test_a_snapshot_without_its_commit_is_made_again(tmp_path):
+def test_a_snapshot_without_its_commit_is_made_again(tmp_path, capsys):
     with pytest.raises(StopError):
         train(tmp_path / "run", StopAt(4, 2), epochs=8)
     kept = snapshots(tmp_path / "run")
     (tmp_path / "run" / "averages-00000021.npz").write_bytes(b"of a killed write")
-    train(tmp_path / "run", epochs=8)
+    capsys.readouterr()
+    train(tmp_path / "run", epochs=8, verbose=1)
+    told = "removed averages-00000021.npz: no sound commit covers such snapshots"
+    assert told in capsys.readouterr().out
     assert "averages-00000021.npz" not in snapshots(tmp_path / "run")
     assert kept.items() <= snapshots(tmp_path / "run").items()
 
 
-def test_a_run_killed_before_its_first_commit_starts_again(tmp_path):
+def test_a_run_killed_before_its_first_commit_starts_again(tmp_path, capsys):
     train(tmp_path, epochs=2)
     kept = snapshots(tmp_path)
     _, *later = sorted(kept)
     for path in [*tmp_path.glob("commit-*.npz"), *(tmp_path / name for name in later)]:
         path.unlink()
-    train(tmp_path, epochs=2)
+    capsys.readouterr()
+    train(tmp_path, epochs=2, verbose=1)
+    assert capsys.readouterr().out.count("removed averages-") == 1
     assert snapshots(tmp_path).keys() == kept.keys()
+    # Negative control: where nothing is removed, nothing is said.
+    train(tmp_path, epochs=3, verbose=1)
+    assert "removed" not in capsys.readouterr().out
 
 
 def test_no_snapshots_where_none_are_wanted_or_none_can_be(tmp_path):

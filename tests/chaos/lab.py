@@ -82,13 +82,15 @@ class Lab:
         with np.load(folder / "ends.npz") as ends:
             return dict(ends)
 
-    def kill_one(self, folder, rng, seconds, processes, **options):
+    def kill_one(self, folder, rng, seconds, processes, rank=None, **options):
         """Kill one process of a job at random; tell whether it died before its end.
 
         Args:
             seconds: How long the job would take.
+            rank: Which one; `None` for any.
         """
-        way, rank = rng.randrange(3), rng.randrange(processes)
+        way, any_rank = rng.randrange(3), rng.randrange(processes)
+        rank = any_rank if rank is None else rank
         own = [
             {"kill_after": seconds * rng.uniform(0.4, 1.0)},
             {"die_after": rng.randrange(1, 20)},
@@ -107,6 +109,10 @@ class Lab:
         """Run a job to its end; return what each of its processes ends with."""
         code = self.run(folder, processes=processes, **options)["code"]
         assert code == [0] * processes, self.log(folder)
+        return self.ends_of_job(folder, processes)
+
+    def ends_of_job(self, folder, processes):
+        """Return what each process of a job has ended with."""
         found = []
         for rank in range(processes):
             with np.load(folder / f"ends{rank or ''}.npz") as ends:

@@ -232,15 +232,17 @@ class CommitDirectory:
         """
         self._write(averages_path(self.path, length), meta, arrays)
 
-    def drop_averages(self, beyond: int) -> None:
+    def drop_averages(self, beyond: int) -> list[str]:
         """Delete the snapshots of averages that have seen more than `beyond` updates.
 
-        A run that goes on from before them makes them again.
+        A run that goes on from before them makes them again. Returns their names.
         """
-        for length, path in list_averages(self.path).items():
-            if length > beyond:
-                os.unlink(path)
-                self._remove_parts(path)
+        found = list_averages(self.path).items()
+        dropped = [path for length, path in found if length > beyond]
+        for path in dropped:
+            os.unlink(path)
+            self._remove_parts(path)
+        return [path.name for path in dropped]
 
     def write(self, meta: Meta, arrays: Mapping[str, Array]) -> Path:
         """Write the next commit; when it is durable, delete those not kept.

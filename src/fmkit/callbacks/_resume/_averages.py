@@ -42,8 +42,12 @@ class AverageSnapshots:
         self._job = job
         self._growth = growth
 
-    def start(self, model: Any, *, resumed: bool) -> None:
+    def start(self, model: Any, *, resumed: bool) -> list[str]:
         """Make the snapshots those of this run.
+
+        Returns:
+            The names of those that were dropped, since they are later than the commit:
+            the run was killed before the next one.
 
         Raises:
             ValueError: If a run that starts from the beginning finds several.
@@ -56,10 +60,10 @@ class AverageSnapshots:
                 "averages of another run (averages-*.npz). Move them away, or give "
                 "another directory."
             )
-        if found:
-            # What lies after the commit is made again, with the same bits unless the
-            # program has changed.
-            self._directory.drop_averages(_length(_powers(model)) if resumed else 0)
+        if not found:
+            return []
+        # With the same bits again, unless the program has changed.
+        return self._directory.drop_averages(_length(_powers(model)) if resumed else 0)
 
     def take(self, model: Any, *, last: bool) -> Snapshot | None:
         """Return a copy of the averages if it is time.

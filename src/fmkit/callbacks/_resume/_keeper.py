@@ -235,8 +235,14 @@ class Keeper(keras.callbacks.Callback):
             self._describe_model()
 
     def _start_snapshots(self, *, resumed: bool) -> None:
-        if self.job.index == 0:
-            self.snapshots.start(self.network, resumed=resumed)
+        if self.job.index > 0:
+            return
+        dropped = self.snapshots.start(self.network, resumed=resumed)
+        if dropped:
+            self._say(
+                f"removed {', '.join(dropped)}: no sound commit covers such snapshots "
+                "of averages; the run makes them again"
+            )
 
     def _check(self, commit: Commit) -> None:
         """Refuse a commit of another program; warn of another machine."""
