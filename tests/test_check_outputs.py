@@ -3,6 +3,8 @@
 Labels against the number of outputs are in tests/test_models.py.
 """
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -126,3 +128,43 @@ def test_labels_in_another_form_than_the_loss_takes_are_refused(labels, loss, me
 def test_texts_are_refused_whatever_the_model(outputs, labels):
     with pytest.raises(TypeError, match=r"number them first"):
         models.check_outputs(models.linear(outputs), labels)
+
+
+def warnings_of(loss, activation, **options):
+    """Return what training on a network that ends in the activation warns of."""
+    layer = keras.layers.Dense(3, activation=activation)
+    model = keras.Sequential([keras.Input((4,)), layer])
+    model.compile("sgd", loss, **options)
+    x, y = np.ones((8, 4), "float32"), np.eye(3, dtype="float32")[np.arange(8) % 3]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.fit(x, y, verbose=0)
+    return [str(each.message) for each in caught if "logits" in str(each.message)]
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        losses.CrossentropyFromLogits(),
+        losses.BinaryCrossentropyFromLogits(ignore_class=-1),
+        losses.MeanSquaredErrorFromLogits(activation="softmax"),
+        losses.ConfidencePenalty(),
+    ],
+    ids=lambda loss: type(loss).__name__,
+)
+@pytest.mark.backend("tensorflow", "torch")
+def test_a_loss_from_logits_warns_of_a_last_activation(loss, activation):
+    told = warnings_of(loss, activation)
+    assert told
+    assert told[0].startswith(f"{type(loss).__name__} expects logits")
+    assert warnings_of(loss, None) == []
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [losses.MeanSquaredErrorFromLogits(), losses.Pinball(quantiles=0.5), "mse"],
+    ids=["squared error", "pinball", "Keras's"],
+)
+def test_a_loss_of_any_outputs_does_not_warn(loss):
+    assert warnings_of(loss, "softmax") == []

@@ -515,6 +515,38 @@ def test_an_optimizer_tells_the_weights_it_was_built_for():
         assert weight is expected, "Keras moved the list of an optimizer's weights."
 
 
+@pytest.mark.backend("torch")
+def test_arrays_move_together_with_the_bits_of_each_alone(monkeypatch):
+    import torch
+
+    def moved():
+        random = torch.Generator().manual_seed(0)
+        pairs = [torch.randn((2, 7), generator=random) for _ in range(3)]
+        held = [pair[0].clone() for pair in pairs]
+        private.move_arrays(held, [pair[1].bfloat16() for pair in pairs], 0.1)
+        return held
+
+    calls = []
+    kernel = torch._foreach_sub  # PyTorch moved its kernels for lists, if this fails.
+    monkeypatch.setattr(
+        torch, "_foreach_sub", lambda *given: calls.append(0) or kernel(*given)
+    )
+    together = moved()
+    assert calls == [0]
+    monkeypatch.delattr(torch, "_foreach_sub")
+    alone = moved()
+    assert all((a == b).all() for a, b in zip(together, alone, strict=True))
+
+
+@pytest.mark.backend("tensorflow", "torch")
+def test_the_outputs_of_a_softmax_are_marked():
+    logits = keras.ops.convert_to_tensor([[1.0, 2.0]])
+    for activation in (keras.activations.softmax, keras.activations.sigmoid):
+        assert private.is_activated(activation(logits)), "Keras moved its mark."
+    assert not private.is_activated(logits)
+    assert not private.is_activated(keras.activations.relu(logits))
+
+
 def test_keras_tells_that_variables_must_not_change_in_place():
     assert not private.in_stateless_scope()
     with keras.StatelessScope():

@@ -60,12 +60,14 @@ from fmkit._keras_private._model import (
     build_variables,
     compile_arguments,
     divides_activity_losses,
+    is_activated,
     metric_directions,
     synchronize,
     train_step_replaced,
 )
 from fmkit._keras_private._optimizer import (
     in_stateless_scope,
+    move_arrays,
     rate_of_last_step,
     trainable_variables,
 )
@@ -116,6 +118,7 @@ __all__ = [
     "generators_made_by",
     "global_seed_variable",
     "in_stateless_scope",
+    "is_activated",
     "is_in_fit",
     "is_running",
     "is_seeded",
@@ -124,6 +127,7 @@ __all__ = [
     "metric_directions",
     "missing_pieces",
     "model_of",
+    "move_arrays",
     "peeked",
     "print_msg",
     "put_back",

@@ -17,6 +17,7 @@ __all__ = [
     "build_variables",
     "compile_arguments",
     "divides_activity_losses",
+    "is_activated",
     "metric_directions",
     "synchronize",
     "train_step_replaced",
@@ -170,3 +171,11 @@ def attributes_of_every_layer() -> frozenset[str]:
     layer = keras.layers.Layer(name="fmkit_example")
     names = {name for each in (layer, *_examples()) for name in vars(each)}
     return frozenset(names | {"history", "_eval_epoch_iterator", "_initial_epoch"})
+
+
+def is_activated(outputs: Any) -> bool:
+    """Whether a softmax or a sigmoid of Keras's has made a tensor.
+
+    Keras marks what they return, for its own losses. On JAX tensors take no mark.
+    """
+    return hasattr(outputs, "_keras_logits")

@@ -1,4 +1,4 @@
-"""What an optimizer knows and doesn't say in public."""
+"""What an optimizer knows and doesn't say in public, and what PyTorch's use."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ import keras
 
 from fmkit._keras_private._pieces import attribute, piece
 
-__all__ = ["in_stateless_scope", "rate_of_last_step", "trainable_variables"]
+__all__ = [
+    "in_stateless_scope",
+    "move_arrays",
+    "rate_of_last_step",
+    "trainable_variables",
+]
 
 in_stateless_scope = piece(
     "keras.src.backend.common.stateless_scope:in_stateless_scope"
@@ -31,3 +36,22 @@ def trainable_variables(optimizer: Any) -> list[Any]:
     """Return the weights that an optimizer was built for, in the order of `build`."""
     variables: list[Any] = attribute(optimizer, "_trainable_variables")
     return variables
+
+
+def move_arrays(held: list[Any], values: list[Any], step_size: Any) -> None:
+    """Move PyTorch tensors by a part of their way to `values`.
+
+    By the kernels for lists that its own optimizers use, where it has them: three
+    calls, whatever the number of tensors, with the bits of a call for each.
+    """
+    import torch
+
+    names = ("_foreach_sub", "_foreach_mul_", "_foreach_add_")
+    if len(held) > 1 and all(hasattr(torch, name) for name in names):
+        subtract, multiply, add = (getattr(torch, name) for name in names)
+        gaps = subtract(values, held)
+        multiply(gaps, step_size)
+        add(held, gaps)
+        return
+    for array, value in zip(held, values, strict=True):
+        array.add_((value.to(array.dtype) - array).mul_(step_size))

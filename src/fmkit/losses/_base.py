@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
@@ -9,6 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from fmkit import _keras_private as private
 from fmkit._checks import check_number
 from fmkit._math import Tensor, namespace
 from fmkit._targets import float32_or_float64
@@ -23,6 +25,8 @@ class ExactLoss(keras.losses.Loss):
 
     # Takes targets, predictions and the options. A static method of the subclass.
     _function: ClassVar[Callable[..., Tensor]]
+    # Whether probabilities in the place of the predictions are a mistake.
+    _expects_logits: ClassVar[bool] = True
 
     def __init__(
         self, name: str | None, reduction: str | None, dtype: Any, **options: Any
@@ -35,7 +39,17 @@ class ExactLoss(keras.losses.Loss):
 
     def call(self, y_true: Any, y_pred: Any) -> Tensor:
         """Return the cost of each position."""
+        if self._expects_logits and private.is_activated(y_pred):
+            self._warn_of_activation()
         return self._function(y_true, y_pred, **self._options())
+
+    def _warn_of_activation(self) -> None:
+        warnings.warn(
+            f"{type(self).__name__} expects logits, and gets the outputs of a softmax "
+            "or sigmoid: the activation is taken twice. Leave out the last activation "
+            "of the model (`activation=None`), or use Keras's loss of probabilities.",
+            stacklevel=2,
+        )
 
     def _options(self) -> dict[str, Any]:
         return {option: getattr(self, option) for option in self._option_names}

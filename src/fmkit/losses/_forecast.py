@@ -179,6 +179,7 @@ class AsymmetricError(ExactLoss):
     """
 
     _function = staticmethod(asymmetric_error)
+    _expects_logits = False
 
     def __init__(
         self,
@@ -204,6 +205,7 @@ class Pinball(ExactLoss):
     """
 
     _function = staticmethod(pinball)
+    _expects_logits = False
 
     def __init__(
         self,

@@ -129,6 +129,11 @@ class MeanSquaredErrorFromLogits(ExactLoss):
 
     _function = staticmethod(mean_squared_error_from_logits)
 
+    @property
+    def _expects_logits(self) -> bool:  # type: ignore[override]
+        # The squared error of raw outputs has a meaning, whatever they are.
+        return bool(self.activation == "softmax")
+
     def __init__(
         self,
         *,

@@ -121,13 +121,6 @@ def _move_in_place(pairs: list[tuple[Any, Any]], step_size: Any) -> None:
 
     with torch.no_grad():
         held = [average.value for _, average in pairs]
-        values = [weight.value for weight, _ in pairs]
         if isinstance(step_size, torch.Tensor):
             step_size = step_size.to(held[0].dtype)
-        if len(pairs) == 1:
-            gap = values[0].to(held[0].dtype) - held[0]
-            held[0].add_(gap.mul_(step_size))
-            return
-        gaps = torch._foreach_sub(values, held)
-        torch._foreach_mul_(gaps, step_size)
-        torch._foreach_add_(held, gaps)
+        private.move_arrays(held, [weight.value for weight, _ in pairs], step_size)
