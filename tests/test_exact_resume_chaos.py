@@ -185,9 +185,10 @@ IN_TURN = {
 
 @pytest.mark.backend("jax", "torch")
 @pytest.mark.parametrize(("processes", "options"), IN_TURN)
+@pytest.mark.timeout(900)  # six starts or more of four processes
 def test_each_process_of_a_job_may_be_killed_in_turn(lab, processes, options):
     rng = random.Random(f"{BACKEND} {processes} {options}")
-    options, started = {"epochs": 2, "every": 3, **options}, time.monotonic()
+    options, started = {"epochs": 1, "every": 2, **options}, time.monotonic()
     expected = lab.job_ends(lab.new_folder(), processes, **options)
     seconds, folder = time.monotonic() - started, lab.new_folder()
     for rank in range(processes):
