@@ -10,6 +10,7 @@ from abilities import MANY_STEPS
 from keras import ops
 from resuming import broken_and_resumed, build, data, fit
 
+import fmkit
 from fmkit.callbacks import HyperparameterScheduler
 from fmkit.callbacks._traced_number import TracedNumber
 from fmkit.optimizers import ExponentialMovingAverage
@@ -112,7 +113,7 @@ RISING = ("momentum", "weight_decay", "rate")
 
 def ends(kind, names, *callbacks, **arguments):
     """Return the weights after 12 steps in which the numbers of `names` rise."""
-    keras.utils.set_random_seed(1)
+    fmkit.set_random_seed(1)
     dropout = keras.layers.Dropout(0.2, seed=2)
     inputs = keras.Input((6,))
     model = kind(inputs, keras.layers.Dense(1)(dropout(inputs)))
