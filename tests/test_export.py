@@ -17,7 +17,7 @@ from fmkit import losses, models, optimizers
 from fmkit._commits import list_commits, read_commit
 from fmkit.callbacks import ExactResume
 from fmkit.data import Batches
-from fmkit.evaluation import export_checkpoint
+from fmkit.evaluation import ExportedCheckpoint, export_checkpoint
 from fmkit.evaluation.__main__ import main
 from fmkit.performance import FusedModel
 
@@ -112,14 +112,12 @@ def test_the_file_holds_the_bits_of_the_commit(run, tmp_path, kind):
     assert not same(*expected[-2:])
     assert not same(expected[-1], committed(commits[-1], KINDS[kind == "raw"]))
     written = export_checkpoint(run / "commits", tmp_path / "a.keras", weights=kind)
-    assert written == {
-        "checkpoint": commits[-1].name, "epoch": 2, "step": 6, "weights": kind,
-    }  # fmt: skip
+    assert written == ExportedCheckpoint(commits[-1].name, 2, 6, kind)
     assert same(
         keras.saving.load_model(tmp_path / "a.keras").get_weights(), expected[-1]
     )
     written = export_checkpoint(commits[-2], tmp_path / "b.weights.h5", weights=kind)
-    assert written["step"] == 4
+    assert written.step == 4
     model = network()
     model.load_weights(tmp_path / "b.weights.h5")
     assert same(model.get_weights(), expected[-2])
@@ -214,7 +212,7 @@ def test_files_of_model_checkpoint_with_their_averages(run, tmp_path):
         written = export_checkpoint(
             run / "files", tmp_path / f"{kind}.keras", weights=kind
         )
-        assert (written["checkpoint"], written["step"]) == ("epoch_2.keras", 6)
+        assert (written.checkpoint, written.step) == ("epoch_2.keras", 6)
         found = keras.saving.load_model(tmp_path / f"{kind}.keras").get_weights()
         assert same(found, committed(ends[-1], kind))
 
@@ -302,7 +300,7 @@ def test_a_damaged_commit_is_named_and_the_one_before_it_taken(run, tmp_path):
     newest.write_bytes(newest.read_bytes()[:-100])
     with pytest.warns(UserWarning, match=f"Skipping .*{newest.name}"), quiet():
         written = export_checkpoint(folder, tmp_path / "a.keras")
-    assert written["checkpoint"] == before.name
+    assert written.checkpoint == before.name
     with pytest.raises(ValueError, match=newest.name):
         export_checkpoint(newest, tmp_path / "b.keras")
     for path in list_commits(folder):

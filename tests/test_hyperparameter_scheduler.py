@@ -1,5 +1,8 @@
 """HyperparameterScheduler: the compiled step takes the value of its own count."""
 
+import os
+import shutil
+
 import keras
 import numpy as np
 import pytest
@@ -7,6 +10,7 @@ from abilities import MANY_STEPS
 from keras import ops
 from resuming import broken_and_resumed, build, data, fit
 
+import fmkit
 from fmkit.callbacks import HyperparameterScheduler
 from fmkit.callbacks._traced_number import TracedNumber
 from fmkit.optimizers import ExponentialMovingAverage
@@ -102,6 +106,76 @@ def test_each_step_of_an_execution_has_its_own(kind):
         calls.append(fused)
     assert trained(model, *calls) == pytest.approx(by_hand(SIX), rel=1e-5)
     assert kind is keras.Model or fused.why is None
+
+
+RISING = ("momentum", "weight_decay", "rate")
+
+
+def ends(kind, names, *callbacks, **arguments):
+    """Return the weights after 12 steps in which the numbers of `names` rise."""
+    fmkit.set_random_seed(1)
+    dropout = keras.layers.Dropout(0.2, seed=2)
+    inputs = keras.Input((6,))
+    model = kind(inputs, keras.layers.Dense(1)(dropout(inputs)))
+    optimizer = keras.optimizers.SGD(RATE, momentum=0.2, weight_decay=0.2)
+    if BACKEND == "tensorflow":
+        arguments["jit_compile"] = True  # other masks of dropout without XLA
+    model.compile(optimizer, "mse", **arguments)
+    rising = [
+        HyperparameterScheduler(
+            name,
+            lambda n: 0.2 + 0.05 * ops.cast(n, "float32"),
+            of=dropout if name == "rate" else None,
+        )
+        for name in names
+    ]
+    x = np.random.default_rng(0).random((24, 6), "float32")
+    options = {"batch_size": 4, "epochs": 2, "shuffle": False, "verbose": 0}
+    model.fit(x, x[:, :1], callbacks=[*rising, *callbacks], **options)
+    return np.concatenate([np.ravel(weight) for weight in model.get_weights()])
+
+
+def test_a_fused_model_ends_with_the_weights_of_a_plain_one():
+    plain = ends(keras.Model, RISING)
+    many = {"steps_per_execution": 3, "jit_compile": True} if BACKEND != "torch" else {}
+    np.testing.assert_allclose(ends(FusedModel, RISING, **many), plain, rtol=1e-6)
+    for held in RISING:  # the control: each of the three counts
+        others = ends(keras.Model, [name for name in RISING if name != held])
+        assert np.abs(others - plain).max() > 0.01
+
+
+@pytest.mark.backend("torch")
+@pytest.mark.parametrize(
+    ("names", "why"),
+    [
+        (["momentum", "weight_decay"], None),
+        (["rate"], "an `if` looks at a number that keeps changing"),
+    ],
+)
+def test_a_rate_of_a_layer_takes_python_after_eight_values(names, why):
+    fused = Fused()
+    assert (ends(FusedModel, names, fused) == ends(keras.Model, names)).all()
+    assert fused.why == why
+
+
+@pytest.mark.backend("torch")
+@pytest.mark.long
+@pytest.mark.skipif(
+    not shutil.which(os.environ.get("CXX", "g++")), reason="torch.compile needs g++"
+)
+# Of tensors that torch.compile looks at, and hides itself where it is no error.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.parametrize("names", [["momentum", "weight_decay"], ["rate"]])
+def test_a_step_of_torch_compile_ends_with_the_weights_of_a_plain_one(names):
+    from torch._dynamo.utils import counters
+
+    plain = ends(keras.Model, names)
+    counters.clear()
+    compiled = ends(keras.Model, names, jit_compile=True)
+    assert counters["stats"]["unique_graphs"] > 0
+    np.testing.assert_allclose(compiled, plain, atol=1e-6)
+    # The control: held at what they were given, the numbers make other weights.
+    assert np.abs(ends(keras.Model, []) - plain).max() > 0.01
 
 
 def test_a_schedule_may_count_epochs_and_end_at_zero():

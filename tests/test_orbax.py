@@ -119,7 +119,7 @@ def test_exported_steps_have_the_bits_of_the_run(run, tmp_path):
     folder, seen = run
     path = tmp_path / "a.keras"
     written = export_checkpoint(folder / "run", path)
-    assert (written["checkpoint"], written["step"]) == ("2", 9)
+    assert (written.checkpoint, written.step) == ("2", 9)
     assert same(keras.saving.load_model(path).get_weights(), seen.raw[2])
     command = ["export", str(folder / "run" / "1"), str(path), "--weights", "averaged"]
     assert main([*command, "--overwrite", "--quiet"]) == 0
@@ -129,7 +129,7 @@ def test_exported_steps_have_the_bits_of_the_run(run, tmp_path):
     written = export_checkpoint(
         folder / "light" / "6", path, model=model, overwrite=True
     )
-    assert written["step"] is None
+    assert written.step is None
     assert same(model.get_weights(), seen.raw[1])
     with pytest.raises(ValueError, match="Give `model`"):
         export_checkpoint(folder / "light", tmp_path / "b.keras")

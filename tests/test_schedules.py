@@ -185,6 +185,25 @@ def test_schedules_in_sequence_each_count_from_their_own_start():
     np.testing.assert_allclose([float(schedule(n)) for n in range(7)], expected, 1e-6)
 
 
+CONSTANT = {
+    "number": lambda: schedules.join([0.1], []),
+    "warm-up": lambda: schedules.WarmupStableDecay(
+        0.1, 0, 1, end_value=0.1, warmup_steps=4
+    ),
+}
+
+
+@pytest.mark.parametrize(("kind", "begin"), [("number", 0), ("warm-up", 4)])
+def test_a_constant_is_the_same_bits_at_each_step_of_a_run(kind, begin):
+    schedule, steps = CONSTANT[kind](), [*range(9), 999, 2**31 - 1]
+    found, numbers = rates(schedule, steps), [float(schedule(n)) for n in steps]
+    np.testing.assert_array_equal(found[begin:], np.float32(0.1))
+    np.testing.assert_array_equal(numbers[begin:], np.float32(0.1))
+    np.testing.assert_allclose(found[:begin], [0, 0.025, 0.05, 0.075][:begin], 1e-6)
+    copy = type(schedule).from_config(schedule.get_config())
+    np.testing.assert_array_equal(rates(copy, steps), found)
+
+
 def test_the_optimizer_takes_the_rate_of_its_own_count():
     variable = keras.Variable(np.zeros(1, "float32"))
     optimizer = keras.optimizers.SGD(

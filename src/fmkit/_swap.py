@@ -22,6 +22,7 @@ __all__ = [
     "Keeper",
     "Swap",
     "active_swaps",
+    "evaluation_point",
     "find_averages",
     "find_keepers",
     "keeper_of",
@@ -254,8 +255,11 @@ class ScheduleFreeAverage:
         optimizer = self._living()
         # One for each weight, in their order: what its gradients change.
         leading = [v for v in optimizer.variables if v.path.endswith("_momentum")]
-        pairs = zip(self.swap.weights or [], leading, strict=True)
-        return [(y, _evaluation_point(y, z, optimizer.beta_1)) for y, z in pairs]
+        found = []
+        for weight, own in zip(self.swap.weights or [], leading, strict=True):
+            y, z = (ops.cast(each, "float32") for each in (weight, own))
+            found.append((weight, evaluation_point(y, z, optimizer.beta_1)))
+        return found
 
     @property
     def has_averages(self) -> bool:
@@ -276,9 +280,9 @@ class ScheduleFreeAverage:
         return 1 - 1 / update
 
 
-def _evaluation_point(trained: Any, leading: Any, beta: float) -> Any:
-    y, z = (ops.cast(v, "float32") for v in (trained, leading))
-    return (y - (1.0 - beta) * z) / beta
+def evaluation_point(trained: Any, leading: Any, beta: float) -> Any:
+    """Return where `ScheduleFreeAdamW` is to be evaluated: $x$ from $y$ and $z$."""
+    return (trained - (1.0 - beta) * leading) / beta
 
 
 _schedule_free: MutableMapping[Any, ScheduleFreeAverage] = weakref.WeakKeyDictionary()

@@ -38,8 +38,9 @@ class HyperparameterScheduler(keras.callbacks.Callback):
     velocity at all, it decides for that number, so it must not be 0. An attribute that
     the step doesn't read is an error. `fit` compiles the step anew.
 
-    On PyTorch layers get a Python number. A step of `FusedModel` in which it differs
-    from update to update is therefore made by Python, and `why_not_fused` says so.
+    On PyTorch layers get a Python number. `FusedModel` makes a graph for each of the
+    first eight values of it; later ones are left to Python, and until `fit` ends
+    `why_not_fused` says so.
 
     Args:
         name: Name of the attribute, such as `"momentum"`, `"beta_1"`, `"weight_decay"`

@@ -10,7 +10,7 @@ trained model, and `with_temperature` makes the model that has them.
 """
 
 from fmkit._batch_norm import update_batch_norm
-from fmkit.evaluation._export import export_checkpoint
+from fmkit.evaluation._export import ExportedCheckpoint, export_checkpoint
 from fmkit.evaluation._sidecar import SidecarEvaluator
 from fmkit.evaluation._synthesize import Synthesis, sweep_widths, synthesize
 from fmkit.evaluation._temperature import (
@@ -21,6 +21,7 @@ from fmkit.evaluation._temperature import (
 )
 
 __all__ = [
+    "ExportedCheckpoint",
     "SidecarEvaluator",
     "Synthesis",
     "TemperatureFit",

@@ -124,8 +124,8 @@ def _export(arguments: list[str]) -> int:
     except _ERRORS as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
     if not options.quiet:
-        where = [f"{k} {written[k]}" for k in ("epoch", "step") if written[k]]
-        what = ", ".join([written["checkpoint"], *where])
+        where = [f"{k} {n}" for k in ("epoch", "step") if (n := getattr(written, k))]
+        what = ", ".join([written.checkpoint, *where])
         private.print_msg(f"{what}: {options.weights} weights are in {options.path}.")
     return 0
 

@@ -11,6 +11,7 @@ import numpy as np
 from keras import ops
 
 from fmkit._commits import group_variables
+from fmkit._swap import evaluation_point
 
 __all__ = [
     "Array",
@@ -187,8 +188,8 @@ def schedule_free_average(
     for variable, path, trained in values:
         own = leading.get(path.replace("/", "_") + "_momentum")
         if own is not None and own.shape == tuple(variable.shape):
-            at, leads = np.asarray(trained), np.asarray(own)
-            found.append((variable, (at - (1 - beta) * leads) / beta))
+            y, z = np.asarray(trained), np.asarray(own)
+            found.append((variable, evaluation_point(y, z, beta)))
     return {"averaged": found} if found else {}
 
 

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,26 @@ from fmkit.evaluation._described import find_description, make_model
 from fmkit.evaluation._listing import CheckpointFile, list_checkpoints
 from fmkit.evaluation._session import read_checkpoint
 
-__all__ = ["export_checkpoint"]
+__all__ = ["ExportedCheckpoint", "export_checkpoint"]
 
 _SUFFIXES = (".weights.h5", ".keras")
+
+
+@dataclass(frozen=True)
+class ExportedCheckpoint:
+    """What `export_checkpoint` wrote.
+
+    Attributes:
+        checkpoint: Name of the checkpoint.
+        epoch: Completed epochs; `None` where the checkpoint does not hold them.
+        step: Optimizer steps; `None` where the checkpoint does not hold them.
+        weights: `"raw"`, `"averaged"`, or the name of one of several averages.
+    """
+
+    checkpoint: str
+    epoch: int | None
+    step: int | None
+    weights: str
 
 
 def export_checkpoint(
@@ -33,7 +51,7 @@ def export_checkpoint(
     weights: str = "raw",
     model: keras.Model | None = None,
     overwrite: bool = False,
-) -> dict[str, Any]:
+) -> ExportedCheckpoint:
     """Write a checkpoint as a `.keras` or `.weights.h5` file that plain Keras loads.
 
     The file holds the model and its weights, and nothing of the training: no
@@ -55,9 +73,7 @@ def export_checkpoint(
         overwrite: Whether to replace a file that is there.
 
     Returns:
-        What was written: `checkpoint` (its name), `epoch` (completed), `step`
-        (optimizer steps) and `weights`; epoch and step are `None` where the checkpoint
-        does not hold them.
+        Which checkpoint it was, and which of its weights.
 
     Raises:
         FileExistsError: If `path` exists, without `overwrite`.
@@ -77,7 +93,7 @@ def export_checkpoint(
         ...     history = model.fit(x, x[:, 0], callbacks=[resume], verbose=0)
         ...     written = export_checkpoint(run, f"{run}/model.keras")
         ...     loaded = keras.saving.load_model(f"{run}/model.keras")
-        >>> written["step"]
+        >>> written.step
         1
         >>> all(np.array_equal(a, b) for a, b in
         ...     zip(model.get_weights(), loaded.get_weights()))
@@ -103,12 +119,7 @@ def export_checkpoint(
     refresh(model)
     with whole_file(target, suffix=suffix) as file, _plain(model) as plain:
         (plain.save if suffix == ".keras" else plain.save_weights)(file.name)
-    return {
-        "checkpoint": found.name,
-        "epoch": found.epoch,
-        "step": found.step,
-        "weights": weights,
-    }
+    return ExportedCheckpoint(found.name, found.epoch, found.step, weights)
 
 
 def _files(source: Path) -> list[CheckpointFile]:

@@ -332,7 +332,8 @@ def join(
     r"""Run schedules one after another, each counting steps from its own start.
 
     Schedule $i$ covers the steps $b_i \le n < b_{i+1}$, with $b_0 = 0$ and the other
-    $b_i$ from `boundaries`, and is called with $n - b_i$.
+    $b_i$ from `boundaries`, and is called with $n - b_i$. One number alone is a
+    constant, as a schedule.
 
     Args:
         schedules: Schedules, or numbers from 0 up for a constant rate.
@@ -503,6 +504,8 @@ def _read_schedule(part: Any) -> LearningRateSchedule | float:
 
 
 def _rate_of(part: LearningRateSchedule | float, step: Any) -> Any:
-    if isinstance(part, float):
+    if not isinstance(part, float):
+        return part(step)
+    if isinstance(step, int):
         return ops.convert_to_tensor(part, dtype="float32")
-    return part(step)
+    return ops.full_like(step, part, dtype="float32")

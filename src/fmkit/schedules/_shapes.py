@@ -279,7 +279,8 @@ class PolynomialDecay(_Shape):
 class WarmupStableDecay(_Shape):
     r"""Learning rate that is constant and then falls in a line.
 
-    With a warm-up it is a trapezoid.
+    With a warm-up it is a trapezoid. With $\eta_e = \eta_0$ it stays constant after
+    the warm-up.
 
     With $n$ steps since the warm-up, rate $\eta_0$, end $\eta_e$, $S$ steps at $\eta_0$
     and $T$ steps of decay,
@@ -302,6 +303,9 @@ class WarmupStableDecay(_Shape):
         >>> schedule = WarmupStableDecay(0.2, 20, 10, warmup_steps=10)
         >>> [round(float(schedule(step)), 4) for step in (5, 10, 30, 35, 40)]
         [0.1, 0.2, 0.2, 0.1, 0.0]
+        >>> constant = WarmupStableDecay(0.2, 0, 1, end_value=0.2, warmup_steps=10)
+        >>> [round(float(constant(step)), 4) for step in (5, 10, 10_000)]
+        [0.1, 0.2, 0.2]
 
     References:
         Hägele et al., [*Scaling laws and compute-optimal training beyond fixed training

@@ -78,7 +78,10 @@ def reliability_diagram(
     check_int("bins", bins)
     read = _classes if activation == "softmax" else _labels
     p, hit = read(labels, np.asarray(as_array(predictions), "float64"), form)
-    count, confidence, accuracy = _binned(p.ravel(), hit.ravel(), bins)
+    sums = _bin_sums(p, hit, bins)
+    error = np.abs(sums[1] - sums[2]).sum() / p.size
+    count, of_p, hits = sums.sum(axis=1)[:, sums[0].any(axis=0)]
+    confidence, accuracy = of_p / count, hits / count
     ax = axes_or_new(ax, (4.8, 4.6), fixed=True)
     if not ax.lines:
         ax.plot([0, 1], [0, 1], color=GREY, linestyle=":", label="calibrated")
@@ -86,7 +89,6 @@ def reliability_diagram(
     colour = pick(COLOURS, index)
     size = 2000.0 * count / count.sum()
     ax.scatter(confidence, accuracy, s=size, color=colour, alpha=0.2, linewidths=0)
-    error = np.mean([_error(*each, bins) for each in zip(p.T, hit.T, strict=True)])
     ax.plot(
         confidence,
         accuracy,
@@ -139,18 +141,13 @@ def _labels(labels: Any, scores: Array, form: str) -> tuple[Array, Array]:
     return p, true.reshape(scores.shape)
 
 
-def _binned(p: Array, hit: Array, bins: int) -> tuple[Array, Array, Array]:
-    """Return the count, mean confidence and share of hits of each bin in use."""
+def _bin_sums(p: Array, hit: Array, bins: int) -> Array:
+    """Return the count, sum of `p` and hits of each bin, shape (3, labels, bins)."""
+    labels = p.shape[1]
     index = np.clip(np.ceil(p * bins) - 1, 0, bins - 1).astype(int)
-    count = np.bincount(index, minlength=bins)
-    used = count > 0
-    confidence, accuracy = (
-        np.bincount(index, weights=values, minlength=bins)[used] / count[used]
-        for values in (p, hit)
-    )
-    return count[used], confidence, accuracy
-
-
-def _error(p: Array, hit: Array, bins: int) -> float:
-    count, confidence, accuracy = _binned(p, hit, bins)
-    return float(np.average(np.abs(confidence - accuracy), weights=count))
+    index = (index + bins * np.arange(labels)).ravel()
+    sums = [
+        np.bincount(index, weights=values.ravel(), minlength=labels * bins)
+        for values in (np.ones_like(p), p, hit)
+    ]
+    return np.reshape(sums, (3, labels, bins))
