@@ -229,6 +229,23 @@ def test_blocks_of_rows_cost_the_same_bits(rule, monkeypatch):
     assert all((a == b).all() for a, b in zip(whole, in_blocks, strict=True))
 
 
+def test_many_classes_are_computed_operation_by_operation(monkeypatch):
+    from fmkit._math import _torch_nodes
+
+    names, found = used(monkeypatch), []
+    for rule in ("label", "distribution", "divergence"):
+        loss, target = costs()[rule]
+        z = logits(6, 5)
+        for largest in (2**15, 12):
+            monkeypatch.setattr(_torch_nodes, "_SMALL", largest)
+            found.append(cost_and_gradient(loss, target, z))
+        one, plain = found[-2:]
+        for a, b in zip(one, plain, strict=True):
+            assert ((a - b).abs() <= 16 * ULP * b.abs().amax(-1, keepdim=True)).all()
+    # The divergence has so many operations that one of them is faster at any size.
+    assert names == ["label", "distribution", "divergence", "divergence"]
+
+
 def test_another_class_axis_and_torch_func_give_the_same(monkeypatch):
     import torch
 

@@ -238,7 +238,7 @@ def _nodes(xp: Any, z: Tensor, *given: Any) -> Any:
 def in_one_node(
     rule: str, plain: Callable[[Tensor], Tensor], z: Tensor, *given: Any, axis: int = -1
 ) -> Tensor:
-    """Return `plain(z)`: on PyTorch by one operation, where float64 can be used.
+    """Return `plain(z)`: on PyTorch by one operation in float64, where it pays.
 
     Args:
         rule: The name of the operation, of those in `_torch_nodes.RULES`.
@@ -249,12 +249,15 @@ def in_one_node(
         axis: The class axis.
     """
     nodes = _nodes(namespace(z), z, *given)
-    return plain(z) if nodes is None else nodes.cost(rule, plain, z, given, axis)
+    if nodes is None or not nodes.pays(rule, z):
+        return plain(z)
+    return nodes.cost(rule, plain, z, given, axis)  # type: ignore[no-any-return]
 
 
 def surprisals(z: Tensor, axis: int, xp: Any = ops) -> Tensor:
     """Return `-log softmax(z)`, each entry right to its own last digits."""
-    if _nodes(xp, z):
+    nodes = _nodes(xp, z)
+    if nodes is not None and nodes.pays("distribution", z):
         return softmax(z, axis, xp)[1]
     dominant, shift, inner = _dominance(z, axis, xp)
     return inner - xp.where(dominant, 0.0, z - shift)

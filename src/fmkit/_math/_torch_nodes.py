@@ -21,6 +21,9 @@ Tensor = Any
 
 # Elements in float64 at a time: what is kept in it stays small.
 _BLOCK = 2**20
+# Of more elements, the rules whose plain operations are few take longer in float64.
+_SMALL = 2**15
+_FEW = ("label", "distribution")
 
 
 def is_taken(z: Tensor, *given: Any) -> bool:
@@ -34,6 +37,11 @@ def is_taken(z: Tensor, *given: Any) -> bool:
         and not hasattr(z, "device_mesh")  # in pieces on several devices
         and not any(getattr(each, "requires_grad", False) for each in given)
     )
+
+
+def pays(rule: str, z: Tensor) -> bool:
+    """Whether the one operation is faster than plain operations in float32."""
+    return rule not in _FEW or z.numel() <= _SMALL
 
 
 def softmax(

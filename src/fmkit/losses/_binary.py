@@ -139,6 +139,8 @@ def cost_of_either(
         of_yes, of_no = binary_surprisals(z, namespace(z))
         return weigh(yes, focal(of_yes, yes_gamma)) + weigh(no, focal(of_no, no_gamma))
 
+    if not (yes_gamma or no_gamma):  # few operations as it is
+        return plain(z)
     return in_one_node("binary", plain, z, yes, no, yes_gamma, no_gamma)
 
 
