@@ -1,4 +1,4 @@
-"""Softmax as one node on PyTorch: its bits against float64, and where it gives way."""
+"""Softmax and costs as one node on PyTorch, and where plain operations are taken."""
 
 import numpy as np
 import pytest

@@ -55,8 +55,8 @@ def softmax(
         plain: Computes the same of logits whose last axis is that of the classes, by
             operations that PyTorch differentiates twice.
     """
-    p, nll = _Softmax.apply(z.movedim(axis, -1), plain)
-    return p.movedim(-1, axis), nll.movedim(-1, axis)
+    p, nll = _Softmax.apply(_moved(z, axis, -1), plain)
+    return _moved(p, -1, axis), _moved(nll, -1, axis)
 
 
 def cost(
@@ -289,8 +289,9 @@ def _asymmetric(
 ) -> tuple[Tensor, Tensor]:
     """The same, where the probability of yes counts for no by what passes a margin."""
     wide = _in_double(z)
-    p, other = torch.sigmoid(wide), torch.sigmoid(-wide)
-    first = _focused(_softplus(-wide), other, p, yes_gamma)
+    minus = torch.neg(wide)
+    p, other = torch.sigmoid(wide), torch.sigmoid(minus)
+    first = _focused(_softplus(minus), other, p, yes_gamma)
     rise = torch.relu(p - margin)
     lacks = other + margin
     nll = torch.where(rise < 0.5, -torch.log1p(-rise), -torch.log(lacks))
@@ -320,8 +321,9 @@ def _either(
 def _binary_divergence(z: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
     """Relative entropy of `q` to the sigmoid, of yes and no together."""
     wide, q = _in_double(z), q.to(torch.float64)
-    p, other, not_q = torch.sigmoid(wide), torch.sigmoid(-wide), 1.0 - q
-    value = _divergence_terms(q, p, _softplus(-wide))
+    minus, not_q = torch.neg(wide), 1.0 - q
+    p, other = torch.sigmoid(wide), torch.sigmoid(minus)
+    value = _divergence_terms(q, p, _softplus(minus))
     value = value + _divergence_terms(not_q, other, _softplus(wide))
     return value.to(z.dtype), torch.addcmul(p * not_q, q, other, value=-1).to(z.dtype)
 

@@ -105,15 +105,17 @@ def kl_divergence_from_logits(
         )
     if temperature != 1.0:
         logits = logits / temperature
-    if target_form == "logits" and temperature != 1.0:
-        targets = targets / temperature
-    elif target_form == "log_probabilities":
-        check_probabilities(ops.exp(targets), axis, sum_tolerance)
+        if target_form == "logits":
+            targets = targets / temperature
+    q = targets
+    if target_form == "log_probabilities":
+        q = ops.exp(targets)
+        check_probabilities(q, axis, sum_tolerance)
     elif target_form == "probabilities":
         check_probabilities(y_true, axis, sum_tolerance)
 
     def plain(z: Tensor) -> Tensor:
-        ratio = _from_target(target_form, targets, z, axis)
+        ratio = _from_target(target_form, targets, q, z, axis)
         return ops.expand_dims(divergence(direction, *ratio, axis), axis)
 
     if target_form == "probabilities" and direction == "forward":
@@ -125,19 +127,22 @@ def kl_divergence_from_logits(
 
 
 def _from_target(
-    form: str, target: Tensor, z: Tensor, axis: int
+    form: str, target: Tensor, q: Tensor, z: Tensor, axis: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the target distribution `q`, `p = softmax(z)` and `log(p / q)`."""
+    """Return the target distribution, `p = softmax(z)` and `log(p / q)`.
+
+    `q` is the distribution, unless the target is of logits.
+    """
     xp = namespace(z)
     p, z_nll = softmax(z, axis, xp)
     if form == "logits":
         q, w_nll = softmax(target, axis, xp)
         return q, p, log_ratio(z, target, z_nll, w_nll, axis, xp)[0]
     if form == "log_probabilities":
-        return ops.exp(target), p, -z_nll - target
-    some = target > 0.0
-    log_q = xp.log(xp.where(some, target, 1.0))
-    return target, p, xp.where(some, -z_nll - log_q, float("inf"))
+        return q, p, -z_nll - target
+    some = q > 0.0
+    log_q = xp.log(xp.where(some, q, 1.0))
+    return q, p, xp.where(some, -z_nll - log_q, float("inf"))
 
 
 def divergence(
