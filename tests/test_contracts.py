@@ -6,6 +6,7 @@ a round trip of defaults would show nothing.
 """
 
 import copy
+import functools
 import inspect
 import json
 from types import SimpleNamespace
@@ -247,6 +248,53 @@ def assert_weights_and_mask_count(make):
 @pytest.mark.parametrize("name", LOSSES)
 def test_sample_weights_multiply_and_masked_positions_do_not_count(name):
     assert_weights_and_mask_count(lambda **options: per_example(name, **options))
+
+
+def by_keras(loss, y, z, **given):
+    return keras.losses.Loss.__call__(loss, y, z, **given)
+
+
+@pytest.mark.backend("torch")
+@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "mean", "sum", None])
+@pytest.mark.parametrize("name", LOSSES)
+def test_on_pytorch_the_mean_has_the_bits_of_keras(name, reduction):
+    loss = per_example(name, reduction=reduction)
+    targets = np.asarray(target_for(loss))
+    for rows in (1, 6, 6 * 1001):
+        z = ops.convert_to_tensor(np.resize(LOGITS, (rows, LOGITS.shape[1])))
+        y = np.resize(targets, (rows, *targets.shape[1:]))
+        y = ops.convert_to_tensor(y)
+        found = []
+        for reduce in (loss.__call__, functools.partial(by_keras, loss)):
+            own = z.detach().clone().requires_grad_()
+            cost = reduce(y, own)
+            cost.sum().backward()
+            found.append((numbers(cost), numbers(own.grad)))
+        for mine, kerass in zip(*found, strict=True):
+            np.testing.assert_array_equal(mine, kerass, strict=True)
+
+
+@pytest.mark.backend("torch")
+def test_on_pytorch_only_the_plain_mean_leaves_keras_out(monkeypatch):
+    def refuse(*_, **__):
+        raise ZeroDivisionError
+
+    z, y = ops.convert_to_tensor(LOGITS), ops.convert_to_tensor(LABELS)
+    plain = losses.CrossentropyFromLogits()
+    expected = numbers(plain(y, z))
+    monkeypatch.setattr(keras.losses.Loss, "__call__", refuse)
+    np.testing.assert_array_equal(numbers(plain(y, z)), expected)
+    masked = ops.convert_to_tensor(LOGITS)
+    keras.src.backend.common.masking.set_keras_mask(masked, ops.ones(6, "bool"))
+    for made, inputs in (
+        (plain, (y, z, np.ones(6))),
+        (plain, (y, masked)),
+        (plain, (LABELS, z)),
+        (losses.CrossentropyFromLogits(reduction="sum"), (y, z)),
+        (losses.CrossentropyFromLogits(ignore_class=-1), (y, z)),
+    ):
+        with pytest.raises(ZeroDivisionError):
+            made(*inputs)
 
 
 def test_a_loss_that_takes_the_mean_itself_breaks_the_contract():

@@ -547,6 +547,14 @@ def test_the_outputs_of_a_softmax_are_marked():
     assert not private.is_activated(keras.activations.relu(logits))
 
 
+@pytest.mark.backend("tensorflow", "torch")
+def test_a_mask_is_found():
+    assert private.marks_masks(), "Keras moved its mask."
+    plain = keras.ops.zeros((2, 3, 1))
+    assert not private.is_masked(plain)
+    assert private.is_masked(keras.layers.Masking()(plain))
+
+
 def test_keras_tells_that_variables_must_not_change_in_place():
     assert not private.in_stateless_scope()
     with keras.StatelessScope():

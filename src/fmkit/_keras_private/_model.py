@@ -18,6 +18,8 @@ __all__ = [
     "compile_arguments",
     "divides_activity_losses",
     "is_activated",
+    "is_masked",
+    "marks_masks",
     "metric_directions",
     "synchronize",
     "train_step_replaced",
@@ -179,3 +181,15 @@ def is_activated(outputs: Any) -> bool:
     Keras marks what they return, for its own losses. On JAX tensors take no mark.
     """
     return hasattr(outputs, "_keras_logits")
+
+
+@functools.cache
+def marks_masks() -> bool:
+    """Return whether Keras keeps a tensor's mask where `is_masked` looks for it."""
+    masking = keras.layers.Masking(name="fmkit_example")
+    return is_masked(masking(keras.ops.zeros((1, 1, 1))))
+
+
+def is_masked(outputs: Any) -> bool:
+    """Whether a tensor has a mask, where `marks_masks`."""
+    return getattr(outputs, "_keras_mask", None) is not None

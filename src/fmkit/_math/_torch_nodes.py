@@ -12,6 +12,7 @@ class that holds all the mass; it is summed from the others going forward, and i
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -138,6 +139,12 @@ class _Cost(torch.autograd.Function):  # type: ignore[misc]
         return by_value * gradient, *ctx.without
 
 
+# PyTorch asks for the signature in each call, and to find it takes many operations.
+for _node in (_Softmax, _Cost):
+    forward: Any = _node.forward
+    forward.__signature__ = inspect.signature(forward)
+
+
 def _again(function: Any, z: Tensor, by_outputs: Sequence[Tensor]) -> Tensor:
     """Return the gradient in `z`, as a function of it.
 
@@ -230,10 +237,11 @@ def _label(z: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
     wide = _in_double(z)
     label = torch.clamp(label.long(), 0, z.shape[-1] - 1)
     rest = wide.scatter(-1, label, -float("inf"))
-    others = torch.logsumexp(rest, -1, keepdim=True)
+    p = torch.softmax(rest, -1)  # of the others; the largest is 1 / sum(exp(z - top))
+    others = torch.amax(rest, -1, True) - torch.log(torch.amax(p, -1, True))
     gap = others - wide.gather(-1, label)
     lacks = torch.sigmoid(gap)
-    gradient = (torch.exp(rest - others) * lacks).scatter(-1, label, -lacks)
+    gradient = (p * lacks).scatter(-1, label, -lacks)
     return _softplus(gap).to(z.dtype), gradient.to(z.dtype)
 
 

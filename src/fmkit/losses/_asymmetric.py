@@ -16,7 +16,7 @@ from fmkit._math import (
     namespace,
     sigmoids,
 )
-from fmkit.losses._base import check_gamma, focal, power
+from fmkit.losses._base import check_gamma, focused
 from fmkit.losses._binary import (
     BinaryLoss,
     cost_of_either,
@@ -84,7 +84,8 @@ def asymmetric_loss_from_logits(
     gammas, not_q = (positive_gamma, negative_gamma), 1.0 - q
 
     def plain(z: Tensor) -> Tensor:
-        yes = focal(binary_surprisals(z, namespace(z))[0], positive_gamma)
+        xp = namespace(z)
+        yes = focused(binary_surprisals(z, xp)[0], sigmoids(z, xp)[1], positive_gamma)
         no = _shifted_cost(z, negative_gamma, margin)
         return weigh(q, yes) + weigh(not_q, no)
 
@@ -106,26 +107,28 @@ def _shifted_cost(z: Tensor, gamma: float, margin: float) -> Tensor:
     c = math.log(margin) - math.log1p(-margin)
     coarse = float(np.float32(c))
     rest = c - coarse
+    scale = (1.0 - margin) * math.exp(rest)
     xp = namespace(z)
     apart = xp.maximum(-1.0, z - coarse)  # where `expm1` can't overflow
     near = apart < 1.0
     # The derivative of `expm1`, which is formed from its value, vanishes far out.
     rise = xp.where(
         near,
-        -math.exp(rest) * xp.expm1(-xp.where(near, apart, 0.0)) - math.expm1(rest),
-        1.0 - math.exp(rest) * xp.exp(-apart),
+        -scale * xp.expm1(-xp.where(near, apart, 0.0))
+        - (1.0 - margin) * math.expm1(rest),
+        (1.0 - margin) - scale * xp.exp(-apart),
     )
     above = rise > 0.0
     p, other = sigmoids(z, xp)
     # An untaken branch is given a harmless operand, since its gradient counts.
-    p = (1.0 - margin) * p * xp.where(above, rise, 0.5)
+    p = p * xp.where(above, rise, 0.5)
     low = p < 0.5
     nll = -xp.where(
         low,
         xp.log1p(-xp.where(low, p, 0.0)),
         xp.log(other + margin),
     )
-    return xp.where(above, nll * power(p, gamma) if gamma else nll, 0.0)
+    return xp.where(above, focused(nll, p, gamma), 0.0)
 
 
 def _check_options(

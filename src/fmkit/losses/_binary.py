@@ -10,14 +10,14 @@ import numpy as np
 from keras import ops
 
 from fmkit._checks import check_int, check_number
-from fmkit._math import Tensor, binary_surprisals, in_one_node, namespace
+from fmkit._math import Tensor, binary_surprisals, in_one_node, namespace, sigmoids
 from fmkit._targets import check_binary, nan_unless, read_binary
 from fmkit.losses._base import (
     ExactLoss,
     IgnoreMask,
     check_gamma,
     check_weights,
-    focal,
+    focused,
     weights_along,
 )
 
@@ -136,10 +136,17 @@ def cost_of_either(
     """Return the cost of yes and no, with their weights and focusing, of each logit."""
 
     def plain(z: Tensor) -> Tensor:
-        of_yes, of_no = binary_surprisals(z, namespace(z))
-        return weigh(yes, focal(of_yes, yes_gamma)) + weigh(no, focal(of_no, no_gamma))
+        xp = namespace(z)
+        of_yes, of_no = binary_surprisals(z, xp)
+        if has_power:
+            # Not by way of the surprisals: their errors would be raised to the power.
+            p, other = sigmoids(z, xp)
+            of_yes = focused(of_yes, other, yes_gamma)
+            of_no = focused(of_no, p, no_gamma)
+        return weigh(yes, of_yes) + weigh(no, of_no)
 
-    if not (yes_gamma or no_gamma):  # few operations as it is
+    has_power = bool(yes_gamma or no_gamma)
+    if not has_power:  # few operations as it is
         return plain(z)
     return in_one_node("binary", plain, z, yes, no, yes_gamma, no_gamma)
 
