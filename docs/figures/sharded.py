@@ -30,7 +30,7 @@ STYLES = {
 NAMES = ("commit, background=False", "commit, background=True", "restore")
 HEIGHTS = {
     "ratio": "memory / own shards",
-    "nanoseconds": "ns per byte of the model",
+    "nanoseconds": "ns per byte",
 }
 
 
@@ -58,7 +58,6 @@ def panel(ax: Any, rows: list[dict[str, Any]], key: str, height: str) -> None:
     ax.xaxis.set_major_formatter(
         "{x:g}" if key == "processes" else LogFormatterMathtext()
     )
-    ax.set_ylim(0, None)
     ax.grid(color="0.88", linewidth=0.6)
     ax.spines[["right", "top"]].set_visible(False)
 
@@ -77,7 +76,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         column[0].set_title(f"{shared:,} {fixed}", loc="left", fontsize=9)
         column[-1].set_xlabel(key)
     for ax, words in zip(axes[:, 0], HEIGHTS.values(), strict=True):
-        ax.set_ylabel(words)
+        ax.set_ylabel(words, fontsize=9)
+        ax.set_ylim(0, None)  # of the row, once it is drawn
     lines = axes[0, 0].lines
     figure.legend(lines, NAMES, loc="outside upper center", ncols=2, frameon=False)
     # No version of matplotlib in the file, so that equal figures are equal files.

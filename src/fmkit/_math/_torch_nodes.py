@@ -192,28 +192,28 @@ def _in_double(z: Tensor) -> Tensor:
 
 
 def _softmax(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return probabilities, surprisals and the most probable class, in float64."""
+    """Return probabilities, their logarithms and the most probable class."""
     log_p = torch.log_softmax(z, -1)
     p = torch.exp(log_p)
     largest = torch.argmax(z, -1, keepdim=True)
     others = torch.sum(p.scatter(-1, largest, 0.0), -1, keepdim=True)
     log_p = log_p.scatter(-1, largest, torch.log1p(-others))
-    return p, torch.neg(log_p), largest
+    return p, log_p, largest
 
 
-def _pulled_back(p: Tensor, nll: Tensor, largest: Tensor, g: Tensor) -> Tensor:
-    """Return the gradient in the logits of what has the gradient `g` in `nll`."""
+def _pulled_back(p: Tensor, log_p: Tensor, largest: Tensor, g: Tensor) -> Tensor:
+    """Return the gradient in the logits of what has the gradient `g` in `-log_p`."""
     # For each class the sum of the other classes' g: nothing may cancel for the
     # largest, whose p is near 1, nor need it for one whose p is at most a half.
     rest = torch.sum(g.scatter(-1, largest, 0.0), -1, keepdim=True)
     others = (rest + g.gather(-1, largest) - g).scatter(-1, largest, rest)
-    return torch.addcmul(g * torch.expm1(-nll), p, others)
+    return torch.addcmul(g * torch.expm1(log_p), p, others)
 
 
 def _probabilities_and_surprisals(z: Tensor) -> tuple[Tensor, Tensor]:
-    p, nll, _ = _softmax(_in_double(z))
+    p, log_p, _ = _softmax(_in_double(z))
     # A class that is taken out has no probability, to the end of float64's range.
-    nll = torch.where(z == -float("inf"), float("inf"), nll)
+    nll = torch.where(z == -float("inf"), float("inf"), torch.neg(log_p))
     return p.to(z.dtype), nll.to(z.dtype)
 
 
@@ -226,7 +226,7 @@ def _gradient(
     if by_p is not None:  # d p_j = -p_j d(-log p_j)
         g = g - by_p * p
     largest = torch.argmax(z, -1, keepdim=True)
-    return (_pulled_back(p, nll, largest, g).to(z.dtype),)
+    return (_pulled_back(p, torch.neg(nll), largest, g).to(z.dtype),)
 
 
 # The rules: each returns a cost and its gradient in the logits, both in float32.
@@ -247,38 +247,38 @@ def _label(z: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
 
 def _distribution(z: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
     """Cross-entropy of a distribution."""
-    p, nll, largest = _softmax(_in_double(z))
+    p, log_p, largest = _softmax(_in_double(z))
     q = q.to(p.dtype)
-    value = torch.sum(q * nll, -1, keepdim=True)
-    return value.to(z.dtype), _pulled_back(p, nll, largest, q).to(z.dtype)
+    value = 0.0 - torch.sum(q * log_p, -1, keepdim=True)
+    return value.to(z.dtype), _pulled_back(p, log_p, largest, q).to(z.dtype)
 
 
 def _divergence(z: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
     """Relative entropy of `q` to the softmax."""
-    p, nll, largest = _softmax(_in_double(z))
+    p, log_p, largest = _softmax(_in_double(z))
     q = q.to(p.dtype)
-    value = torch.sum(_divergence_terms(q, p, nll), -1, keepdim=True)
-    return value.to(z.dtype), _pulled_back(p, nll, largest, q).to(z.dtype)
+    value = torch.sum(_divergence_terms(q, p, log_p), -1, keepdim=True)
+    return value.to(z.dtype), _pulled_back(p, log_p, largest, q).to(z.dtype)
 
 
 def _squared(z: Tensor, aim: Tensor, weight: Tensor | float) -> tuple[Tensor, Tensor]:
     """Sum of the weighted squares of softmax minus aim."""
-    p, nll, largest = _softmax(_in_double(z))
+    p, log_p, largest = _softmax(_in_double(z))
     aim = aim.to(p.dtype)
     near_1 = (p > 0.5) & (aim > 0.5)
-    residual = torch.where(near_1, torch.expm1(-nll) + (1.0 - aim), p - aim)
+    residual = torch.where(near_1, torch.expm1(log_p) + (1.0 - aim), p - aim)
     weighted = residual * weight
     value = torch.sum(residual * weighted, -1, keepdim=True)
-    gradient = _pulled_back(p, nll, largest, -2.0 * p * weighted)
+    gradient = _pulled_back(p, log_p, largest, -2.0 * p * weighted)
     return value.to(z.dtype), gradient.to(z.dtype)
 
 
 def _entropy(z: Tensor) -> tuple[Tensor, Tensor]:
     """Entropy of the softmax."""
-    p, nll, largest = _softmax(_in_double(z))
-    terms = p * nll
-    value = torch.sum(terms, -1, keepdim=True)
-    return value.to(z.dtype), _pulled_back(p, nll, largest, -terms).to(z.dtype)
+    p, log_p, largest = _softmax(_in_double(z))
+    terms = p * log_p
+    value = 0.0 - torch.sum(terms, -1, keepdim=True)
+    return value.to(z.dtype), _pulled_back(p, log_p, largest, terms).to(z.dtype)
 
 
 def _binary(
@@ -331,8 +331,8 @@ def _binary_divergence(z: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
     wide, q = _in_double(z), q.to(torch.float64)
     minus, not_q = torch.neg(wide), 1.0 - q
     p, other = torch.sigmoid(wide), torch.sigmoid(minus)
-    value = _divergence_terms(q, p, _softplus(minus))
-    value = value + _divergence_terms(not_q, other, _softplus(wide))
+    value = _divergence_terms(q, p, torch.neg(_softplus(minus)))
+    value = value + _divergence_terms(not_q, other, torch.neg(_softplus(wide)))
     return value.to(z.dtype), torch.addcmul(p * not_q, q, other, value=-1).to(z.dtype)
 
 
@@ -361,7 +361,7 @@ def _focused(nll: Tensor, p: Tensor, other: Tensor, gamma: float) -> tuple[Any, 
     return raised * nll, raised * torch.addcmul(p, other, nll, value=gamma)
 
 
-def _divergence_terms(q: Tensor, p: Tensor, nll: Tensor) -> Tensor:
-    """Return `q log(q / p) - q + p`, from p and its surprisal."""
-    t = torch.neg(nll + torch.log(q))
+def _divergence_terms(q: Tensor, p: Tensor, log_p: Tensor) -> Tensor:
+    """Return `q log(q / p) - q + p`, from p and its logarithm."""
+    t = log_p - torch.log(q)
     return torch.where(q > 0.0, q * (torch.expm1(t) - t), p)

@@ -215,7 +215,7 @@ def _cost_of_distribution(
         loss = plain(z)
     else:
         loss = in_one_node("distribution", plain, z, q, axis=axis)
-    loss = ops.squeeze(loss, axis)
+    loss = namespace(z).squeeze(loss, axis)
     if z_loss:
         loss = loss + z_loss * ops.square(ops.logsumexp(z, axis=axis))
     return loss

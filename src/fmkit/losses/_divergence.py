@@ -122,7 +122,7 @@ def kl_divergence_from_logits(
         cost = in_one_node("divergence", plain, logits, targets, axis=axis)
     else:
         cost = plain(logits)
-    cost = ops.squeeze(cost, axis)
+    cost = namespace(cost).squeeze(cost, axis)
     return cost if temperature == 1.0 else temperature**2 * cost
 
 

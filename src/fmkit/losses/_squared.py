@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from fmkit._checks import check_number, check_one_of
-from fmkit._math import Tensor, in_one_node, one_hot_mask, softmax_minus
+from fmkit._math import Tensor, in_one_node, namespace, one_hot_mask, softmax_minus
 from fmkit._targets import (
     check_labels,
     check_probabilities,
@@ -99,7 +99,7 @@ def mean_squared_error_from_logits(
 
     if activation == "softmax":
         loss = in_one_node("squared", softmax_plain, logits, aim, weight, axis=axis)
-        loss = ops.squeeze(loss, axis)
+        loss = namespace(loss).squeeze(loss, axis)
     else:
         loss = ops.sum(weight * ops.square(logits - aim), axis=axis)
     # Not `ops.mean`: on PyTorch it goes through float32 even for float64.
