@@ -175,10 +175,8 @@ def may_be_equal(a: tuple, b: tuple) -> bool:
 def _as_labels(y_true: Tensor) -> Tensor:
     """Return labels in a dtype that holds every class index exactly."""
     dtype = keras.backend.standardize_dtype(y_true.dtype)
-    if dtype in ("float32", "float64"):
-        return y_true
     if "float" in dtype:
-        return ops.cast(y_true, "float32")
+        return at_least_float32(y_true)
     wide = dtype in ("int64", "uint32", "uint64") and _has_int64()
     return ops.cast(y_true, "int64" if wide else "int32")
 

@@ -141,8 +141,8 @@ class _Cost(torch.autograd.Function):  # type: ignore[misc]
 
 # PyTorch asks for the signature in each call, and to find it takes many operations.
 for _node in (_Softmax, _Cost):
-    forward: Any = _node.forward
-    forward.__signature__ = inspect.signature(forward)
+    _forward: Any = _node.forward
+    _forward.__signature__ = inspect.signature(_forward)
 
 
 def _again(function: Any, z: Tensor, by_outputs: Sequence[Tensor]) -> Tensor:

@@ -85,8 +85,9 @@ def asymmetric_loss_from_logits(
 
     def plain(z: Tensor) -> Tensor:
         xp = namespace(z)
-        yes = focused(binary_surprisals(z, xp)[0], sigmoids(z, xp)[1], positive_gamma)
-        no = _shifted_cost(z, negative_gamma, margin)
+        p, other = sigmoids(z, xp)
+        yes = focused(binary_surprisals(z, xp)[0], other, positive_gamma)
+        no = _shifted_cost(z, p, other, negative_gamma, margin)
         return weigh(q, yes) + weigh(not_q, no)
 
     if margin:
@@ -96,8 +97,10 @@ def asymmetric_loss_from_logits(
     return mean_of_known(terms, known)
 
 
-def _shifted_cost(z: Tensor, gamma: float, margin: float) -> Tensor:
-    """Return `-p_m^gamma log(1 - p_m)`.
+def _shifted_cost(
+    z: Tensor, p: Tensor, other: Tensor, gamma: float, margin: float
+) -> Tensor:
+    """Return `-p_m^gamma log(1 - p_m)`, where p is the sigmoid and `other` 1 - p.
 
     Where z is above the logit c of the margin, p - m is (1 - m) p (1 - exp(c - z)):
     a product, so that nothing cancels near z = c. There c must be known to more
@@ -119,7 +122,6 @@ def _shifted_cost(z: Tensor, gamma: float, margin: float) -> Tensor:
         (1.0 - margin) - scale * xp.exp(-apart),
     )
     above = rise > 0.0
-    p, other = sigmoids(z, xp)
     # An untaken branch is given a harmless operand, since its gradient counts.
     p = p * xp.where(above, rise, 0.5)
     low = p < 0.5

@@ -134,6 +134,7 @@ def cost_of_either(
     z: Tensor, yes: Tensor, no: Tensor, yes_gamma: float, no_gamma: float
 ) -> Tensor:
     """Return the cost of yes and no, with their weights and focusing, of each logit."""
+    has_power = bool(yes_gamma or no_gamma)
 
     def plain(z: Tensor) -> Tensor:
         xp = namespace(z)
@@ -145,7 +146,6 @@ def cost_of_either(
             of_no = focused(of_no, p, no_gamma)
         return weigh(yes, of_yes) + weigh(no, of_no)
 
-    has_power = bool(yes_gamma or no_gamma)
     if not has_power:  # few operations as it is
         return plain(z)
     return in_one_node("binary", plain, z, yes, no, yes_gamma, no_gamma)
