@@ -23,7 +23,8 @@ from fmkit.evaluation import synthesize
 
 BACKEND = keras.backend.backend()
 
-pytestmark = pytest.mark.long
+# Three starts or more, each of which may compile for a minute where four share a core.
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +186,7 @@ IN_TURN = {
 
 @pytest.mark.backend("jax", "torch")
 @pytest.mark.parametrize(("processes", "options"), IN_TURN)
-@pytest.mark.timeout(900)  # six starts or more of four processes
+@pytest.mark.timeout(1200)  # six starts or more of four processes
 def test_each_process_of_a_job_may_be_killed_in_turn(lab, processes, options):
     rng = random.Random(f"{BACKEND} {processes} {options}")
     options, started = {"epochs": 1, "every": 2, **options}, time.monotonic()

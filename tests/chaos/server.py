@@ -5,6 +5,7 @@ child that is a process of its own from there on, and is killed as one. Requests
 and answers are lines of JSON on standard input and output.
 """
 
+import faulthandler
 import importlib
 import json
 import os
@@ -16,6 +17,10 @@ import traceback
 from pathlib import Path
 
 import numpy as np
+
+# Seconds after which a trainer tells in its log where it stands, and ends. A test has
+# more, so one trainer that hangs fails one test, not all that follow.
+LIMIT = 400
 
 
 def run(request):
@@ -114,6 +119,7 @@ def become_trainer(request):
         log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
+        faulthandler.dump_traceback_later(LIMIT, exit=True, file=log)
         if "evaluate" in request:
             from fmkit.evaluation.__main__ import main
 

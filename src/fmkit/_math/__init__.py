@@ -254,6 +254,31 @@ def in_one_node(
     return nodes.cost(rule, plain, z, given, axis)  # type: ignore[no-any-return]
 
 
+def in_float64(plain: Callable[..., Tensor], z: Tensor, *given: Tensor) -> Tensor:
+    """Return `plain(z, *given)`, computed in float64 and rounded to the dtype of `z`.
+
+    For powers of probabilities and for their differences, which multiply the errors
+    that float32 has before them. Where a device has no float64 (a TPU, an Apple GPU)
+    it is computed in the dtype of `z`.
+
+    Args:
+        plain: Computes each element of the result from those of its arguments.
+        z: Logits.
+        given: What else `plain` takes, tensors of the shape of `z`.
+    """
+    backend = keras.backend.backend()
+    if isinstance(z, keras.KerasTensor) or "float64" in str(z.dtype):
+        return plain(z, *given)
+    if backend == "jax":
+        from fmkit._math import _jax_float64
+
+        return _jax_float64.compute(plain, z, *given)
+    if backend == "torch" and z.device.type == "mps":
+        return plain(z, *given)
+    wide = [ops.cast(each, "float64") for each in (z, *given)]
+    return ops.cast(plain(*wide), keras.backend.standardize_dtype(z.dtype))
+
+
 def surprisals(z: Tensor, axis: int, xp: Any = ops) -> Tensor:
     """Return `-log softmax(z)`, each entry right to its own last digits."""
     nodes = _nodes(xp, z)
@@ -350,10 +375,10 @@ def _excess(t: Tensor) -> Tensor:
     """Return `exp(t) - 1 - t` for |t| < 1, by its series."""
     # The first term left out is below half a unit in the last place.
     last = 18 if "float64" in str(t.dtype) else 11
-    series = 1.0 + t / (last + 1.0)
-    for n in range(last, 2, -1):
-        series = 1.0 + series * t / n
-    return 0.5 * t * t * series
+    series = t / math.factorial(last + 1) + 1.0 / math.factorial(last)
+    for n in range(last - 1, 1, -1):
+        series = series * t + 1.0 / math.factorial(n)
+    return t * t * series
 
 
 def log_half_sum(t: Tensor, xp: Any = ops) -> Tensor:

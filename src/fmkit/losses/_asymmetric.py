@@ -12,6 +12,7 @@ from fmkit._checks import check_number
 from fmkit._math import (
     Tensor,
     binary_surprisals,
+    in_float64,
     in_one_node,
     namespace,
     sigmoids,
@@ -83,15 +84,18 @@ def asymmetric_loss_from_logits(
     q, z, known = read_known(y_true, y_pred, ignore_class)
     gammas, not_q = (positive_gamma, negative_gamma), 1.0 - q
 
-    def plain(z: Tensor) -> Tensor:
+    def plain(z: Tensor, q: Tensor, not_q: Tensor) -> Tensor:
         xp = namespace(z)
         p, other = sigmoids(z, xp)
         yes = focused(binary_surprisals(z, xp)[0], other, positive_gamma)
         no = _shifted_cost(z, p, other, negative_gamma, margin)
         return weigh(q, yes) + weigh(not_q, no)
 
+    def wide(z: Tensor) -> Tensor:
+        return in_float64(plain, z, q, not_q)
+
     if margin:
-        terms = in_one_node("asymmetric", plain, z, q, not_q, *gammas, margin)
+        terms = in_one_node("asymmetric", wide, z, q, not_q, *gammas, margin)
     else:
         terms = cost_of_either(z, q, not_q, *gammas)
     return mean_of_known(terms, known)
@@ -103,9 +107,9 @@ def _shifted_cost(
     """Return `-p_m^gamma log(1 - p_m)`, where p is the sigmoid and `other` 1 - p.
 
     Where z is above the logit c of the margin, p - m is (1 - m) p (1 - exp(c - z)):
-    a product, so that nothing cancels near z = c. There c must be known to more
-    digits than z has: it is a float32 number plus a rest. The rest is kept out of the
-    exponent, where XLA would add it to the number at once and lose it.
+    a product, so that nothing cancels near z = c. Where there is no float64, c must be
+    known to more digits than z has: it is a float32 number plus a rest. The rest is
+    kept out of the exponent, where XLA would add it to the number at once and lose it.
     """
     c = math.log(margin) - math.log1p(-margin)
     coarse = float(np.float32(c))

@@ -10,7 +10,14 @@ import numpy as np
 from keras import ops
 
 from fmkit._checks import check_int, check_number
-from fmkit._math import Tensor, binary_surprisals, in_one_node, namespace, sigmoids
+from fmkit._math import (
+    Tensor,
+    binary_surprisals,
+    in_float64,
+    in_one_node,
+    namespace,
+    sigmoids,
+)
 from fmkit._targets import check_binary, nan_unless, read_binary
 from fmkit.losses._base import (
     ExactLoss,
@@ -134,21 +141,25 @@ def cost_of_either(
     z: Tensor, yes: Tensor, no: Tensor, yes_gamma: float, no_gamma: float
 ) -> Tensor:
     """Return the cost of yes and no, with their weights and focusing, of each logit."""
-    has_power = bool(yes_gamma or no_gamma)
+    power = max(yes_gamma, no_gamma)
 
-    def plain(z: Tensor) -> Tensor:
+    def plain(z: Tensor, yes: Tensor, no: Tensor) -> Tensor:
         xp = namespace(z)
         of_yes, of_no = binary_surprisals(z, xp)
-        if has_power:
+        if power:
             # Not by way of the surprisals: their errors would be raised to the power.
             p, other = sigmoids(z, xp)
             of_yes = focused(of_yes, other, yes_gamma)
             of_no = focused(of_no, p, no_gamma)
         return weigh(yes, of_yes) + weigh(no, of_no)
 
-    if not has_power:  # few operations as it is
-        return plain(z)
-    return in_one_node("binary", plain, z, yes, no, yes_gamma, no_gamma)
+    def exact(z: Tensor) -> Tensor:
+        # A square does not multiply the error of its base by much.
+        return in_float64(plain, z, yes, no) if power > 2.0 else plain(z, yes, no)
+
+    if not power:  # few operations as it is
+        return exact(z)
+    return in_one_node("binary", exact, z, yes, no, yes_gamma, no_gamma)
 
 
 def weigh(q: Tensor, cost: Tensor) -> Tensor:

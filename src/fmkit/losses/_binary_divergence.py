@@ -8,7 +8,14 @@ import keras
 from keras import ops
 
 from fmkit._checks import check_number, check_one_of
-from fmkit._math import Tensor, binary_surprisals, in_one_node, namespace, sigmoids
+from fmkit._math import (
+    Tensor,
+    binary_surprisals,
+    in_float64,
+    in_one_node,
+    namespace,
+    sigmoids,
+)
 from fmkit._targets import check_binary, nan_unless, read_binary
 from fmkit.losses._base import ExactLoss
 from fmkit.losses._binary import mean_of_known
@@ -68,15 +75,18 @@ def binary_kl_divergence_from_logits(
     elif temperature != 1.0:
         target = target / temperature
 
-    def plain(z: Tensor) -> Tensor:
+    def plain(z: Tensor, target: Tensor) -> Tensor:
         ratio = _from_probabilities if target_form == "probabilities" else _from_logits
         q, log_p_over_q = ratio(target, z)
         return divergence(direction, q, _both(z), log_p_over_q, -1)
 
+    def wide(z: Tensor) -> Tensor:
+        return in_float64(plain, z, target)
+
     if target_form == "probabilities" and direction == "forward":
-        cost = in_one_node("binary_divergence", plain, z, target)
+        cost = in_one_node("binary_divergence", wide, z, target)
     else:
-        cost = plain(z)
+        cost = wide(z)
     return temperature**2 * mean_of_known(cost, None)
 
 
