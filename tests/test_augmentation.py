@@ -146,6 +146,18 @@ def test_a_network_learns_from_all_of_them_with_dense_labels():
 
 
 @numpy_only
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "float32"])
+@pytest.mark.parametrize("shape", [(28, 28), (8, 8, 1), (6, 7), (2, 3), (8, 4, 3)])
+@pytest.mark.parametrize("rows", [0, 1, 5])
+def test_a_mirrored_picture_is_the_picture_backwards(dtype, shape, rows):
+    x = np.random.default_rng(0).integers(0, 127, (rows, *shape)).astype(dtype)
+    for each in (x, np.asfortranarray(x)):
+        found = augmented(HorizontalFlip(1.0), each)[0]
+        assert found.dtype == x.dtype
+        assert (found == x[:, :, ::-1]).all()
+
+
+@numpy_only
 def test_a_flip_mirrors_left_to_right_and_half_of_the_pictures():
     x = np.arange(12, dtype=np.uint8).reshape(1, 3, 4).repeat(2000, axis=0)
     found = augmented(HorizontalFlip(1.0), x)[0]

@@ -16,9 +16,12 @@ _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 def mix(bits: Words) -> Words:
     """Scramble 64 bits: the finalizer of SplitMix64 (wraps modulo 2^64)."""
-    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return bits ^ (bits >> np.uint64(31))
+    bits = bits ^ (bits >> np.uint64(30))
+    bits *= np.uint64(0xBF58476D1CE4E5B9)
+    bits ^= bits >> np.uint64(27)
+    bits *= np.uint64(0x94D049BB133111EB)
+    bits ^= bits >> np.uint64(31)
+    return bits
 
 
 def word(seeds: Any, number: Any) -> Words:

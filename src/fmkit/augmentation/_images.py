@@ -84,7 +84,7 @@ def fill(
         changed |= filling & ~keep
     # A line is one element then, written at once.
     line = np.dtype((np.void, lines.shape[1]))
-    lines.view(line)[places] = changed.view(line)
+    lines.view(line).reshape(-1).put(places, changed.view(line).reshape(-1))
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,8 +63,17 @@ class AlternatingFlip:
 
 
 def _mirrored(x: Array, chosen: Array) -> Array:
-    sizes(x)
+    _, height, width = sizes(x)
     found = x.copy()
     places = np.flatnonzero(chosen)
-    found[places] = x[places, :, ::-1]
+    if x.itemsize * math.prod(x.shape[2:]) != width or height * width % 8:
+        found[places] = x[places, :, ::-1]
+        return found
+    # Pixels of one byte. All lines from the last to the first, read backwards in words
+    # of eight bytes, are the lines in their order, each of them backwards.
+    lines = found.reshape(-1, width).view((np.void, width)).ravel()
+    backwards = (places[:, None] * height + np.arange(height)).ravel()[::-1]
+    pixels = lines.take(backwards).view(np.uint8)
+    words = pixels.view(np.uint64)[::-1].byteswap()
+    found[places] = words.view(x.dtype).reshape(-1, *x.shape[1:])
     return found
