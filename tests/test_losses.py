@@ -193,6 +193,51 @@ def test_a_label_of_several_class_axes_counts_them_in_order():
     np.testing.assert_allclose(numbers(cost), [nats[0, 7], nats[1, 0]], rtol=1e-6)
 
 
+# What optax 0.2.8 makes of these in float64 (`JAX_ENABLE_X64=1`); means over labels.
+Z = np.float32([[2.0, -1.0, 2.0**-20], [-3.5, 10000.0, 0.25], [30.0, -30.0, 0.0]])
+YES = np.float32([[1, 0, 1], [0, 1, 0.3], [0, 1, 0.5]])
+SHARES = np.float32([[0.2, 0.3, 0.5], [1.0, 0.0, 0.0], [0.1, 0.1, 0.8]])
+CLASSES = np.array([2, 0, 1])
+OPTAX = {
+    "sigmoid_binary_cross_entropy(Z, YES)": (
+        lambda: losses.binary_crossentropy_from_logits(YES, Z),
+        [0.3777788007613654, 0.26022994605048805, 20.23104906018671],
+    ),
+    "sigmoid_focal_loss(Z, YES.round(), alpha=0.25, gamma=2.0)": (
+        lambda: losses.binary_focal_crossentropy_from_logits(
+            YES.round(), Z, alpha=0.25
+        ),
+        [0.020255353836029562, 0.06526436331656109, 10.043321698783155],
+    ),
+    "softmax_cross_entropy(Z, SHARES)": (
+        lambda: losses.crossentropy_from_logits(SHARES, Z),
+        [2.069845651624202, 10003.5, 30.000000000000096],
+    ),
+    "softmax_cross_entropy_with_integer_labels(Z, CLASSES)": (
+        lambda: losses.crossentropy_from_logits(CLASSES, Z),
+        [2.169845174787044, 10003.5, 60.00000000000009],
+    ),
+    "softmax_cross_entropy(Z, smooth_labels(one_hot(CLASSES), 0.1))": (
+        lambda: losses.crossentropy_from_logits(CLASSES, Z, label_smoothing=0.1),
+        [2.1365119050319987, 9669.925000000001, 57.00000000000009],
+    ),
+    "kl_divergence(log_softmax(Z), SHARES)": (
+        lambda: losses.kl_divergence_from_logits(SHARES, Z),
+        [1.0401926375596284, 10003.5, 29.360968140349918],
+    ),
+    "softmax_cross_entropy_with_integer_labels(Z, 5, axis=(0, 1))": (
+        lambda: losses.crossentropy_from_logits(5, Z, axis=(0, 1)),
+        9999.75,
+    ),
+}
+
+
+@pytest.mark.parametrize("call", OPTAX)
+def test_a_loss_that_optax_has_too_costs_the_same(call):
+    ours, theirs = OPTAX[call]
+    np.testing.assert_allclose(numbers(ours()), theirs, rtol=1e-6)
+
+
 def test_labels_survive_a_half_precision_floatx():
     # In float16 Keras would hand label 2049 to the loss as 2048.
     z = np.zeros((1, 3000), "float32")
