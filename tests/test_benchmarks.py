@@ -263,6 +263,25 @@ def test_the_cost_of_a_job_is_drawn_once_it_was_measured(
 
 
 @pytest.mark.backend("torch")
+def test_the_figure_of_accuracies_has_a_mark_for_each_run(
+    program, tmp_path, monkeypatch
+):
+    figure, results = program("docs/figures/accuracy.py"), tmp_path / "results.json"
+    epochs = [{"epoch": n, "accuracy": 0.8, "seconds": 10.0 * n} for n in (1, 2, 3)]
+    runs = {"tutorial": [epochs, epochs], "short, on JAX": [[0.9, 3.0], [0.91, 4.0]]}
+    results.write_text(json.dumps(runs))
+    marks = []
+    monkeypatch.setattr(
+        figure.plt, "close", lambda drawn: marks.extend(drawn.axes[0].lines)
+    )
+    figure.main(tmp_path, results)
+    assert (tmp_path / "accuracy.png").stat().st_size > 10_000
+    points = [line.get_xydata().tolist() for line in marks]
+    assert points[:2] == [[[10.0, 80.0], [20.0, 80.0], [30.0, 80.0]]] * 2
+    assert points[2] == [[3.0, 90.0], [4.0, 91.0]]
+
+
+@pytest.mark.backend("torch")
 def test_the_suite_has_every_module_and_a_row_for_the_gpu():
     topics = [name for names in _page.TOPICS.values() for name in names]
     assert [*suite.modules(), "gpu"] == sorted(
