@@ -2,6 +2,7 @@
 
     python -m benchmarks.accuracy [--seeds 5] [--residual-seeds 2] [--tutorial-seeds 1]
     python -m benchmarks.accuracy --only mirrored     # the other rows stay
+    python -m benchmarks.accuracy --only mirrored --seeds 3 --more  # so do its runs
 
 Every run is a fresh process, timed from its first line, compile time included; seeds
 take turns. The tutorial's program runs for real, 20 epochs. The recipes look at the
@@ -20,6 +21,7 @@ import re
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,21 +77,26 @@ def recipe(name: str, backend: str, seed: int) -> tuple[float, float]:
     return float(found[1]), float(found[2])
 
 
-def measure(seeds: dict[str, int], epochs: int) -> dict[str, Any]:
-    """Run everything, seed by seed, in turn; every second seed backwards."""
-    results: dict[str, Any] = {name: [] for name in seeds}
+def measure(
+    seeds: dict[str, int], epochs: int, results: dict[str, Any]
+) -> Iterator[None]:
+    """Run what `results` lack, seed by seed, in turn; every second seed backwards.
+
+    Yields after each run, which is then in `results`.
+    """
     names = ["tutorial", *RECIPES]
     for seed in range(max(seeds.values())):
         for name in names if seed % 2 == 0 else names[::-1]:
-            if seed >= seeds.get(name, 0):
+            runs = results.setdefault(name, []) if name in seeds else []
+            if not len(runs) <= seed < seeds.get(name, 0):
                 continue
             if name == "tutorial":
-                results[name].append(tutorial(seed, epochs))
+                runs.append(tutorial(seed, epochs))
             else:
-                results[name].append(recipe(*RECIPES[name], seed))
-            told = results[name][-1]
+                runs.append(recipe(*RECIPES[name], seed))
+            told = runs[-1]
             print(name, seed, told[-1] if name == "tutorial" else told, flush=True)
-    return results
+            yield
 
 
 def _first(epochs: list[dict[str, float]], accuracy: float) -> float | None:
@@ -164,6 +171,7 @@ def main() -> None:
     parser.add_argument("--tutorial-seeds", type=int, default=1)
     parser.add_argument("--tutorial-epochs", type=int, default=20)
     parser.add_argument("--only", nargs="+", choices=["tutorial", *RECIPES])
+    parser.add_argument("--more", action="store_true", help="keep the runs there are")
     given = parser.parse_args()
     seeds = {"tutorial": given.tutorial_seeds} | {
         name: given.residual_seeds if name.startswith("residual") else given.seeds
@@ -177,11 +185,15 @@ def main() -> None:
             name: saved[name] for name in ("tutorial", *RECIPES) if name in saved
         }
         seeds = {name: seeds[name] for name in given.only}
-    results |= measure(seeds, given.tutorial_epochs)
+        if not given.more:
+            results |= {name: [] for name in given.only}
+    for _ in measure(seeds, given.tutorial_epochs, results):
+        # Runs take minutes: one that is broken off loses none of those before.
+        text = json.dumps(results, indent=1) + "\n"
+        record.write_text(text, encoding="utf-8")
     command = "python -m benchmarks.accuracy " + " ".join(sys.argv[1:])
     text = table(results, command.strip())
     put_between(PAGE, BEGIN, END, text)
-    record.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(text)
 
 

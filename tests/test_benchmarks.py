@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as suite
-from benchmarks import _page, fusing, memory, sharded, training
+from benchmarks import _page, accuracy, fusing, memory, sharded, training
 from benchmarks._measure import in_backend, not_run, number, row
 from fmkit import models
 from fmkit.data import Batches
@@ -279,6 +279,25 @@ def test_the_figure_of_accuracies_has_a_mark_for_each_run(
     points = [line.get_xydata().tolist() for line in marks]
     assert points[:2] == [[[10.0, 80.0], [20.0, 80.0], [30.0, 80.0]]] * 2
     assert points[2] == [[3.0, 90.0], [4.0, 91.0]]
+
+
+@pytest.mark.backend("torch")
+def test_only_the_seeds_that_are_missing_are_run(monkeypatch):
+    ran = []
+
+    def recipe(name, backend, seed):
+        ran.append((name, seed))
+        return 0.9, 1.0
+
+    monkeypatch.setattr(accuracy, "recipe", recipe)
+    results = {"mirrored": [[0.92, 9.0]], "residual_8": [[0.924, 280.8]]}
+    lengths = [
+        len(results["mirrored"])
+        for _ in accuracy.measure({"mirrored": 3, "dense, on JAX": 1}, 1, results)
+    ]
+    assert ran == [("dense", 0), ("mirrored", 1), ("mirrored", 2)]
+    assert lengths == [1, 2, 3]
+    assert results["residual_8"] == [[0.924, 280.8]]
 
 
 @pytest.mark.backend("torch")

@@ -54,7 +54,7 @@ def recipe(ax: Any, name: str, runs: list[list[float]], labelled: bool) -> None:
 def draw(results: dict[str, Any], path: Path) -> None:
     """Draw what `benchmarks/accuracy.py` has measured."""
     figure, ax = plt.subplots(figsize=(5.2, 3.8), layout="constrained")
-    recipes = {name: runs for name, runs in results.items() if name != "tutorial"}
+    recipes = {n: runs for n, runs in results.items() if n != "tutorial" and runs}
     tutorial(ax, results.get("tutorial", []))
     for number, (name, runs) in enumerate(recipes.items()):
         recipe(ax, name, runs, labelled=number == 0)
