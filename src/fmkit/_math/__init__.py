@@ -266,17 +266,24 @@ def in_float64(plain: Callable[..., Tensor], z: Tensor, *given: Tensor) -> Tenso
         z: Logits.
         given: What else `plain` takes, tensors of the shape of `z`.
     """
-    backend = keras.backend.backend()
     if isinstance(z, keras.KerasTensor) or "float64" in str(z.dtype):
         return plain(z, *given)
-    if backend == "jax":
+    if keras.backend.backend() == "jax":
         from fmkit._math import _jax_float64
 
         return _jax_float64.compute(plain, z, *given)
-    if backend == "torch" and z.device.type == "mps":
+    if not _device_has_float64(z):
         return plain(z, *given)
     wide = [ops.cast(each, "float64") for each in (z, *given)]
     return ops.cast(plain(*wide), keras.backend.standardize_dtype(z.dtype))
+
+
+def _device_has_float64(z: Tensor) -> bool:
+    if keras.backend.backend() == "torch":
+        return z.device.type not in ("mps", "xla")
+    import tensorflow as tf
+
+    return "TPU" not in type(tf.distribute.get_strategy()).__name__
 
 
 def surprisals(z: Tensor, axis: int, xp: Any = ops) -> Tensor:
