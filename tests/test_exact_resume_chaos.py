@@ -23,8 +23,7 @@ from fmkit.evaluation import synthesize
 
 BACKEND = keras.backend.backend()
 
-# Three starts or more, each of which may compile for a minute where four share a core.
-pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
