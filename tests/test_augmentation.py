@@ -49,7 +49,9 @@ def pictures(dtype="uint8", channels=()):
     return x, rng.randint(0, CLASSES, ROWS)
 
 
-def augmented(function, x, y=None, *, epoch=0, index=None, source=None):
+def augmented(
+    function, x, y=None, *, epoch=0, index=None, source=None, overwrite=False
+):
     """Augment rows; other samples come from `source`."""
     from_x, from_y = source or (x, y)
     return augment(
@@ -61,6 +63,7 @@ def augmented(function, x, y=None, *, epoch=0, index=None, source=None):
         index=np.arange(len(x)) if index is None else index,
         read=lambda places: (from_x[places], from_y[places]),
         size=len(from_x),
+        overwrite=overwrite,
     )
 
 
@@ -120,6 +123,58 @@ def test_batch_size_shard_and_start_change_nothing(name):
     shards = [read(5, 2, shard=(i, 3)) for i in range(3)]
     assert shards[0] | shards[1] | shards[2] == whole
     assert read(60, 3) != whole
+
+
+@numpy_only
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_overwriting_gives_the_same_pictures(name, dtype, order):
+    x, y = pictures(dtype, (3,))
+    functions = [HorizontalFlip(), FUNCTIONS[name], Cutout(3)]
+    expected = augmented(functions, x, y)
+    given = np.array(x, order=order)
+    found = augmented(functions, given, y, source=(x, y), overwrite=True)
+    assert same(found, expected)
+    # What comes first changes the pictures themselves, if they lie row by row.
+    assert same([given], [x]) == (order == "F")
+
+
+class Backwards(HorizontalFlip):
+    """A flip with a way of its own."""
+
+    def __call__(self, x, y, draws):
+        return x[:, ::-1], y
+
+
+@numpy_only
+def test_overwriting_leaves_what_others_may_hold():
+    x, y = pictures()
+    seen = []
+
+    def keep(x, y, draws):
+        seen.append(x)
+        return x, y
+
+    augmented([keep, HorizontalFlip(1.0)], x, y, overwrite=True)
+    assert same(seen, [pictures()[0]])
+    # Read-only pictures are copied, and a subclass may do it its own way.
+    x.flags.writeable = False
+    expected = augmented(HorizontalFlip(1.0), x, y)
+    assert same(augmented(HorizontalFlip(1.0), x, y, overwrite=True), expected)
+    found, _ = augmented(Backwards(), x, y, overwrite=True)
+    assert np.array_equal(found, x[:, ::-1])
+
+
+@numpy_only
+def test_batches_leave_the_arrays_they_are_made_from():
+    x, y = pictures()
+    functions = [HorizontalFlip(), Cutout(4), Mixup(CLASSES), HorizontalFlip()]
+    batches = Batches(x, y, 7, augment=functions, map=None)
+    first = np.concatenate([rows for rows, _ in batches])
+    batches.seek(0)
+    assert np.array_equal(np.concatenate([rows for rows, _ in batches]), first)
+    assert same((x, y), pictures())
 
 
 def test_a_network_learns_from_all_of_them_with_dense_labels():

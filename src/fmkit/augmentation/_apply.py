@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fmkit.augmentation._draws import Draws, Read
+from fmkit.augmentation._images import InPlace
 
 __all__ = ["augment"]
 
@@ -26,6 +27,7 @@ def augment(
     index: Any,
     read: Read | None = None,
     size: int | None = None,
+    overwrite: bool = False,
 ) -> tuple[Any, Any]:
     """Augment a block of rows: what `Batches(augment=...)` does, for other pipelines.
 
@@ -39,6 +41,7 @@ def augment(
         index: Index of the sample in each row.
         read: `index -> (x, y)`: other samples, which mixup and CutMix need.
         size: How many samples there are.
+        overwrite: Whether `x` may be changed, which saves a copy of it.
 
     Returns:
         `(x, y)`.
@@ -61,12 +64,17 @@ def augment(
     for number, function in enumerate(functions):
         others = read and _after(functions[:number], read, seed, epoch, size)
         draws = draws._of_function(number, others)
+        ours = type(function).__module__.startswith("fmkit.")
+        if overwrite and isinstance(function, InPlace) and function.changes(x, draws):
+            continue
         pair = function(x, y, draws)
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
             raise ValueError(
                 "A function of `augment` must return a pair (x, y); "
                 f"{function!r} returned {type(pair).__name__}."
             )
+        # A function of somebody else's may have kept what it was given or returns.
+        overwrite = ours and (overwrite or pair[0] is not x)
         x, y = pair
     return x, y
 

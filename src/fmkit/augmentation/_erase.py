@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from fmkit._checks import check_int, check_number, check_one_of
 from fmkit.augmentation._draws import Draws
-from fmkit.augmentation._images import Array, fill, sizes
+from fmkit.augmentation._images import Array, InPlace, fill, sizes
 
 __all__ = ["Cutout", "RandomErasing"]
 
@@ -18,7 +18,7 @@ _TRIALS = 10
 
 
 @dataclass(frozen=True)
-class RandomErasing:
+class RandomErasing(InPlace):
     r"""Erase a rectangle of a picture with a probability.
 
     The share $s$ of the area and the aspect $r$ (height over width) are drawn
@@ -56,8 +56,7 @@ class RandomErasing:
         else:
             check_number("value", self.value)
 
-    def __call__(self, x: Array, y: Any, draws: Draws) -> tuple[Array, Any]:
-        """Return the pictures, some with a rectangle erased, and the labels."""
+    def _change(self, x: Array, draws: Draws) -> None:
         _, height, width = sizes(x)
         chosen = np.flatnonzero(draws.uniform() < self.probability)
         # Only the chosen pictures draw on: the same numbers as if all did.
@@ -73,7 +72,7 @@ class RandomErasing:
         first = np.arange(len(again)), fits.argmax(axis=1)
         high[again], wide[again] = h[first] * fits[first], w[first] * fits[first]
         top, left = _place(down, height - high), _place(across, width - wide)
-        return fill(x, chosen, top, left, high, wide, by), y
+        fill(x, chosen, top, left, high, wide, by)
 
     def _sides(self, units: Array, height: int, width: int) -> tuple[Array, Array]:
         """Return height and width of rectangles from two numbers in [0, 1) each."""
@@ -104,7 +103,7 @@ def _place(unit: Array, room: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class Cutout:
+class Cutout(InPlace):
     """Erase a square around a random pixel.
 
     The centre is any pixel with equal chances, so at the edge a part of the square lies
@@ -126,10 +125,9 @@ class Cutout:
         check_int("size", self.size)
         check_number("value", self.value)
 
-    def __call__(self, x: Array, y: Any, draws: Draws) -> tuple[Array, Any]:
-        """Return the pictures, each with a square erased, and the labels."""
+    def _change(self, x: Array, draws: Draws) -> None:
         rows, height, width = sizes(x)
         top = draws.integers(0, height) - self.size // 2
         left = draws.integers(0, width) - self.size // 2
         side = np.full(rows, self.size)
-        return fill(x, np.arange(rows), top, left, side, side, self.value), y
+        fill(x, np.arange(rows), top, left, side, side, self.value)

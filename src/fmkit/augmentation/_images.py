@@ -8,9 +8,39 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["fill", "per_image", "sizes", "to_dtype"]
+from fmkit.augmentation._draws import Draws
+
+__all__ = ["InPlace", "fill", "per_image", "sizes", "to_dtype"]
 
 Array = np.ndarray[Any, Any]
+
+
+class InPlace:
+    """A function that changes some pixels, and copies the pictures first.
+
+    `augment` leaves the copy out where nobody else looks at the pictures.
+    """
+
+    def __call__(self, x: Array, y: Any, draws: Draws) -> tuple[Array, Any]:
+        """Return the pictures, some of them changed, and the labels."""
+        sizes(x)
+        copied = x.copy()
+        self._change(copied, draws)
+        return copied, y
+
+    def _change(self, x: Array, draws: Draws) -> None:
+        """Change pictures that lie in memory row by row."""
+        raise NotImplementedError
+
+    def changes(self, x: Any, draws: Draws) -> bool:
+        """Change the pictures themselves if that can be done; return whether it was."""
+        if type(self).__call__ is not InPlace.__call__:
+            return False  # a subclass with a way of its own
+        sizes(x)
+        if x.flags.c_contiguous and x.flags.writeable:
+            self._change(x, draws)
+            return True
+        return False
 
 
 def sizes(x: Any) -> tuple[int, int, int]:
@@ -48,11 +78,11 @@ def fill(
     high: Array,
     wide: Array,
     by: Any,
-) -> Array:
-    """Copy pictures, with a rectangle in some of them, which may stick out, filled.
+) -> None:
+    """Fill a rectangle, which may stick out, in some of the pictures.
 
     Args:
-        x: The pictures.
+        x: The pictures, which are changed.
         rows: Which of them, shape `(n,)`.
         top: First row of each rectangle, shape `(n,)`.
         left: First column.
@@ -61,9 +91,8 @@ def fill(
         by: A number, or `n` pictures to fill it from.
     """
     _, height, width = sizes(x)
-    found = x.copy()
     # As bytes, of which bitwise operations change many at once.
-    lines = _bytes_of_lines(found)
+    lines = _bytes_of_lines(x)
     keep = (_between(left, wide, width).view(np.int8) - np.int8(1)).view(np.uint8)
     if lines.shape[1] > width:
         keep = keep.repeat(lines.shape[1] // width, axis=1)
@@ -85,7 +114,6 @@ def fill(
     # A line is one element then, written at once.
     line = np.dtype((np.void, lines.shape[1]))
     lines.view(line).reshape(-1).put(places, changed.view(line).reshape(-1))
-    return found
 
 
 def _bytes_of_lines(x: Array) -> npt.NDArray[np.uint8]:

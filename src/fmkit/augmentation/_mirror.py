@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from fmkit._checks import check_number
 from fmkit.augmentation._draws import Draws
-from fmkit.augmentation._images import Array, sizes
+from fmkit.augmentation._images import Array, InPlace, sizes
 
 __all__ = ["AlternatingFlip", "HorizontalFlip"]
 
 
 @dataclass(frozen=True)
-class HorizontalFlip:
+class HorizontalFlip(InPlace):
     """Mirror a picture, left to right, with a probability.
 
     Pixel $(i, j)$ becomes pixel $(i, w - 1 - j)$ of a picture that is $w$ wide.
@@ -38,13 +37,12 @@ class HorizontalFlip:
     def __post_init__(self) -> None:
         check_number("probability", self.probability, at_least=0, at_most=1)
 
-    def __call__(self, x: Array, y: Any, draws: Draws) -> tuple[Array, Any]:
-        """Return the pictures, some of them mirrored, and the labels."""
-        return _mirrored(x, draws.bernoulli(self.probability)), y
+    def _change(self, x: Array, draws: Draws) -> None:
+        _mirror(x, draws.bernoulli(self.probability))
 
 
 @dataclass(frozen=True)
-class AlternatingFlip:
+class AlternatingFlip(InPlace):
     r"""Mirror each picture in every other epoch.
 
     Half of the pictures, drawn at random, are mirrored in epochs 0, 2, 4, ..., the
@@ -56,24 +54,21 @@ class AlternatingFlip:
         GPU*](https://arxiv.org/abs/2404.00498), 2024, section 3.6.
     """
 
-    def __call__(self, x: Array, y: Any, draws: Draws) -> tuple[Array, Any]:
-        """Return the pictures, half of them mirrored, and the labels."""
+    def _change(self, x: Array, draws: Draws) -> None:
         first = draws.at_epoch(0).bernoulli()
-        return _mirrored(x, first ^ bool(draws.epoch % 2)), y
+        _mirror(x, first ^ bool(draws.epoch % 2))
 
 
-def _mirrored(x: Array, chosen: Array) -> Array:
+def _mirror(x: Array, chosen: Array) -> None:
     _, height, width = sizes(x)
-    found = x.copy()
     places = np.flatnonzero(chosen)
     if x.itemsize * math.prod(x.shape[2:]) != width or height * width % 8:
-        found[places] = x[places, :, ::-1]
-        return found
+        x[places] = x[places, :, ::-1]
+        return
     # Pixels of one byte. All lines from the last to the first, read backwards in words
     # of eight bytes, are the lines in their order, each of them backwards.
-    lines = found.reshape(-1, width).view((np.void, width)).ravel()
+    lines = x.reshape(-1, width).view((np.void, width)).ravel()
     backwards = (places[:, None] * height + np.arange(height)).ravel()[::-1]
     pixels = lines.take(backwards).view(np.uint8)
     words = pixels.view(np.uint64)[::-1].byteswap()
-    found[places] = words.view(x.dtype).reshape(-1, *x.shape[1:])
-    return found
+    x[places] = words.view(x.dtype).reshape(-1, *x.shape[1:])

@@ -93,7 +93,9 @@ class CutMix:
         covered = _overlap(top, high, height) * _overlap(left, wide, width)
         share = 1 - covered / (height * width)
         labels = _mixed_labels(y, other_y, share, self.num_classes)
-        return fill(x, np.arange(rows), top, left, high, wide, other), labels
+        found = x.copy()
+        fill(found, np.arange(rows), top, left, high, wide, other)
+        return found, labels
 
 
 def _overlap(first: Array, count: Array, length: int) -> Array:

@@ -123,6 +123,7 @@ class Reader:
                 index=index,
                 read=self.source.samples,
                 size=self.source.size,
+                overwrite=True,  # the rows have just been copied
             )
 
         return self.source.gather(indices, augmented if self.functions else None)
