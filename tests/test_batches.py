@@ -10,8 +10,8 @@ from abilities import MANY_STEPS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fmkit._buffers import Buffers
 from fmkit.data import Batches
-from fmkit.data._buffers import Buffers
 from fmkit.data._order import SORT_LIMIT, Order, feistel, sorted_order
 from fmkit.preprocessing import Preprocess
 

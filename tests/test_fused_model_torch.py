@@ -12,7 +12,7 @@ import fmkit
 from fmkit import losses, optimizers, schedules
 from fmkit.callbacks import ExactResume
 from fmkit.data import Batches
-from fmkit.performance import FusedModel
+from fmkit.performance import FusedModel, _torch_steps
 
 pytestmark = pytest.mark.backend("torch")
 
@@ -89,7 +89,7 @@ class Counted:
 
 def trained(kind, data=rows, fit=None, **options):
     model = compiled(kind, **options)
-    history = model.fit(data(), epochs=3, verbose=0, **(fit or {}))
+    history = model.fit(**{"x": data(), "epochs": 3, "verbose": 0, **(fit or {})})
     return model, history.history, state(model)
 
 
@@ -208,6 +208,52 @@ def test_any_data(monkeypatch):
             ends.append(state(model))
         assert ends[0] == ends[1]
     assert python.steps == 2 * 4
+
+
+@pytest.mark.parametrize(
+    ("given", "ours"),
+    [
+        ({}, True),
+        ({"shuffle": False}, True),
+        ({"shuffle": "batch"}, True),
+        ({"sample_weight": WEIGHTS}, True),
+        ({"class_weight": {0: 2.0, 1: 0.5, 2: 1.0}}, True),
+        ({"validation_split": 0.3}, True),
+        ({"x": (255 * ROWS_OF_6).astype("uint8")}, True),
+        ({"y": LABELS.astype("int64")}, True),
+        # Keras makes other numbers of these, or they don't lie row by row.
+        ({"x": ROWS_OF_6.astype("float64")}, False),
+        ({"y": LABELS.astype("uint32")}, False),
+        ({"x": np.asfortranarray(ROWS_OF_6)}, False),
+        ({"x": ROWS_OF_6.astype("float16")}, False),
+    ],
+)
+def test_rows_of_arrays_are_those_that_keras_takes(given, ours, monkeypatch):
+    gathered, rows_of = [], _torch_steps.rows_of
+
+    def noted(arrays):
+        gather = rows_of(arrays)
+        gathered.append(gather is not None)
+        return gather
+
+    monkeypatch.setattr(_torch_steps, "rows_of", noted)
+    given = {"x": ROWS_OF_6, "y": LABELS, "batch_size": SIZE, "shuffle": True, **given}
+    weighted = {"weighted_metrics": ["accuracy"]}
+    expected = trained(keras.Model, lambda: None, given, **weighted)
+    found = trained(FusedModel, lambda: None, given, **weighted)
+    assert gathered == [ours]
+    assert found[1:] == expected[1:]
+    assert found[0].why_not_fused is None
+
+
+def test_memory_is_used_again_only_when_nobody_looks_at_a_batch():
+    gather = _torch_steps.rows_of([np.arange(2**16, dtype="float32").reshape(4, -1)])
+    first, second = gather([0, 3]), gather([1, 2])
+    assert first[0][:, 0].tolist() == [0, 3 * 2**14]
+    place = second[0].data_ptr()
+    del second
+    assert gather([2, 2])[0].data_ptr() == place
+    assert first[0][:, 0].tolist() == [0, 3 * 2**14]
 
 
 def test_layers_frozen_between_two_fits():

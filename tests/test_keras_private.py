@@ -13,6 +13,7 @@ import pytest
 from fresh_process import run_python
 
 from fmkit import _keras_private as private
+from fmkit.data import Batches
 
 X, Y = np.zeros((10, 2), "float32"), np.zeros((10, 1), "float32")
 
@@ -692,6 +693,34 @@ def test_the_batches_of_any_data_pass_through(kind, given):
         # And the iterator that Keras makes at an epoch's end, and throws away.
         assert watch.seen == ["TensorFlow"] * 2
         assert (keras.backend.backend(), kind) == ("tensorflow", "arrays")
+
+
+@pytest.mark.backend("torch")
+def test_rows_of_arrays_are_gathered():
+    import torch
+
+    x, y, batches = np.arange(6, dtype="float32")[:, None], np.arange(6) % 2, []
+
+    def make(arrays):
+        assert [*map(id, arrays)] == [id(x), id(y)]
+        return lambda indices: [
+            batches.append(indices) or torch.tensor(array[indices]) for array in arrays
+        ]
+
+    class Gathered(keras.Model):
+        def make_train_function(self, force=False):
+            private.gather_arrays(self, make)
+            return super().make_train_function(force)
+
+    inputs = keras.Input((1,))
+    model = Gathered(inputs, keras.layers.Dense(1)(inputs))
+    model.compile("sgd", "mse")
+    model.fit(x, y, batch_size=4, shuffle=False, verbose=0)
+    assert batches == [[0, 1, 2, 3], [0, 1, 2, 3], [4, 5], [4, 5]]
+    # Of other data, and outside of `fit`, nothing happens.
+    model.fit(Batches(x, y, 4, map=None), verbose=0)
+    model.train_on_batch(x, y)
+    assert len(batches) == 4
 
 
 @pytest.mark.needs("tensorflow")

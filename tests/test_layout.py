@@ -19,6 +19,7 @@ SOURCE = Path(fmkit.__file__).parent
 # The floors of DESIGN.md. A module may import from lower floors only.
 FLOORS = {
     "_blocks": 0,
+    "_buffers": 0,
     "_checks": 0,
     "_describe": 0,
     "_determinism": 0,

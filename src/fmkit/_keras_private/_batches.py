@@ -13,6 +13,7 @@ from typing import Any
 
 import keras
 
+from fmkit._keras_private import _frames
 from fmkit._keras_private._adapter import partial_batch_list
 from fmkit._keras_private._pieces import OTHER_DATA, Piece, attribute
 
@@ -20,6 +21,7 @@ __all__ = [
     "add_to_steps_seen",
     "epoch_counter",
     "forget_read_ahead",
+    "gather_arrays",
     "is_used_up",
     "kind_of_data",
     "peeked",
@@ -89,6 +91,41 @@ def forget_read_ahead(epoch_iterator: Any) -> None:
     queue = attribute(enqueuer, "ready_queue", OTHER_DATA)
     while not queue.empty():
         queue.get_nowait()
+
+
+def gather_arrays(
+    model: Any, make: Callable[[list[Any]], Callable[[Any], list[Any]] | None]
+) -> None:
+    """Let others gather the rows of the arrays of the running `fit`, on PyTorch.
+
+    Keras's own `DataLoader` says which rows, as before. Called outside of `fit`, or of
+    one on other data, nothing happens.
+
+    Args:
+        model: Whose `fit` it is.
+        make: Is given the arrays; returns a function from indices to tensors of these
+            rows of each, or `None` to leave it to Keras.
+    """
+    iterator = _frames.running_call("fit", model=model)[1].get("epoch_iterator")
+    if iterator is None or kind_of_data(iterator) != "arrays":
+        return
+    adapter = iterator.data_adapter
+    inputs = getattr(adapter, "_inputs", None)
+    leaves = keras.tree.flatten(inputs)
+    gather = None if any(leaf is None for leaf in leaves) else make(leaves)
+    if gather is None:
+        return
+    of_keras = adapter.get_torch_dataloader
+
+    def rows(indices: Any) -> Any:
+        return keras.tree.pack_sequence_as(inputs, gather(indices))
+
+    def get_torch_dataloader() -> Any:
+        loader = of_keras()
+        loader.dataset.__getitems__ = rows  # PyTorch asks it for a whole batch
+        return loader
+
+    adapter.get_torch_dataloader = get_torch_dataloader
 
 
 def replicas(epoch_iterator: Any) -> int:

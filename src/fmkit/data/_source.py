@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from fmkit.data._buffers import Buffers
+from fmkit._buffers import Buffers
 from fmkit.data._order import Indices
 from fmkit.preprocessing import Preprocess, preprocess
 

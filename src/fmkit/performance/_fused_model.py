@@ -196,14 +196,16 @@ class FusedModel(keras.Model):
         return getattr(self, function)
 
     def _make_steps(self, name: str, force: bool) -> Any:
-        from fmkit.performance._torch_steps import TorchSteps
+        from fmkit.performance import _torch_steps
 
+        if name == "train":
+            private.gather_arrays(self, _torch_steps.rows_of)
         made = getattr(self, f"{name}_function")
-        if isinstance(made, TorchSteps) and not force:
+        if isinstance(made, _torch_steps.TorchSteps) and not force:
             made.begin()
             return made
         step = getattr(self, f"{name}_step")
-        made = TorchSteps(self, step, training=name == "train")
+        made = _torch_steps.TorchSteps(self, step, training=name == "train")
         setattr(self, f"{name}_function", made)
         return made
 

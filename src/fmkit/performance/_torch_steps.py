@@ -18,10 +18,11 @@ import numpy as np
 import torch
 
 from fmkit import _keras_private as private
+from fmkit._buffers import Buffers
 from fmkit._generators import undisturbed
 from fmkit.performance._graph import Graph, UntraceableError
 
-__all__ = ["TorchSteps"]
+__all__ = ["TorchSteps", "rows_of"]
 
 Tensor = Any
 _Layout = Any
@@ -201,6 +202,37 @@ class _TracedStep:
             return list(logs.values())
         self._structure = keras.tree.map_structure(lambda leaf: None, logs)
         return leaves
+
+
+def rows_of(arrays: list[Any]) -> Callable[[Any], list[Tensor]] | None:
+    """Return what gathers rows of arrays as tensors, in memory that is used again.
+
+    `None` for arrays of which Keras may make something else than their own numbers.
+    What Keras does takes fresh memory for each batch, and copies it.
+    """
+    if not all(map(_is_shared, arrays)):
+        return None
+    buffers = Buffers()
+
+    def gather(indices: Any) -> list[Tensor]:
+        places = np.asarray(indices)
+        found = []
+        for array in arrays:
+            out = buffers.empty((len(places), *array.shape[1:]), array.dtype)
+            array.take(places, axis=0, out=out, mode="clip")
+            found.append(keras.ops.convert_to_tensor(torch.from_numpy(out)))
+        return found
+
+    return gather
+
+
+def _is_shared(array: Any) -> bool:
+    if type(array) is not np.ndarray or not (
+        array.flags.c_contiguous and array.flags.aligned
+    ):
+        return False
+    own = ("uint8", "int8", "int16", "int32", "int64", keras.config.floatx())
+    return array.dtype.name in own and array.dtype.isnative
 
 
 class _InPlace(keras.StatelessScope):
