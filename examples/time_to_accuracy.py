@@ -14,7 +14,9 @@ import time
 START = time.perf_counter()
 
 import argparse  # noqa: E402
+from collections.abc import Callable  # noqa: E402
 from dataclasses import dataclass  # noqa: E402
+from typing import Any  # noqa: E402
 
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
@@ -41,6 +43,7 @@ class Recipe:
     decay: float = 0.0  # of the weights; 0 means Adam, otherwise SGD with momentum
     smoothing: float = 0.0  # of the labels
     mirrored: bool = False  # each image every other epoch, and both sides at the end
+    moved: bool = False  # and partly erased; at the end, moved by a pixel as well
 
 
 RECIPES = {
@@ -49,6 +52,9 @@ RECIPES = {
     "two_strided": Recipe(epochs=3, batch_size=256, rate=0.01),
     "three_strided": Recipe(epochs=5, batch_size=256, rate=0.01),
     "mirrored": Recipe(20, batch_size=256, rate=0.01, smoothing=0.1, mirrored=True),
+    "moved": Recipe(
+        40, 256, rate=0.2, decay=0.005, smoothing=0.1, mirrored=True, moved=True
+    ),
     "residual_8": Recipe(8, batch_size=128, rate=0.1, decay=0.005, smoothing=0.1),
     "residual_16": Recipe(16, batch_size=128, rate=0.1, decay=0.005, smoothing=0.1),
     "residual_36": Recipe(36, batch_size=128, rate=0.1, decay=0.005, smoothing=0.1),
@@ -92,11 +98,68 @@ def residual(seed: int) -> keras.Model:
     )
 
 
+def blocks(filters: tuple[int, ...], seed: int) -> keras.Model:
+    """Return pairs of convolutions, the second of which adds to what the first found.
+
+    Four pixels of the image are one with four channels, so that the first convolution
+    has more than one number to multiply.
+    """
+    draws = iter(range(100 * seed, 100 * seed + 100))
+
+    def convolution(count: int) -> layers.Layer:
+        start = keras.initializers.HeNormal(seed=next(draws))
+        return layers.Conv2D(
+            count, 3, padding="same", use_bias=False, kernel_initializer=start
+        )
+
+    def normalized(x: keras.KerasTensor) -> keras.KerasTensor:
+        return layers.BatchNormalization(momentum=0.9)(x)
+
+    image = keras.Input((28, 28, 1))
+    x = layers.Permute((1, 3, 2, 4))(layers.Reshape((14, 2, 14, 2))(image))
+    x = layers.Reshape((14, 14, 4))(x)
+    for index, count in enumerate(filters):
+        x = convolution(count)(x)
+        if index:
+            x = layers.MaxPooling2D(2)(x)
+        x = layers.Activation("relu")(normalized(x))
+        added = normalized(convolution(count)(x))
+        x = layers.Activation("relu")(layers.Add()([x, added]))
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(image, layers.Dense(10)(x), name="blocks")
+
+
+def moved(model: keras.Model) -> keras.Model:
+    """Return a model that averages the logits of an image and of four moved ones.
+
+    Up, down, left and right by a pixel; the image itself counts twice.
+    """
+    image = keras.Input(model.input_shape[1:])
+    around = keras.ops.pad(image, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    logits = 2 * model(image)
+    for down, right in ((0, 1), (2, 1), (1, 0), (1, 2)):
+        logits = logits + model(around[:, down : down + 28, right : right + 28])
+    return keras.Model(image, logits / 6)
+
+
 def both_sides(model: keras.Model) -> keras.Model:
     """Return a model that averages the logits of an image and its mirror image."""
     image = keras.Input(model.input_shape[1:])
     logits = (model(image) + model(keras.ops.flip(image, axis=2))) / 2
     return keras.Model(image, logits)
+
+
+def augmentations(recipe: Recipe) -> list[Callable[..., Any]] | None:
+    """Return what is done to the images of each epoch."""
+    if not recipe.mirrored:
+        return None
+    if not recipe.moved:
+        return [augmentation.AlternatingFlip()]
+    return [
+        augmentation.AlternatingFlip(),
+        augmentation.Shift(1),
+        augmentation.RandomErasing(0.25, area=(0.02, 0.2)),
+    ]
 
 
 def build(name: str, seed: int) -> keras.Model:
@@ -118,6 +181,8 @@ def build(name: str, seed: int) -> keras.Model:
         )
     if name.startswith("residual"):
         return residual(seed)
+    if name == "moved":
+        return blocks((32, 48, 56), seed)
     if name == "two_strided":
         return strided((32, 64), 5, seed)
     return strided((32, 64, 64), 4, seed)
@@ -150,7 +215,7 @@ def main(
         batch_size=recipe.batch_size,
         drop_remainder=recipe.compiled,  # one program to compile, not two
         seed=seed,
-        augment=augmentation.AlternatingFlip() if recipe.mirrored else None,
+        augment=augmentations(recipe),
     )
     held_out = data.Batches(x_test[..., None], batch_size=1000)
 
@@ -182,6 +247,8 @@ def main(
     model.fit(train, epochs=epochs, verbose=0)
     if recipe.mirrored or name.startswith("residual"):  # it has seen mirror images
         model = both_sides(model)
+    if recipe.moved:
+        model = moved(model)
     predicted = model.predict(held_out, verbose=0).argmax(axis=-1)
     return float((predicted == y_test).mean()), time.perf_counter() - START
 

@@ -33,6 +33,7 @@ def test_every_recipe_has_the_network_it_names(lesson):
     assert counts["three_strided"] == 66_698
     assert counts["residual_36"] == 78_426
     assert counts["mirrored"] == counts["three_strided"]
+    assert counts["moved"] <= 100_000
     assert counts["residual_8"] == counts["residual_16"] == counts["residual_36"]
 
 
@@ -52,10 +53,27 @@ def test_the_residual_network_judges_both_sides_of_an_image(lesson):
     assert np.abs(logits(model, images) - logits(model, mirrored)).max() > 1e-3
 
 
+def test_moved_images_are_judged_with_the_image_itself(lesson):
+    images = np.random.RandomState(0).rand(3, 28, 28, 1).astype("float32")
+    model = lesson.build("moved", seed=0)
+
+    def logits(of, x):
+        return keras.ops.convert_to_numpy(of(np.ascontiguousarray(x), training=False))
+
+    around = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    steps = [(1, 1), (1, 1), (0, 1), (2, 1), (1, 0), (1, 2)]
+    views = [logits(model, around[:, i : i + 28, j : j + 28]) for i, j in steps]
+    judged = logits(lesson.moved(model), images)
+    np.testing.assert_allclose(judged, np.mean(views, axis=0), rtol=1e-3, atol=1e-4)
+    # Negative control: the network itself sees a difference.
+    assert np.abs(judged - views[0]).max() > 1e-2
+
+
 @pytest.mark.long
 @pytest.mark.backend("tensorflow")
 @pytest.mark.parametrize(
-    ("name", "rate", "epochs"), [("residual_36", 0.05, 3), ("mirrored", 0.01, 8)]
+    ("name", "rate", "epochs"),
+    [("residual_36", 0.05, 3), ("mirrored", 0.01, 8), ("moved", 0.1, 8)],
 )
 def test_a_recipe_of_mirrored_images_runs_to_its_end(
     lesson, monkeypatch, name, rate, epochs
