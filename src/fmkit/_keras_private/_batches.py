@@ -122,7 +122,9 @@ def gather_arrays(
 
     def get_torch_dataloader() -> Any:
         loader = of_keras()
-        loader.dataset.__getitems__ = rows  # PyTorch asks it for a whole batch
+        dataset: Any = getattr(loader, "dataset", None)
+        if hasattr(dataset, "__getitems__"):
+            dataset.__getitems__ = rows  # which PyTorch asks for a whole batch
         return loader
 
     adapter.get_torch_dataloader = get_torch_dataloader
