@@ -38,6 +38,7 @@ RECIPES = {
     "two_strided": ("two_strided", "tensorflow"),
     "three_strided": ("three_strided", "tensorflow"),
     "mirrored": ("mirrored", "tensorflow"),
+    "moved": ("moved", "tensorflow"),
     "residual_8": ("residual_8", "tensorflow"),
     "residual_16": ("residual_16", "tensorflow"),
     "residual_36": ("residual_36", "tensorflow"),
