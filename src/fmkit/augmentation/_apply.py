@@ -65,7 +65,7 @@ def augment(
         others = read and _after(functions[:number], read, seed, epoch, size)
         draws = draws._of_function(number, others)
         ours = type(function).__module__.startswith("fmkit.")
-        if overwrite and isinstance(function, InPlace) and function.changes(x, draws):
+        if overwrite and isinstance(function, InPlace) and function._changes(x, draws):
             continue
         pair = function(x, y, draws)
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
