@@ -146,17 +146,15 @@ def both_sides(model: keras.Model) -> keras.Model:
     return keras.Model(image, logits)
 
 
-def augmentations(recipe: Recipe) -> list[Callable[..., Any]] | None:
+def augmentations(recipe: Recipe) -> list[Callable[..., Any]]:
     """Return what is done to the images of each epoch."""
-    if not recipe.mirrored:
-        return None
-    if not recipe.moved:
-        return [augmentation.AlternatingFlip()]
-    return [
-        augmentation.AlternatingFlip(),
-        augmentation.Shift(1),
-        augmentation.RandomErasing(0.25, area=(0.02, 0.2)),
-    ]
+    found: list[Callable[..., Any]] = []
+    if recipe.mirrored:
+        found += [augmentation.AlternatingFlip()]
+    if recipe.moved:
+        erasing = augmentation.RandomErasing(0.25, area=(0.02, 0.2))
+        found += [augmentation.Shift(1), erasing]
+    return found
 
 
 def build(name: str, seed: int) -> keras.Model:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
 import numpy as np
 import numpy.typing as npt
+
+__all__ = ["SHARED", "Buffers", "to_tensors"]
 
 __all__ = ["Buffers"]
 
@@ -13,6 +16,10 @@ __all__ = ["Buffers"]
 ALIGNMENT = 64
 # Below this, malloc has memory at hand that is mapped already.
 SMALLEST = 2**16
+# What PyTorch has under the same name, in this machine's order of bytes.
+SHARED = frozenset(
+    map(np.dtype, ("float32", "float64", "uint8", "int8", "int16", "int32", "int64"))
+)
 
 
 class Buffers:
@@ -42,6 +49,15 @@ class Buffers:
         piece = np.asarray(_Lease(self, self._take(1 << (size - 1).bit_length())))
         return piece[:size].view(dtype).reshape(shape)
 
+    def rows(self, array: np.ndarray[Any, Any], indices: Any) -> np.ndarray[Any, Any]:
+        """Copy the rows of an array at `indices`."""
+        # `take` would first copy an array whose rows don't lie side by side.
+        if not (array.flags.c_contiguous and array.flags.aligned):
+            return array[indices]
+        out = self.empty((len(indices), *array.shape[1:]), array.dtype)
+        # "clip" writes straight into `out`; every index is in range by construction.
+        return array.take(indices, axis=0, out=out, mode="clip")
+
     def _take(self, size: int) -> npt.NDArray[np.uint8]:
         try:
             return self._free.setdefault(size, []).pop()
@@ -69,3 +85,18 @@ class _Lease:
 
     def __del__(self) -> None:
         self._buffers._give_back(self._memory)
+
+
+def to_tensors(batch: Any) -> Any:
+    """Return a batch of arrays as tensors of PyTorch."""
+    return keras.tree.map_structure(_to_tensor, batch)
+
+
+def _to_tensor(leaf: Any) -> Any:
+    import torch
+
+    # Keras copies every array twice. The memory of a batch is used again only when
+    # nobody looks at it, so a tensor may share it.
+    if leaf.dtype in SHARED and leaf.flags.writeable:
+        leaf = torch.from_numpy(leaf)
+    return keras.ops.convert_to_tensor(leaf)

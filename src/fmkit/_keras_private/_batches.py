@@ -111,8 +111,7 @@ def gather_arrays(
         return
     adapter = iterator.data_adapter
     inputs = getattr(adapter, "_inputs", None)
-    leaves = keras.tree.flatten(inputs)
-    gather = None if any(leaf is None for leaf in leaves) else make(leaves)
+    gather = make(keras.tree.flatten(inputs))
     if gather is None:
         return
     of_keras = adapter.get_torch_dataloader

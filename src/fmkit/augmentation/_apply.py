@@ -64,8 +64,7 @@ def augment(
     for number, function in enumerate(functions):
         others = read and _after(functions[:number], read, seed, epoch, size)
         draws = draws._of_function(number, others)
-        ours = type(function).__module__.startswith("fmkit.")
-        if overwrite and isinstance(function, InPlace) and function._changes(x, draws):
+        if overwrite and isinstance(function, InPlace) and function._in_place(x, draws):
             continue
         pair = function(x, y, draws)
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
@@ -74,6 +73,7 @@ def augment(
                 f"{function!r} returned {type(pair).__name__}."
             )
         # A function of somebody else's may have kept what it was given or returns.
+        ours = type(function).__module__.startswith("fmkit.")
         overwrite = ours and (overwrite or pair[0] is not x)
         x, y = pair
     return x, y

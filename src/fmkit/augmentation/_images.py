@@ -32,7 +32,7 @@ class InPlace:
         """Change pictures that lie in memory row by row."""
         raise NotImplementedError
 
-    def _changes(self, x: Any, draws: Draws) -> bool:
+    def _in_place(self, x: Any, draws: Draws) -> bool:
         """Change the pictures themselves if that can be done; return whether it was."""
         if type(self).__call__ is not InPlace.__call__:
             return False  # a subclass with a way of its own

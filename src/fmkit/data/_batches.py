@@ -9,11 +9,12 @@ from typing import Any
 import keras
 
 from fmkit import _keras_private as private
+from fmkit._buffers import to_tensors
 from fmkit._checks import check_int
 from fmkit._describe import describe, digest_of_arrays
 from fmkit.augmentation import Draws
 from fmkit.data import _pipeline
-from fmkit.data._feed import Feed, to_tensors
+from fmkit.data._feed import Feed
 from fmkit.data._order import Indices, Order
 from fmkit.data._reader import Reader
 from fmkit.data._source import Source

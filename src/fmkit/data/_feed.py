@@ -5,24 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import keras
-import numpy as np
-
 from fmkit import _keras_private as private
 from fmkit._blocks import Blocks
+from fmkit._buffers import to_tensors
 from fmkit.data import _pipeline
 from fmkit.data._reader import Reader, Span
 
-__all__ = ["Feed", "to_tensors"]
+__all__ = ["Feed"]
 
 # Epoch of the data, and step in it.
 Place = tuple[int, int]
-
-
-# What PyTorch has under the same name, in this machine's order of bytes.
-_SHARED = frozenset(
-    map(np.dtype, ("float32", "float64", "uint8", "int8", "int16", "int32", "int64"))
-)
 
 
 class Feed(private.Feed):
@@ -129,18 +121,3 @@ class Feed(private.Feed):
     @property
     def partial_batch_size(self) -> int | None:
         return self._reader.partial_batch_size
-
-
-def to_tensors(batch: Any) -> Any:
-    """Return a batch of arrays as tensors of PyTorch."""
-    return keras.tree.map_structure(_to_tensor, batch)
-
-
-def _to_tensor(leaf: Any) -> Any:
-    import torch
-
-    # Keras copies every array twice. The memory of a batch is used again only when
-    # nobody looks at it, so a tensor may share it.
-    if leaf.dtype in _SHARED and leaf.flags.writeable:
-        leaf = torch.from_numpy(leaf)
-    return keras.ops.convert_to_tensor(leaf)

@@ -110,7 +110,11 @@ class Source:
         return rows
 
     def _copied(self, indices: Indices) -> list[np.ndarray[Any, Any]]:
-        return [self._rows(leaf, indices) for leaf in self.leaves if leaf is not None]
+        return [
+            self._buffers.rows(leaf, indices)
+            for leaf in self.leaves
+            if leaf is not None
+        ]
 
     def _unpack(
         self, x: Any, y: Any, weight: Any, rows: list[np.ndarray[Any, Any]]
@@ -127,14 +131,6 @@ class Source:
                 f"{lengths} rows."
             )
         return found
-
-    def _rows(self, leaf: np.ndarray, indices: Indices) -> np.ndarray[Any, Any]:
-        # `take` would first copy an array whose rows don't lie side by side.
-        if not (leaf.flags.c_contiguous and leaf.flags.aligned):
-            return leaf[indices]
-        out = self._buffers.empty((len(indices), *leaf.shape[1:]), leaf.dtype)
-        # "clip" writes straight into `out`; every index is in range by construction.
-        return leaf.take(indices, axis=0, out=out, mode="clip")
 
     def pack(self, rows: list[Any]) -> tuple[Any, Any, Any]:
         """Undo the flattening of `gather`: `(x, y, sample_weight)`."""

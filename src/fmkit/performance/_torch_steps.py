@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from fmkit import _keras_private as private
-from fmkit._buffers import Buffers
+from fmkit._buffers import SHARED, Buffers, to_tensors
 from fmkit._generators import undisturbed
 from fmkit.performance._graph import Graph, UntraceableError
 
@@ -216,23 +216,17 @@ def rows_of(arrays: list[Any]) -> Callable[[Any], list[Tensor]] | None:
 
     def gather(indices: Any) -> list[Tensor]:
         places = np.asarray(indices)
-        found = []
-        for array in arrays:
-            out = buffers.empty((len(places), *array.shape[1:]), array.dtype)
-            array.take(places, axis=0, out=out, mode="clip")
-            found.append(keras.ops.convert_to_tensor(torch.from_numpy(out)))
-        return found
+        return list(to_tensors([buffers.rows(array, places) for array in arrays]))
 
     return gather
 
 
 def _is_shared(array: Any) -> bool:
-    if type(array) is not np.ndarray or not (
-        array.flags.c_contiguous and array.flags.aligned
-    ):
+    if type(array) is not np.ndarray or array.dtype not in SHARED:
         return False
-    own = ("uint8", "int8", "int16", "int32", "int64", keras.config.floatx())
-    return array.dtype.name in own and array.dtype.isnative
+    # Keras casts floats of another precision.
+    kept = array.dtype.kind in "iu" or array.dtype == keras.config.floatx()
+    return bool(kept and array.flags.c_contiguous and array.flags.aligned)
 
 
 class _InPlace(keras.StatelessScope):
