@@ -44,6 +44,16 @@ def convolutional():
     return inputs, K.Dense(3, activity_regularizer="l2")(x)
 
 
+def pooled():
+    inputs = x = keras.Input((12, 12, 2))
+    for filters in (4, 8):
+        x = K.Conv2D(filters, 3, padding="same", use_bias=False)(x)
+        x = K.Activation("relu")(K.BatchNormalization()(x))
+        x = K.MaxPooling2D(2)(K.Conv2D(filters, 3, activation="relu")(x))
+        x = K.BatchNormalization()(x)
+    return inputs, K.Dense(3)(K.GlobalAveragePooling2D()(x))
+
+
 def masked():
     inputs = keras.Input((4,), dtype="int32")
     x = K.Embedding(5, 6, mask_zero=True)(inputs)
@@ -109,6 +119,10 @@ CASES = {
     "convolutions, regularizers": {
         "made": convolutional,
         "data": lambda: rows(IMAGES),
+    },
+    "pooling before and after BatchNorm": {
+        "made": pooled,
+        "data": lambda: rows(np.tile(IMAGES, (1, 2, 2, 1))),
     },
     "masks and a recurrent layer": {"made": masked, "data": lambda: rows(WORDS)},
     "several outputs and losses": {

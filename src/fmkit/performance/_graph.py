@@ -33,8 +33,23 @@ _Function = Callable[..., list[Tensor]]
 
 _ATEN = torch.ops.aten
 _OVERLOADS = type(_ATEN.mm.default)
+_PERMUTE = _ATEN.permute.default
+_POOL_BACKWARD = _ATEN.max_pool2d_with_indices_backward.default
 # Another tensor with the same memory and shape.
 _FORWARDED = (_ATEN.detach.default, _ATEN.alias.default)
+# Views that their schema doesn't tell of.
+_UNTOLD_VIEWS = (
+    _ATEN._unsafe_view.default,
+    _ATEN.unsafe_split.Tensor,
+    _ATEN.unsafe_split_with_sizes.default,
+)
+# Views of all that is in the memory.
+_WHOLE_VIEWS = (
+    _ATEN.view.default,
+    _ATEN._unsafe_view.default,
+    _PERMUTE,
+    operator.getitem,
+)
 # A number that decides what Python does next.
 _NUMBERS: dict[Any, Callable[[Any], Any]] = {
     torch.Tensor.__bool__: bool,
@@ -57,6 +72,8 @@ _proxy_mode: Callable[[], Any] = (
     getattr(proxy_tensor, "get_proxy_mode", None)
     or proxy_tensor.get_innermost_proxy_mode
 )
+# Orders of a tensor's numbers in memory that don't depend on what is copied.
+_ORDERS = (torch.contiguous_format, torch.channels_last, torch.channels_last_3d)
 # What is found before a run must be quick to find.
 _LARGEST_LOOK = 64
 # A millisecond each to trace; one saves some microseconds in each run.
@@ -246,11 +263,15 @@ def _simplified(module: Any) -> tuple[Any, Any, list[Tensor]]:
     """Return a graph and the one of its looks with fewer operations, and constants."""
     graph = module.graph
     _forward_aliases(graph)
+    _write_elsewhere(graph)
     owners = _owners(graph)
     written = _written(graph, owners)
     constants = _take_out_constants(module, written)
     _drop_unused(graph)
     _share_equal(graph, written)
+    _pool_in_any_order(graph, written)
+    _leave_out_copies(graph, written)
+    _read_in_any_order(graph, written)
     (last,) = (node for node in graph.nodes if node.op == "output")
     outputs, looks = last.args[0]
     looking = _graph_of_looks(module, looks, owners) if looks else None
@@ -265,8 +286,15 @@ def _simplified(module: Any) -> tuple[Any, Any, list[Tensor]]:
 
 def _forward_aliases(graph: Any) -> None:
     for node in list(graph.nodes):
+        source = node
         if node.target in _FORWARDED:
-            node.replace_all_uses_with(node.args[0])
+            source = node.args[0]
+        elif node.target is _PERMUTE and node.args[0].target is _PERMUTE:
+            (there, turned), back = node.args[0].args, node.args[1]
+            if [turned[place] for place in back] == list(range(len(back))):
+                source = there
+        if source is not node:
+            node.replace_all_uses_with(source)
             graph.erase_node(node)
 
 
@@ -274,9 +302,8 @@ def _owners(graph: Any) -> dict[Any, Any]:
     """Return, for each node, the one in whose memory its tensor may be."""
     owners: dict[Any, Any] = {}
     for node in graph.nodes:
-        part = node.target is operator.getitem and owners[node.args[0]]
-        shared = owners[node.args[0]] if _is_view(node) else part
-        owners[node] = shared or node
+        part = node.target is operator.getitem and _is_view(node.args[0])
+        owners[node] = owners[node.args[0]] if part or _is_view(node) else node
     return owners
 
 
@@ -307,6 +334,8 @@ def _is_view(node: Any) -> bool:
     """Whether what it returns may share the memory of its first argument."""
     if not isinstance(node.target, _OVERLOADS) or not node.all_input_nodes:
         return False
+    if node.target in _UNTOLD_VIEWS:
+        return True
     return any(told.alias_info is not None for told in node.target._schema.returns)
 
 
@@ -319,6 +348,136 @@ def _is_pure(node: Any) -> bool:
     schema = node.target._schema
     seeded = torch.Tag.nondeterministic_seeded in node.target.tags
     return bool(schema.returns) and not schema.is_mutable and not seeded
+
+
+def _write_elsewhere(graph: Any) -> None:
+    """Let an operation that changes a tensor return another one where nobody can tell.
+
+    Keras copies, for the gradient, what its next operation changes. Copy and change
+    each go through all of the memory; one operation does both. `_reuse_memory` changes
+    tensors in place where that gains.
+    """
+    owners = _owners(graph)
+    place = {node: number for number, node in enumerate(graph.nodes)}
+    sharing: dict[Any, list[Any]] = {}
+    for node, owner in owners.items():
+        sharing.setdefault(owner, []).append(node)
+    for node in list(graph.nodes):
+        elsewhere = _ELSEWHERE.get(node.target)
+        if elsewhere is None or owners[node].op != "call_function":
+            continue
+        old = [each for each in sharing[owners[node]] if place[each] < place[node]]
+        if any(place[user] > place[node] for each in old for user in each.users):
+            continue
+        if _returns_alike(elsewhere, node):
+            node.target = elsewhere
+
+
+def _returns_alike(operation: Any, node: Any) -> bool:
+    """Whether an operation would return a tensor as a node does, strides included."""
+    if any("val" not in each.meta for each in node.all_input_nodes):
+        return False
+    args, kwargs = fx.node.map_arg(
+        (node.args, node.kwargs), lambda each: each.meta["val"]
+    )
+    made, told = operation(*args, **kwargs), node.meta["val"]
+    return (made.dtype, made.stride()) == (told.dtype, told.stride())
+
+
+def _pool_in_any_order(graph: Any, written: set[Any]) -> None:
+    """Let max pooling read channels that come last in memory, and copy its results.
+
+    Keras copies the whole image to bring the channels to the front. The results are
+    smaller, the other kernel is faster, and the next convolution undoes the copy.
+    """
+    for pool in list(graph.nodes):
+        if pool.target is not _ATEN.max_pool2d_with_indices.default:
+            continue
+        front, sides, *rest = pool.args
+        back = [user for user in front.users if user is not pool]
+        if (
+            rest not in ([], [sides])  # else a number may be in two windows
+            or not _is_brought_to_front(front, written)
+            or any(user.target is not _POOL_BACKWARD for user in back)
+        ):
+            continue
+        last, found = front.args[0], {part.args[1]: part for part in pool.users}
+        for node in (pool, *back):
+            node.replace_input_with(front, last)
+        for part in [*found.values(), *back]:
+            with graph.inserting_after(part):
+                copy = graph.call_function(
+                    _ATEN.clone.default,
+                    (part,),
+                    {"memory_format": torch.contiguous_format},
+                )
+            part.replace_all_uses_with(copy, lambda user, copy=copy: user is not copy)
+            copy.meta["val"] = told = part.meta["val"]
+            part.meta["val"] = told.contiguous(memory_format=torch.channels_last)
+        for node in back:
+            node.replace_input_with(node.args[-1], found[1])
+    _drop_unused(graph)
+
+
+def _is_brought_to_front(node: Any, written: set[Any]) -> bool:
+    """Whether a node copies an image only so that its channels come first in memory."""
+    if not _is_copy(node) or {node, node.args[0]} & written:
+        return False
+    new, old = node.meta["val"], node.args[0].meta["val"]
+    last = old.is_contiguous(memory_format=torch.channels_last)
+    on_cpu = old.device.type == "cpu"
+    return bool(on_cpu and new.is_contiguous() and last and not old.is_contiguous())
+
+
+def _leave_out_copies(graph: Any, written: set[Any]) -> None:
+    """Use a tensor itself where a copy of it has the same numbers in the same order.
+
+    Keras's convolutions turn the channels to the front, copy, turn them back in memory,
+    and copy again.
+    """
+    for node in list(graph.nodes):
+        source = node
+        while _is_copy(source) and not {source, source.args[0]} & written:
+            source = source.args[0]
+        if source is node or any(user.op == "output" for user in node.users):
+            continue
+        if source.meta["val"].stride() == node.meta["val"].stride():
+            node.replace_all_uses_with(source)
+            graph.erase_node(node)
+        elif node.kwargs.get("memory_format") in _ORDERS:
+            node.args = (source,)
+    _drop_unused(graph)
+
+
+def _read_in_any_order(graph: Any, written: set[Any]) -> None:
+    """Let operations that don't mind the order read what was copied, not the copy."""
+    for node in list(graph.nodes):
+        # It makes the copy of the gradient that it needs.
+        backward = node.target is _ATEN.convolution_backward.default
+        pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
+        if not (backward or (pointwise and _is_pure(node))):
+            continue
+        for argument in [node.args[0]] if backward else node.all_input_nodes:
+            turned = argument.target is _PERMUTE
+            copy = argument.args[0] if turned else argument
+            if not _is_copy(copy) or {copy, copy.args[0]} & written:
+                continue
+            source = copy.args[0]
+            if turned:
+                with graph.inserting_before(node):
+                    source = graph.call_function(_PERMUTE, (source, argument.args[1]))
+                source.meta["val"] = copy.args[0].meta["val"].permute(argument.args[1])
+            node.replace_input_with(argument, source)
+            if pointwise and not _returns_alike(node.target, node):
+                node.replace_input_with(source, argument)
+    _drop_unused(graph)
+
+
+def _is_copy(node: Any) -> bool:
+    """Whether an operation returns the numbers that it takes, in whatever order."""
+    if node.target is _ATEN.pow.Tensor_Scalar:
+        return bool(node.args[1] == 1 and node.meta["val"].is_floating_point())
+    return node.target is _ATEN.clone.default
 
 
 def _take_out_constants(module: Any, written: set[Any]) -> list[Tensor]:
@@ -501,8 +660,7 @@ def _results_of(node: Any, count: int) -> list[Any]:
 
 def _is_whole(argument: Any, owners: dict[Any, Any]) -> bool:
     """Whether a tensor is all that is in its memory."""
-    views = (_ATEN.view.default, operator.getitem)
-    return argument is owners[argument] or argument.target in views
+    return argument is owners[argument] or argument.target in _WHOLE_VIEWS
 
 
 def _overlap(over: list[Any], others: list[list[Any]]) -> bool:
@@ -528,7 +686,9 @@ def _is_alike(one: Any, other: Any) -> bool:
     if not isinstance(ours, torch.Tensor) or not isinstance(theirs, torch.Tensor):
         return False
     same = (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
-    return same and ours.is_contiguous() and theirs.is_contiguous()
+    # What is like a tensor without gaps has its strides.
+    dense = torch.empty_like(ours).stride() == ours.stride()
+    return same and dense and ours.stride() == theirs.stride()
 
 
 def _graph_of_looks(module: Any, looks: Sequence[Any], owners: dict[Any, Any]) -> Any:
@@ -597,4 +757,16 @@ def _in_place() -> dict[Any, Any]:
     return found
 
 
+def _threshold_backward_(gradient: Tensor, result: Tensor, threshold: Any) -> Tensor:
+    return _ATEN.threshold_backward.grad_input(
+        gradient, result, threshold, grad_input=gradient
+    )
+
+
 _IN_PLACE = _in_place()
+_ELSEWHERE = {
+    within: over
+    for over, within in _IN_PLACE.items()
+    if not within.__name__.startswith("_foreach")
+}
+_IN_PLACE[_ATEN.threshold_backward.default] = _threshold_backward_
