@@ -24,7 +24,7 @@ WITHOUT_UNDERSCORE = {"jax_state_sync", "jax_state"}
 HOOK = re.compile(r"on_(train|test|predict|epoch|batch)\w*|(make_)?\w+_function")
 # Python's own, and what PyTorch calls an operation and its signature.
 OF_PYTHON = {"_replace", "_asdict", "_fields", "_getframe", "_current_frames"}
-OF_PYTHON |= {"_foreach_addcdiv_", "_local_scalar_dense", "_schema"}
+OF_PYTHON |= {"_foreach_addcdiv_", "_local_scalar_dense", "_schema", "_unsafe_view"}
 
 NAMES_OF_KERAS = {
     name
