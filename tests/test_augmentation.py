@@ -247,9 +247,10 @@ def brightest(x):
 @numpy_only
 @pytest.mark.parametrize("mode", ["constant", "edge", "reflect", "wrap"])
 @pytest.mark.parametrize("channels", [(), (2,)])
-def test_a_shift_moves_all_pixels_by_the_same_whole_steps(mode, channels):
+@pytest.mark.parametrize("dtype", ["uint8", "float32", "longdouble"])
+def test_a_shift_moves_all_pixels_by_the_same_whole_steps(mode, channels, dtype):
     rng = np.random.RandomState(0)
-    x = rng.randint(0, 99, (400, 11, 13, *channels)).astype(np.uint8)
+    x = rng.randint(0, 99, (400, 11, 13, *channels)).astype(dtype)
     x[:, 5, 6] = 255
     found = augmented(Shift(3, mode, value=200 if mode == "constant" else 0), x)[0]
     spot = found if not channels else found[..., 0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,11 @@ __all__ = ["Draws", "Read"]
 
 # From the indices of samples to their x and y.
 Read = Callable[[npt.NDArray[np.int64]], tuple[Any, Any]]
+
+
+@lru_cache(maxsize=64)
+def _key(seed: int, epoch: int) -> npt.NDArray[np.uint64]:
+    return _splitmix.word(_splitmix.word(0, seed), epoch)
 
 
 class Draws:
@@ -62,8 +68,7 @@ class Draws:
         self.index = np.atleast_1d(np.asarray(index, np.int64))
         self.number = check_int("number", number, minimum=0)
         self._read, self._size = read, size
-        key = _splitmix.word(0, self.seed)
-        self._samples = _splitmix.word(_splitmix.word(key, self.epoch), self.index)
+        self._samples = _splitmix.word(_key(self.seed, self.epoch), self.index)
         self._begin(self.number)
 
     def _begin(self, number: int) -> None:
@@ -118,6 +123,8 @@ class Draws:
         """Draw 64 random bits per element, shape `(rows, *shape)`."""
         keys = _splitmix.word(self._keys, self._calls)
         self._calls += 1
+        if not shape:
+            return _splitmix.word(keys, 0)
         elements = np.arange(math.prod(shape))
         return _splitmix.word(keys[:, None], elements).reshape(len(self), *shape)
 
@@ -125,8 +132,9 @@ class Draws:
         self, low: float = 0.0, high: float = 1.0, shape: Sequence[int] = ()
     ) -> npt.NDArray[np.float64]:
         """Draw from `[low, high)`: 53 bits, float64, shape `(rows, *shape)`."""
-        unit = (self.bits(shape) >> np.uint64(11)).astype(np.float64) * 2.0**-53
-        return np.asarray(low + (high - low) * unit, np.float64)
+        unit = (self.bits(shape) >> np.uint64(11)) * 2.0**-53
+        found = unit if (low, high) == (0, 1) else low + (high - low) * unit
+        return np.asarray(found, np.float64)
 
     def integers(
         self, low: int, high: int, shape: Sequence[int] = ()

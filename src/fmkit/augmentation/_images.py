@@ -104,12 +104,12 @@ def fill(
     changed = lines.take(places, axis=0)
     changed &= keep
     filling = np.asarray(by, x.dtype, order="C")
-    if filling.ndim:
-        filling = _bytes_of_lines(filling).take(inside, axis=0)
-    else:
-        pixels = lines.shape[1] // x.itemsize
-        filling = np.tile(filling.reshape(1), pixels).view(np.uint8)
     if filling.any():
+        if filling.ndim:
+            filling = _bytes_of_lines(filling).take(inside, axis=0)
+        else:
+            pixels = lines.shape[1] // x.itemsize
+            filling = np.full(pixels, filling).view(np.uint8)
         changed |= filling & ~keep
     # A line is one element then, written at once.
     line = np.dtype((np.void, lines.shape[1]))

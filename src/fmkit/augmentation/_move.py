@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -79,7 +80,8 @@ class Shift:
         pixel = math.prod(x.shape[3:])
         most = (self.pixels * width + self.pixels) * pixel
         count = height * width * pixel
-        padded = np.full((rows, count + 2 * most), self.value, x.dtype)
+        padded = np.empty((rows, count + 2 * most), x.dtype)
+        padded[:, :most] = padded[:, -most:] = self.value
         padded[:, most:-most] = x.reshape(rows, count)
         windows = np.lib.stride_tricks.as_strided(
             padded,
@@ -89,10 +91,38 @@ class Shift:
         )
         starts = most - (down * width + across) * pixel
         moved = windows[np.arange(rows), starts].reshape(x.shape)
-        for distance in range(1, self.pixels + 1):
-            moved[np.flatnonzero(across == distance), :, :distance] = self.value
-            moved[np.flatnonzero(across == -distance), :, -distance:] = self.value
+        # As whole numbers, of which bitwise operations change many at once.
+        kind = np.dtype(f"u{min(x.itemsize, 8)}")
+        side = np.full(pixel, self.value, x.dtype).view(kind)
+        inside = _inside(self.pixels, height, width, len(side), kind)
+        inside = inside.take(across + self.pixels, axis=0)
+        numbers = moved.reshape(rows, -1).view(kind)
+        numbers &= inside
+        if side.any():
+            np.bitwise_not(inside, out=inside)
+            inside &= np.tile(side, height * width)
+            numbers |= inside
         return moved
+
+
+@lru_cache(maxsize=8)
+def _inside(pixels: int, height: int, width: int, pixel: int, kind: Any) -> Array:
+    """Return masks of what doesn't come around a side, for each move across.
+
+    Args:
+        pixels: The longest move $p$.
+        height: Height of the picture.
+        width: Width.
+        pixel: Whole numbers per pixel.
+        kind: Their dtype.
+
+    Returns:
+        All bits or none, shape `(2 * pixels + 1, height * width * pixel)`, for the
+        moves from $-p$ up.
+    """
+    column = np.arange(width) - np.arange(-pixels, pixels + 1)[:, None]
+    lines = np.where((column >= 0) & (column < width), np.iinfo(kind).max, kind.type(0))
+    return np.tile(lines.astype(kind).repeat(pixel, axis=1), height)
 
 
 @dataclass(frozen=True)
