@@ -34,8 +34,9 @@ def word(seeds: Any, number: Any) -> Words:
         Steele, Lea and Flood, [*Fast splittable pseudorandom number
         generators*](https://doi.org/10.1145/2660193.2660195), 2014.
     """
-    # An array, since a scalar of NumPy warns when it wraps.
+    # Arrays, since a scalar of NumPy warns when it wraps.
     seeds = np.atleast_1d(np.asarray(seeds, np.uint64))
     if isinstance(number, int):  # Python's own arithmetic is faster for one
         return mix(seeds + np.uint64((number + 1) * int(_GAMMA) % 2**64))
-    return mix(seeds + (np.asarray(number, np.uint64) + np.uint64(1)) * _GAMMA)
+    number = np.atleast_1d(np.asarray(number, np.uint64))
+    return mix(seeds + (number + np.uint64(1)) * _GAMMA)
