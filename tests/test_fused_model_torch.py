@@ -559,10 +559,10 @@ def test_a_run_broken_off_ends_with_the_same_bits(tmp_path, data):
 
 
 def test_a_graph_with_other_bits_is_refused(monkeypatch):
-    from fmkit.performance import _graph
+    from fmkit.performance._graph import _trace
 
     _, _, others = trained(keras.Model)
-    of_fmkit = _graph._simplified
+    of_fmkit = _trace.simplified
 
     def wrong(module):
         module, *rest = of_fmkit(module)
@@ -575,7 +575,7 @@ def test_a_graph_with_other_bits_is_refused(monkeypatch):
 
     import torch
 
-    monkeypatch.setattr(_graph, "_simplified", wrong)
+    monkeypatch.setattr(_trace, "simplified", wrong)
     model, _, ends = trained(FusedModel)
     assert model.why_not_fused == "its graph would change other bits"
     assert ends == others

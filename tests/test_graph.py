@@ -309,9 +309,9 @@ def test_what_cannot_be_played_again_is_refused(function, reason):
 @pytest.mark.parametrize("function", [views_of_what_changes, copies])
 def test_without_a_pass_the_order_would_be_lost(function, monkeypatch):
     """The control: operations that read what others change may not be shared."""
-    from fmkit.performance import _graph
+    from fmkit.performance._graph import _simplify
 
-    monkeypatch.setattr(_graph, "_written", lambda graph, owners: set())
+    monkeypatch.setattr(_simplify, "find_written", lambda graph, owners: set())
     graph = Graph(function, tensors(0, (3, 4), (3, 4)))
     ours, theirs = tensors(1, (3, 4), (3, 4)), tensors(1, (3, 4), (3, 4))
     pairs = zip(graph(ours), function(*theirs), strict=True)
