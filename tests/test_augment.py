@@ -158,6 +158,8 @@ def test_what_is_drawn_at_another_epoch_stays_with_the_sample():
 
 @pytest.mark.backend("torch")
 def test_wrong_draws_are_refused():
+    with pytest.raises(OverflowError):
+        Draws(2**64, 0, [0])
     draws = Draws(0, 0, [1])
     with pytest.raises(ValueError, match="`high` must be above `low`"):
         draws.integers(3, 3)

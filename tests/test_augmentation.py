@@ -267,6 +267,27 @@ def test_a_shift_moves_all_pixels_by_the_same_whole_steps(mode, channels, dtype)
 
 
 @numpy_only
+def test_a_large_picture_is_shifted_as_a_small_one(monkeypatch):
+    from fmkit.augmentation import _move
+
+    x = np.random.RandomState(0).randint(0, 99, (40, 11, 13, 2)).astype("float32")
+    expected = augmented(Shift(3, value=-0.0), x)[0]
+    assert np.signbit(expected).any()
+    monkeypatch.setattr(_move, "_LARGEST_TABLE", 0)
+    found = augmented(Shift(3, value=-0.0), x)[0]
+    assert found.tobytes() == expected.tobytes()
+    for each in (Shift(3), Shift(3, value=1), RandomErasing(), Cutout(4)):
+        assert augmented(each, x[:0])[0].shape == (0, 11, 13, 2)
+
+
+@numpy_only
+def test_a_negative_zero_fills_as_such():
+    found = augmented(Cutout(4, value=-0.0), np.ones((5, 9, 9), np.float32))[0]
+    assert np.signbit(found[found == 0]).all()
+    assert (found == 0).any()
+
+
+@numpy_only
 def test_a_positive_angle_turns_to_the_left_by_as_much_as_asked():
     x = np.zeros((500, 41, 41), np.float32)
     x[:, 20, 36] = 1.0  # right of the centre

@@ -70,6 +70,40 @@ def lists_that_cross(a, b):
     return [*products, square, *sums]
 
 
+def parts_of_equal_pairs(a, b):
+    one, other = a.max(0).values, a.max(0).values
+    other.clamp_(min=0)
+    first = b.max(0).values
+    first.clamp_(min=0)
+    return [one, other, first, b.max(0).values]
+
+
+def powers_of_whole_numbers(a, b):
+    whole = (a > 0).long()
+    return [(whole**1.0) * 2, (a**1.0) * 2, b * 1]
+
+
+def copies_of_views_returned(a, b):
+    result = (a.clone().view(-1), b.clone().t())
+    return [*result, a * 1]
+
+
+def written_from_itself(a, b):
+    x, y = a * 1, b * 1
+    x.sub_(x[:, :1])
+    y.mul_(y)
+    return [x, y]
+
+
+def half_and_whole_numbers_pooled(a, b):
+    found = []
+    for dtype in (torch.bfloat16, torch.float64):
+        image = torch.cat([a, b]).nan_to_num(0, 9, -9).to(dtype).view(1, 4, 2, 3)
+        front = image.permute(0, 3, 1, 2).contiguous()
+        found += [torch.nn.functional.max_pool2d(front, 2).double() * 2]
+    return found
+
+
 def adam(a, b):
     factor = a[0, 0] * 1e-3
     roots = torch._foreach_add(torch._foreach_sqrt([b.abs()]), 1e-7)
@@ -148,6 +182,11 @@ def changes_that_nobody_sees(a, b):
         lists,
         lists_that_cross,
         adam,
+        parts_of_equal_pairs,
+        powers_of_whole_numbers,
+        copies_of_views_returned,
+        written_from_itself,
+        half_and_whole_numbers_pooled,
         copies,
         flattened,
         pooled,
@@ -220,6 +259,41 @@ def test_a_network_with_pooling_keeps_its_channels_where_they_are():
         found = graph(given)
     for ours, theirs in zip(found, function(*given), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_a_result_has_no_memory_of_what_was_given():
+    def function(a):
+        return [a.clone().view(-1)]
+
+    given = torch.ones(2, 2)
+    (found,) = Graph(function, [torch.ones(2, 2)])([given])
+    given.zero_()
+    assert found.tolist() == [1, 1, 1, 1]
+
+
+def test_bytes_are_pooled_in_images_of_any_size():
+    def function(a):
+        front = a.permute(0, 3, 1, 2).contiguous()
+        return [torch.nn.functional.max_pool2d(front, 2) + 1]
+
+    image = torch.arange(2 * 32 * 32 * 3).remainder(251).to(torch.uint8)
+    image = image.view(2, 32, 32, 3)
+    assert torch.equal(Graph(function, [image])([image])[0], function(image)[0])
+
+
+def test_a_copy_of_a_tensor_that_was_there_before_is_traced():
+    scale = torch.ones(3)
+    graph = Graph(lambda a: [a * scale.clone()], [torch.ones(3)])
+    scale.mul_(4)
+    assert graph([torch.ones(3)])[0].tolist() == [4, 4, 4]
+
+
+def test_what_may_round_otherwise_reads_the_copy():
+    def function(a):
+        return [torch.sigmoid(a[:, :3].contiguous()) * 2]
+
+    names = operations(function, (1000, 5))
+    assert [name for name in names if "clone" in name]
 
 
 def test_what_is_copied_for_the_gradient_and_then_changed_is_written_elsewhere():

@@ -37,6 +37,7 @@ def word(seeds: Any, number: Any) -> Words:
     # Arrays, since a scalar of NumPy warns when it wraps.
     seeds = np.atleast_1d(np.asarray(seeds, np.uint64))
     if isinstance(number, int):  # Python's own arithmetic is faster for one
+        number = int(np.uint64(number))  # or an OverflowError
         return mix(seeds + np.uint64((number + 1) * int(_GAMMA) % 2**64))
     number = np.atleast_1d(np.asarray(number, np.uint64))
     return mix(seeds + (number + np.uint64(1)) * _GAMMA)

@@ -123,7 +123,7 @@ class Draws:
         """Draw 64 random bits per element, shape `(rows, *shape)`."""
         keys = _splitmix.word(self._keys, self._calls)
         self._calls += 1
-        if not shape:
+        if isinstance(shape, tuple) and not shape:
             return _splitmix.word(keys, 0)
         elements = np.arange(math.prod(shape))
         return _splitmix.word(keys[:, None], elements).reshape(len(self), *shape)
@@ -133,8 +133,7 @@ class Draws:
     ) -> npt.NDArray[np.float64]:
         """Draw from `[low, high)`: 53 bits, float64, shape `(rows, *shape)`."""
         unit = (self.bits(shape) >> np.uint64(11)) * 2.0**-53
-        found = unit if (low, high) == (0, 1) else low + (high - low) * unit
-        return np.asarray(found, np.float64)
+        return np.asarray(low + (high - low) * unit, np.float64)
 
     def integers(
         self, low: int, high: int, shape: Sequence[int] = ()

@@ -104,7 +104,7 @@ def fill(
     changed = lines.take(places, axis=0)
     changed &= keep
     filling = np.asarray(by, x.dtype, order="C")
-    if filling.any():
+    if filling.reshape(-1).view(np.uint8).any():
         if filling.ndim:
             filling = _bytes_of_lines(filling).take(inside, axis=0)
         else:

@@ -16,6 +16,7 @@ from fmkit.augmentation._images import Array, sizes, to_dtype
 __all__ = ["RotateScale", "Shift"]
 
 _AT_ONCE = 64
+_LARGEST_TABLE = 2**20  # bytes
 _MODES = ("constant", "edge", "reflect", "wrap")
 
 
@@ -91,38 +92,41 @@ class Shift:
         )
         starts = most - (down * width + across) * pixel
         moved = windows[np.arange(rows), starts].reshape(x.shape)
-        # As whole numbers, of which bitwise operations change many at once.
+        # As whole numbers, of which bitwise operations change many at once: whole
+        # pictures of small ones, lines of large ones.
         kind = np.dtype(f"u{min(x.itemsize, 8)}")
         side = np.full(pixel, self.value, x.dtype).view(kind)
-        inside = _inside(self.pixels, height, width, len(side), kind)
-        inside = inside.take(across + self.pixels, axis=0)
-        numbers = moved.reshape(rows, -1).view(kind)
+        small = (2 * self.pixels + 1) * count * x.itemsize <= _LARGEST_TABLE
+        lines = height if small else 1
+        inside = _inside(self.pixels, lines, width, len(side), kind)
+        inside = inside.take(across + self.pixels, axis=0)[:, None]
+        numbers = moved.reshape(rows, height // lines, lines * width * pixel).view(kind)
         numbers &= inside
         if side.any():
             np.bitwise_not(inside, out=inside)
-            inside &= np.tile(side, height * width)
+            inside &= np.tile(side, lines * width)
             numbers |= inside
         return moved
 
 
 @lru_cache(maxsize=8)
-def _inside(pixels: int, height: int, width: int, pixel: int, kind: Any) -> Array:
+def _inside(pixels: int, lines: int, width: int, pixel: int, kind: Any) -> Array:
     """Return masks of what doesn't come around a side, for each move across.
 
     Args:
         pixels: The longest move $p$.
-        height: Height of the picture.
-        width: Width.
+        lines: How many lines of a picture.
+        width: Width of the picture.
         pixel: Whole numbers per pixel.
         kind: Their dtype.
 
     Returns:
-        All bits or none, shape `(2 * pixels + 1, height * width * pixel)`, for the
+        All bits or none, shape `(2 * pixels + 1, lines * width * pixel)`, for the
         moves from $-p$ up.
     """
     column = np.arange(width) - np.arange(-pixels, pixels + 1)[:, None]
-    lines = np.where((column >= 0) & (column < width), np.iinfo(kind).max, kind.type(0))
-    return np.tile(lines.astype(kind).repeat(pixel, axis=1), height)
+    line = np.where((column >= 0) & (column < width), np.iinfo(kind).max, kind.type(0))
+    return np.tile(line.astype(kind).repeat(pixel, axis=1), lines)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from fmkit.performance._graph._nodes import (
     ATEN,
     drop_unused,
     find_owners,
-    is_pure,
+    is_view,
     returns_alike,
 )
 
@@ -32,6 +32,14 @@ _PERMUTE = ATEN.permute.default
 _POOL_BACKWARD = ATEN.max_pool2d_with_indices_backward.default
 # Orders of a tensor's numbers in memory that don't depend on what is copied.
 _ORDERS = (torch.contiguous_format, torch.channels_last, torch.channels_last_3d)
+# Operations on each number that round once, and so alike in every kernel.
+_EXACT = (
+    ATEN.add.Tensor,
+    ATEN.div.Tensor,
+    ATEN.mul.Tensor,
+    ATEN.sub.Tensor,
+    ATEN.threshold_backward.default,
+)
 _ELSEWHERE = {
     within: over
     for over, within in IN_PLACE.items()
@@ -68,6 +76,9 @@ def write_elsewhere(graph: Any) -> None:
         old = [each for each in sharing[owners[node]] if place[each] < place[node]]
         if any(place[user] > place[node] for each in old for user in each.users):
             continue
+        _, *others = node.all_input_nodes
+        if any(owners[other] is owners[node] for other in others):
+            continue  # the order in which it writes may tell
         if returns_alike(elsewhere, node):
             node.target = elsewhere
 
@@ -101,7 +112,7 @@ def pool_in_any_order(graph: Any, written: set[Any]) -> None:
                 )
             part.replace_all_uses_with(copy, lambda user, copy=copy: user is not copy)
             copy.meta["val"] = told = part.meta["val"]
-            part.meta["val"] = told.contiguous(memory_format=torch.channels_last)
+            part.meta["val"] = torch.empty_like(told, memory_format=_ORDERS[1])
         for node in back:
             node.replace_input_with(node.args[-1], found[1])
     drop_unused(graph)
@@ -113,8 +124,10 @@ def _is_brought_to_front(node: Any, written: set[Any]) -> bool:
         return False
     new, old = node.meta["val"], node.args[0].meta["val"]
     last = old.is_contiguous(memory_format=torch.channels_last)
-    on_cpu = old.device.type == "cpu"
-    return bool(on_cpu and new.is_contiguous() and last and not old.is_contiguous())
+    # Of whole numbers the other kernel takes small images only, and of half precision
+    # it returns another NaN.
+    known = old.device.type == "cpu" and old.dtype in (torch.float32, torch.float64)
+    return bool(known and new.is_contiguous() and last and not old.is_contiguous())
 
 
 def leave_out_copies(graph: Any, written: set[Any]) -> None:
@@ -127,7 +140,7 @@ def leave_out_copies(graph: Any, written: set[Any]) -> None:
         source = node
         while _is_copy(source) and not {source, source.args[0]} & written:
             source = source.args[0]
-        if source is node or any(user.op == "output" for user in node.users):
+        if source is node or _is_returned(node):
             continue
         if source.meta["val"].stride() == node.meta["val"].stride():
             node.replace_all_uses_with(source)
@@ -137,18 +150,32 @@ def leave_out_copies(graph: Any, written: set[Any]) -> None:
     drop_unused(graph)
 
 
+def _is_returned(node: Any) -> bool:
+    """Whether the graph returns a tensor in the memory of a node."""
+    return any(
+        user.op == "output" or (is_view(user) and _is_returned(user))
+        for user in node.users
+    )
+
+
 def read_in_any_order(graph: Any, written: set[Any]) -> None:
     """Let operations that don't mind the order read what was copied, not the copy."""
     for node in list(graph.nodes):
-        # It makes the copy of the gradient that it needs.
-        backward = node.target is ATEN.convolution_backward.default
-        pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
-        if not (backward or (pointwise and is_pure(node))):
-            continue
-        for argument in [node.args[0]] if backward else node.all_input_nodes:
+        if node.target is ATEN.convolution_backward.default:
+            # It makes the copy of the gradient that it needs, unless it sums it.
+            arguments = [] if node.args[-1][2] else [node.args[0]]
+        else:
+            exact = node.target in _EXACT and "alpha" not in node.kwargs
+            arguments = node.all_input_nodes if exact else []
+        for argument in arguments:
             turned = argument.target is _PERMUTE
             copy = argument.args[0] if turned else argument
-            if not _is_copy(copy) or {copy, copy.args[0]} & written:
+            if (
+                not _is_copy(copy)
+                or {copy, copy.args[0]} & written
+                or len(copy.users) > 1
+                or len(argument.users) > 1
+            ):
                 continue
             source = copy.args[0]
             if turned:
@@ -156,13 +183,17 @@ def read_in_any_order(graph: Any, written: set[Any]) -> None:
                     source = graph.call_function(_PERMUTE, (source, argument.args[1]))
                 source.meta["val"] = copy.args[0].meta["val"].permute(argument.args[1])
             node.replace_input_with(argument, source)
-            if pointwise and not returns_alike(node.target, node):
+            if node.target in _EXACT and not returns_alike(node.target, node):
                 node.replace_input_with(source, argument)
     drop_unused(graph)
 
 
 def _is_copy(node: Any) -> bool:
     """Whether an operation returns the numbers that it takes, in whatever order."""
-    if node.target is ATEN.pow.Tensor_Scalar:
-        return bool(node.args[1] == 1 and node.meta["val"].is_floating_point())
-    return node.target is ATEN.clone.default
+    power = node.target is ATEN.pow.Tensor_Scalar and node.args[1] == 1
+    if not power and node.target is not ATEN.clone.default:
+        return False
+    new, old = node.meta.get("val"), node.args[0].meta.get("val")
+    if new is None or old is None or new.dtype != old.dtype:
+        return False
+    return bool(new.is_floating_point() or not power)

@@ -19,6 +19,9 @@ _WHOLE_VIEWS = (
     ATEN.view.default,
     ATEN._unsafe_view.default,
     ATEN.permute.default,
+    ATEN.t.default,
+    ATEN.transpose.int,
+    ATEN.unsqueeze.default,
     operator.getitem,
 )
 
@@ -102,10 +105,11 @@ def _is_alike(one: Any, other: Any) -> bool:
     ours, theirs = one.meta.get("val"), other.meta.get("val")
     if not isinstance(ours, torch.Tensor) or not isinstance(theirs, torch.Tensor):
         return False
-    same = (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
+    if (ours.shape, ours.dtype) != (theirs.shape, theirs.dtype):
+        return False
     # What is like a tensor without gaps has its strides.
-    dense = torch.empty_like(ours).stride() == ours.stride()
-    return same and dense and ours.stride() == theirs.stride()
+    same = ours.stride() == theirs.stride()
+    return bool(same and torch.empty_like(ours).stride() == ours.stride())
 
 
 def _in_place() -> dict[Any, Any]:

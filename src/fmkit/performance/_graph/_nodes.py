@@ -51,7 +51,9 @@ def find_owners(graph: Any) -> dict[Any, Any]:
 def find_written(graph: Any, owners: dict[Any, Any]) -> set[Any]:
     """Return the nodes whose memory an operation changes."""
     memory = {owners[each] for node in graph.nodes for each in changed_by(node)}
-    return {node for node, owner in owners.items() if owner in memory}
+    found = {node for node, owner in owners.items() if owner in memory}
+    parts = [node for node in found if node.target is operator.getitem]
+    return found | {part.args[0] for part in parts}
 
 
 def changed_by(node: Any) -> list[Any]:

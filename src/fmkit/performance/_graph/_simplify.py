@@ -61,7 +61,7 @@ def simplified(module: Any) -> tuple[Any, Any, list[Tensor]]:
     read_in_any_order(graph, written)
     (last,) = (node for node in graph.nodes if node.op == "output")
     outputs, looks = last.args[0]
-    looking = _graph_of_looks(module, looks, owners) if looks else None
+    looking = _graph_of_looks(module, looks, find_owners(graph)) if looks else None
     last.args = (outputs,)
     drop_unused(graph)
     _join_division(graph)
