@@ -95,7 +95,7 @@ def written_from_itself(a, b):
     return [x, y]
 
 
-def half_and_whole_numbers_pooled(a, b):
+def pooled_in_other_precisions(a, b):
     found = []
     for dtype in (torch.bfloat16, torch.float64):
         image = torch.cat([a, b]).nan_to_num(0, 9, -9).to(dtype).view(1, 4, 2, 3)
@@ -186,7 +186,7 @@ def changes_that_nobody_sees(a, b):
         powers_of_whole_numbers,
         copies_of_views_returned,
         written_from_itself,
-        half_and_whole_numbers_pooled,
+        pooled_in_other_precisions,
         copies,
         flattened,
         pooled,
@@ -385,7 +385,7 @@ def test_without_a_pass_the_order_would_be_lost(function, monkeypatch):
     """The control: operations that read what others change may not be shared."""
     from fmkit.performance._graph import _simplify
 
-    monkeypatch.setattr(_simplify, "find_written", lambda graph, owners: set())
+    monkeypatch.setattr(_simplify, "find_written", lambda graph: set())
     graph = Graph(function, tensors(0, (3, 4), (3, 4)))
     ours, theirs = tensors(1, (3, 4), (3, 4)), tensors(1, (3, 4), (3, 4))
     pairs = zip(graph(ours), function(*theirs), strict=True)

@@ -32,9 +32,10 @@ _PERMUTE = ATEN.permute.default
 _POOL_BACKWARD = ATEN.max_pool2d_with_indices_backward.default
 # Orders of a tensor's numbers in memory that don't depend on what is copied.
 _ORDERS = (torch.contiguous_format, torch.channels_last, torch.channels_last_3d)
-# Operations on each number that round once, and so alike in every kernel.
+# Operations on each number that round once at most, and so alike in every kernel.
 _EXACT = (
     ATEN.add.Tensor,
+    ATEN.clone.default,
     ATEN.div.Tensor,
     ATEN.mul.Tensor,
     ATEN.sub.Tensor,
@@ -112,7 +113,7 @@ def pool_in_any_order(graph: Any, written: set[Any]) -> None:
                 )
             part.replace_all_uses_with(copy, lambda user, copy=copy: user is not copy)
             copy.meta["val"] = told = part.meta["val"]
-            part.meta["val"] = torch.empty_like(told, memory_format=_ORDERS[1])
+            part.meta["val"] = torch.empty_like(told, memory_format=torch.channels_last)
         for node in back:
             node.replace_input_with(node.args[-1], found[1])
     drop_unused(graph)
@@ -120,7 +121,7 @@ def pool_in_any_order(graph: Any, written: set[Any]) -> None:
 
 def _is_brought_to_front(node: Any, written: set[Any]) -> bool:
     """Whether a node copies an image only so that its channels come first in memory."""
-    if not _is_copy(node) or {node, node.args[0]} & written:
+    if not _is_copy(node, written):
         return False
     new, old = node.meta["val"], node.args[0].meta["val"]
     last = old.is_contiguous(memory_format=torch.channels_last)
@@ -138,7 +139,7 @@ def leave_out_copies(graph: Any, written: set[Any]) -> None:
     """
     for node in list(graph.nodes):
         source = node
-        while _is_copy(source) and not {source, source.args[0]} & written:
+        while _is_copy(source, written):
             source = source.args[0]
         if source is node or _is_returned(node):
             continue
@@ -161,21 +162,16 @@ def _is_returned(node: Any) -> bool:
 def read_in_any_order(graph: Any, written: set[Any]) -> None:
     """Let operations that don't mind the order read what was copied, not the copy."""
     for node in list(graph.nodes):
-        if node.target is ATEN.convolution_backward.default:
+        exact = node.target in _EXACT and "alpha" not in node.kwargs
+        arguments = node.all_input_nodes if exact else []
+        if node.target is ATEN.convolution_backward.default and not node.args[-1][2]:
             # It makes the copy of the gradient that it needs, unless it sums it.
-            arguments = [] if node.args[-1][2] else [node.args[0]]
-        else:
-            exact = node.target in _EXACT and "alpha" not in node.kwargs
-            arguments = node.all_input_nodes if exact else []
+            arguments = [node.args[0]]
         for argument in arguments:
             turned = argument.target is _PERMUTE
             copy = argument.args[0] if turned else argument
-            if (
-                not _is_copy(copy)
-                or {copy, copy.args[0]} & written
-                or len(copy.users) > 1
-                or len(argument.users) > 1
-            ):
+            shared = len(copy.users) > 1 or len(argument.users) > 1
+            if shared or not _is_copy(copy, written):
                 continue
             source = copy.args[0]
             if turned:
@@ -183,15 +179,17 @@ def read_in_any_order(graph: Any, written: set[Any]) -> None:
                     source = graph.call_function(_PERMUTE, (source, argument.args[1]))
                 source.meta["val"] = copy.args[0].meta["val"].permute(argument.args[1])
             node.replace_input_with(argument, source)
-            if node.target in _EXACT and not returns_alike(node.target, node):
+            if exact and not returns_alike(node.target, node):
                 node.replace_input_with(source, argument)
     drop_unused(graph)
 
 
-def _is_copy(node: Any) -> bool:
-    """Whether an operation returns the numbers that it takes, in whatever order."""
+def _is_copy(node: Any, written: set[Any]) -> bool:
+    """Whether a tensor has and keeps the numbers of another one, in whatever order."""
     power = node.target is ATEN.pow.Tensor_Scalar and node.args[1] == 1
     if not power and node.target is not ATEN.clone.default:
+        return False
+    if {node, node.args[0]} & written:
         return False
     new, old = node.meta.get("val"), node.args[0].meta.get("val")
     if new is None or old is None or new.dtype != old.dtype:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fmkit.performance._graph._nodes import ATEN, find_owners, is_view
+from fmkit.performance._graph._nodes import ATEN, find_owners
 
 __all__ = ["IN_PLACE", "reuse_memory"]
 
@@ -54,7 +54,7 @@ def reuse_memory(graph: Any) -> None:
             and _is_whole(argument, owners)
             and _is_alike(argument, result)
             for argument, result in zip(over, results, strict=True)
-        ) or _overlap(over, others):
+        ) or _overlap(over, others, owners):
             continue
         with graph.inserting_before(node):
             graph.call_function(within, node.args, node.kwargs)
@@ -83,16 +83,11 @@ def _is_whole(argument: Any, owners: dict[Any, Any]) -> bool:
     return argument is owners[argument] or argument.target in _WHOLE_VIEWS
 
 
-def _overlap(over: list[Any], others: list[list[Any]]) -> bool:
+def _overlap(over: list[Any], others: list[list[Any]], owners: dict[Any, Any]) -> bool:
     """Whether writing over some tensors could change what is still to be read."""
-
-    def memory(node: Any) -> Any:
-        listed = node.target is operator.getitem and is_view(node.args[0])
-        return memory(node.args[0]) if listed or is_view(node) else node
-
-    written = {memory(node) for node in over}
+    written = {owners[node] for node in over}
     read = [
-        memory(node) in written
+        owners[node] in written
         and (len(other) != len(over) or node is not over[number])
         for other in others
         for number, node in enumerate(other)

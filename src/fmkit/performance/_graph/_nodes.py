@@ -13,7 +13,6 @@ from torch import fx
 
 __all__ = [
     "ATEN",
-    "OVERLOADS",
     "UntraceableError",
     "changed",
     "changed_by",
@@ -26,7 +25,7 @@ __all__ = [
 ]
 
 ATEN = torch.ops.aten
-OVERLOADS = type(ATEN.mm.default)
+_OVERLOADS = type(ATEN.mm.default)
 # Views that their schema doesn't tell of.
 _UNTOLD_VIEWS = (
     ATEN._unsafe_view.default,
@@ -48,8 +47,9 @@ def find_owners(graph: Any) -> dict[Any, Any]:
     return owners
 
 
-def find_written(graph: Any, owners: dict[Any, Any]) -> set[Any]:
+def find_written(graph: Any) -> set[Any]:
     """Return the nodes whose memory an operation changes."""
+    owners = find_owners(graph)
     memory = {owners[each] for node in graph.nodes for each in changed_by(node)}
     found = {node for node, owner in owners.items() if owner in memory}
     parts = [node for node in found if node.target is operator.getitem]
@@ -58,7 +58,7 @@ def find_written(graph: Any, owners: dict[Any, Any]) -> set[Any]:
 
 def changed_by(node: Any) -> list[Any]:
     """Return the nodes whose tensors an operation changes in place."""
-    if not isinstance(node.target, OVERLOADS):
+    if not isinstance(node.target, _OVERLOADS):
         return []
     found = changed(node.target, node.args, node.kwargs)
     return [argument for argument in found if isinstance(argument, fx.Node)]
@@ -76,7 +76,7 @@ def changed(operation: Any, args: Any, kwargs: Any) -> list[Any]:
 
 def is_view(node: Any) -> bool:
     """Whether what it returns may share the memory of its first argument."""
-    if not isinstance(node.target, OVERLOADS) or not node.all_input_nodes:
+    if not isinstance(node.target, _OVERLOADS) or not node.all_input_nodes:
         return False
     if node.target in _UNTOLD_VIEWS:
         return True
@@ -87,7 +87,7 @@ def is_pure(node: Any) -> bool:
     """Whether an operation does nothing but return what its arguments determine."""
     if node.op == "get_attr" or node.target is operator.getitem:
         return True
-    if not isinstance(node.target, OVERLOADS):
+    if not isinstance(node.target, _OVERLOADS):
         return False
     schema = node.target._schema
     seeded = torch.Tag.nondeterministic_seeded in node.target.tags

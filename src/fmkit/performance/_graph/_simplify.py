@@ -51,8 +51,7 @@ def simplified(module: Any) -> tuple[Any, Any, list[Tensor]]:
     _forward_aliases(graph)
     leave_out_turns(graph)
     write_elsewhere(graph)
-    owners = find_owners(graph)
-    written = find_written(graph, owners)
+    written = find_written(graph)
     constants = _take_out_constants(module, written)
     drop_unused(graph)
     _share_equal(graph, written)
@@ -61,7 +60,7 @@ def simplified(module: Any) -> tuple[Any, Any, list[Tensor]]:
     read_in_any_order(graph, written)
     (last,) = (node for node in graph.nodes if node.op == "output")
     outputs, looks = last.args[0]
-    looking = _graph_of_looks(module, looks, find_owners(graph)) if looks else None
+    looking = _graph_of_looks(module, looks) if looks else None
     last.args = (outputs,)
     drop_unused(graph)
     _join_division(graph)
@@ -197,8 +196,9 @@ def _nodes_between(first: Any, last: Any) -> list[Any]:
     return found
 
 
-def _graph_of_looks(module: Any, looks: Sequence[Any], owners: dict[Any, Any]) -> Any:
+def _graph_of_looks(module: Any, looks: Sequence[Any]) -> Any:
     """Return a graph of the numbers that Python asked for, and of nothing else."""
+    owners = find_owners(module.graph)
     needed, waiting = set(), list(looks)
     while waiting:
         node = waiting.pop()
