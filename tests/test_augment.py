@@ -70,6 +70,10 @@ def test_draws_are_the_ones_of_every_release():
     normal = draws.normal(shape=(2,))
     assert normal.dtype == np.float32
     assert normal.view(np.uint32).tolist() == GOLDEN["normal"]
+    for concentration, expected in GOLDEN["beta"].items():
+        found = Draws(1, 0, [0, 2**40]).beta(concentration)
+        assert found.dtype == np.float32
+        assert found.view(np.uint32).tolist() == expected
 
 
 @pytest.mark.backend("torch")
@@ -99,7 +103,7 @@ def test_quantiles_are_those_of_the_distributions():
     assert float(found[-1]) == pytest.approx(
         statistics.NormalDist().inv_cdf(chances[-1]), rel=1e-6
     )
-    for alpha in (0.1, 0.4, 1.0, 3.0):
+    for alpha in (0.1, 0.4, 1.0, 3.0, 500.0):
         np.testing.assert_allclose(
             beta_quantiles(alpha), special.betaincinv(alpha, alpha, chances), atol=1e-6
         )
@@ -179,6 +183,11 @@ GOLDEN = {
     "integers": [175, 144],
     "bernoulli": [[True, True, True, False], [True, True, True, True]],
     "normal": [[3215640969, 3214129555], [3190129233, 1057162113]],
+    "beta": {
+        0.2: [983128653, 1028122858],
+        1.0: [1040953856, 1049903872],
+        3.0: [1049548802, 1053060200],
+    },
 }
 
 

@@ -1,6 +1,7 @@
 """Ready-made augmentations: each one's direction, range and formula by drawn cases."""
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
@@ -84,8 +85,8 @@ def test_every_function_has_a_row():
 
 @numpy_only
 @pytest.mark.parametrize("name", FUNCTIONS)
-@pytest.mark.parametrize("dtype", ["uint8", "float32"])
-@pytest.mark.parametrize("channels", [(), (3,)])
+@pytest.mark.parametrize("dtype", ["uint8", "float32", "float16", ">f4", "float64"])
+@pytest.mark.parametrize("channels", [(), (1,), (3,)])
 def test_a_row_alone_is_as_in_a_block_and_what_came_in_is_left(name, dtype, channels):
     x, y = pictures(dtype, channels)
     before = x.copy(), y.copy()
@@ -123,6 +124,88 @@ def test_batch_size_shard_and_start_change_nothing(name):
     shards = [read(5, 2, shard=(i, 3)) for i in range(3)]
     assert shards[0] | shards[1] | shards[2] == whole
     assert read(60, 3) != whole
+
+
+@numpy_only
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_an_empty_block_stays_empty(name):
+    x, y = pictures("float32", (3,))
+    found, labels = augmented(FUNCTIONS[name], x[:0], y[:0], source=(x, y))
+    assert found.shape == (0, 9, 12, 3)
+    assert len(labels) == 0
+
+
+@numpy_only
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_number_of_threads_changes_nothing(name):
+    x, y = pictures()
+    batches = Batches(x, y, 7, augment=[HorizontalFlip(), FUNCTIONS[name]], map=None)
+
+    def read(threads):
+        def step(number):
+            return next(batches._reader.batches(2, number, number + 1))
+
+        with ThreadPoolExecutor(threads) as pool:
+            return [part for pair in pool.map(step, range(9)) for part in pair]
+
+    one = read(1)
+    for threads in (2, 5):
+        assert same(read(threads), one)
+
+
+def rows_by_key(x, y):
+    """Return a function of the key of a sample, for pipelines of others."""
+
+    def row(key, *_):
+        epoch, i = divmod(int(key), ROWS)
+        pair = augment(
+            x[i : i + 1],
+            y[i : i + 1],
+            [*FUNCTIONS.values()],
+            seed=3,
+            epoch=epoch,
+            index=[i],
+            read=lambda places: (x[places], y[places]),
+            size=ROWS,
+        )
+        return tuple(part[0] for part in pair)
+
+    return row
+
+
+def two_epochs(x, y):
+    functions = [*FUNCTIONS.values()]
+    batches = Batches(x, y, 8, seed=3, augment=functions, map=None, shuffle=False)
+    parts = zip(*[pair for _ in range(2) for pair in batches], strict=True)
+    return [np.concatenate(part) for part in parts]
+
+
+@pytest.mark.backend("tensorflow")
+@pytest.mark.parametrize("threads", [1, 3])
+def test_tf_data_makes_the_same_pictures_and_labels_by_their_keys(threads):
+    import tensorflow as tf
+
+    x, y = pictures()
+    rows = tf.data.Dataset.range(2 * ROWS).map(
+        lambda key: tf.numpy_function(rows_by_key(x, y), [key], [tf.uint8, tf.float32]),
+        num_parallel_calls=threads,
+    )
+    found = zip(*rows.as_numpy_iterator(), strict=True)
+    assert same([np.stack(part) for part in found], two_epochs(x, y))
+
+
+@numpy_only
+@pytest.mark.needs("grain")
+def test_grain_makes_the_same_pictures_and_labels_by_their_keys():
+    import grain
+
+    x, y = pictures()
+    rows = grain.MapDataset.source(x).repeat(2).map_with_index(rows_by_key(x, y))
+    found = [np.stack(part) for part in zip(*rows, strict=True)]
+    expected = two_epochs(x, y)
+    assert same(found, expected)
+    # Negative control: the second epoch differs from the first.
+    assert not same([expected[0][:ROWS]], [expected[0][ROWS:]])
 
 
 @numpy_only
@@ -327,6 +410,14 @@ def test_a_turned_picture_is_that_of_scipy(channels):
     assert (augmented(RotateScale(0.0), x)[0] == x).all()
 
 
+@numpy_only
+def test_a_large_picture_is_turned_at_its_own_pixels():
+    # In float32 there is no number for every pixel of 4,200 lines as long.
+    x = np.zeros((1, 4200, 4200), np.uint8)
+    x[0, 4190, 4100:4110] = np.arange(1, 11)
+    assert (augmented(RotateScale(0.0), x)[0] == x).all()
+
+
 # Erased parts
 
 
@@ -506,6 +597,29 @@ def test_cutmix_labels_are_the_shares_of_the_pixels(channels):
         (
             lambda: augment(*pictures(), Mixup(5), seed=0, epoch=0, index=range(60)),
             "data",
+        ),
+        (lambda: Mixup(10, 501.0), "`alpha`"),
+        *(
+            (lambda each=each: augmented(each, pictures()[0]), "number from 0 to 255")
+            for each in (
+                Cutout(4, value=300),
+                Shift(1, value=0.5),
+                RotateScale(value=-1),
+                RandomErasing(value=127.5),
+            )
+        ),
+        (
+            lambda: augment(pictures()[0], None, Cutout(), seed=0, epoch=0, index=[2]),
+            "got 1 for 60 rows",
+        ),
+        *(
+            (
+                lambda i=i: augmented(
+                    lambda x, y, draws: draws.samples([i]), *pictures()
+                ),
+                "from 0 to 59",
+            )
+            for i in (-1, ROWS)
         ),
     ],
 )

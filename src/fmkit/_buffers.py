@@ -10,8 +10,6 @@ import numpy.typing as npt
 
 __all__ = ["SHARED", "Buffers", "to_tensors"]
 
-__all__ = ["Buffers"]
-
 # TensorFlow and JAX take an array without a copy if it starts at such an address.
 ALIGNMENT = 64
 # Below this, malloc has memory at hand that is mapped already.

@@ -16,7 +16,7 @@ import numpy as np
 import sources
 
 import fmkit
-from fmkit import _files
+from fmkit import _files, augmentation
 from fmkit.callbacks import (
     EvaluateWithAverages,
     ExactResume,
@@ -221,6 +221,24 @@ def noisy(x, y, draws):
     return np.where(draws.bernoulli(0.5, x.shape[1:]), x // 2 + other // 2, x), y
 
 
+def on_pictures(function):
+    """Take the six numbers of a row for a picture of two by three."""
+
+    def changed(x, y, draws):
+        found, y = function(x.reshape(-1, 2, 3), y, draws)
+        return found.reshape(x.shape), y
+
+    return changed
+
+
+READY = [
+    augmentation.AlternatingFlip(),
+    augmentation.Shift(1),
+    augmentation.RandomErasing(0.5),
+    augmentation.GaussianNoise(5.0),
+]
+
+
 def plain(options, optimizer):
     """A dense network with nearly everything in it that has state."""
     rank, processes = options.get("rank", 0), options.get("processes", 1)
@@ -233,7 +251,7 @@ def plain(options, optimizer):
     shards = min(options.get("mesh", [processes])[0], processes)
     shard = (rank * shards // processes, shards)
     size = options.get("batch_size", 8) // shards
-    augment = noisy if options.get("augment") else None
+    augment = [noisy, *map(on_pictures, READY)] if options.get("augment") else None
     order = options.get("order", 5)
     batches = Batches(x, y, size, seed=order, shard=shard, augment=augment)
     held_out = (x[:20] / np.float32(255), y[:20].astype(np.int32))

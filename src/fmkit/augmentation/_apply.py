@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 import numpy.typing as npt
 
@@ -47,7 +48,8 @@ def augment(
         `(x, y)`.
 
     Raises:
-        ValueError: If a function doesn't return a pair.
+        ValueError: If `index` has not one number per row, or if a function doesn't
+            return a pair.
 
     Examples:
         >>> import numpy as np
@@ -61,6 +63,13 @@ def augment(
     if callable(functions):
         functions = [functions]
     draws = Draws(seed, epoch, index, size=size)
+    for leaf in keras.tree.flatten(x):
+        if len(leaf) != len(draws):
+            raise ValueError(
+                f"`index` must hold the index of the sample in each row of `x`: got "
+                f"{len(draws)} for {len(leaf)} rows. A single picture is a block of "
+                "one row: augment(picture[None], ..., index=[7])."
+            )
     for number, function in enumerate(functions):
         others = read and _after(functions[:number], read, seed, epoch, size)
         draws = draws._of_function(number, others)

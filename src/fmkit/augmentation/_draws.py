@@ -13,7 +13,11 @@ import numpy.typing as npt
 
 from fmkit import _splitmix
 from fmkit._checks import check_int, check_number
-from fmkit.augmentation._quantiles import beta_quantiles, normal_quantiles
+from fmkit.augmentation._quantiles import (
+    LARGEST_ALPHA,
+    beta_quantiles,
+    normal_quantiles,
+)
 
 __all__ = ["Draws", "Read"]
 
@@ -180,8 +184,14 @@ class Draws:
         r"""Draw from $\text{Beta}(\alpha, \alpha)$, float32, shape `(rows, *shape)`.
 
         65,536 quantiles with equal chances, as in `normal`.
+
+        Args:
+            concentration: $\alpha$, above 0 and up to 500.
+            shape: Of what is drawn for each row.
         """
-        alpha = check_number("concentration", concentration, above=0)
+        alpha = check_number(
+            "concentration", concentration, above=0, at_most=LARGEST_ALPHA
+        )
         return beta_quantiles(alpha)[self._levels(shape)]
 
     def _levels(self, shape: Sequence[int]) -> npt.NDArray[np.uint16]:
@@ -197,14 +207,21 @@ class Draws:
         samples. So two pictures can be mixed, whatever batches they are in.
 
         Raises:
-            ValueError: If these draws know no data.
+            ValueError: If these draws know no data, or an index is no sample's.
         """
         if self._read is None:
             raise ValueError(
                 "`samples` needs data: use Batches(augment=...), or pass `read` and "
                 "`size` to augmentation.augment."
             )
-        return self._read(np.asarray(index, np.int64))
+        index = np.asarray(index, np.int64)
+        size = self._size
+        if size is not None and not ((index >= 0) & (index < size)).all():
+            raise ValueError(
+                f"`index` must be from 0 to {size - 1}, the last sample, got "
+                f"{index.min()} to {index.max()}: draws.integers(0, draws.size)."
+            )
+        return self._read(index)
 
     @property
     def size(self) -> int:

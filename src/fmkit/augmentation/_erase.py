@@ -10,7 +10,7 @@ import numpy as np
 
 from fmkit._checks import check_int, check_number, check_one_of
 from fmkit.augmentation._draws import Draws
-from fmkit.augmentation._images import Array, InPlace, fill, sizes
+from fmkit.augmentation._images import Array, InPlace, as_pixel, fill, sizes
 
 __all__ = ["Cutout", "RandomErasing"]
 
@@ -82,9 +82,9 @@ class RandomErasing(InPlace):
         high, wide = np.sqrt(share * aspect), np.sqrt(share / aspect)
         return np.rint(high).astype(np.int64), np.rint(wide).astype(np.int64)
 
-    def _filling(self, x: Array, draws: Draws) -> Array | float:
+    def _filling(self, x: Array, draws: Draws) -> Array:
         if not isinstance(self.value, str):
-            return self.value
+            return as_pixel(self.value, x.dtype)
         count = math.prod(x.shape[1:])
         words = draws.bits((-(-count // 8),)).astype("<u8", copy=False)
         pixels = words.view(np.uint8)[:, :count].reshape(-1, *x.shape[1:])
@@ -104,10 +104,11 @@ def _place(unit: Array, room: Array) -> Array:
 
 @dataclass(frozen=True)
 class Cutout(InPlace):
-    """Erase a square around a random pixel.
+    r"""Erase a square around a random pixel.
 
-    The centre is any pixel with equal chances, so at the edge a part of the square lies
-    outside of the picture.
+    The centre $(i, j)$ is any pixel with equal chances. With side $s$ and $h = \lfloor
+    s/2 \rfloor$, lines $i - h$ to $i - h + s - 1$ of columns $j - h$ to $j - h + s - 1$
+    are filled, as far as they lie in the picture.
 
     Args:
         size: Side of the square in pixels.
@@ -130,4 +131,5 @@ class Cutout(InPlace):
         top = draws.integers(0, height) - self.size // 2
         left = draws.integers(0, width) - self.size // 2
         side = np.full(rows, self.size)
-        fill(x, np.arange(rows), top, left, side, side, self.value)
+        by = as_pixel(self.value, x.dtype)
+        fill(x, np.arange(rows), top, left, side, side, by)

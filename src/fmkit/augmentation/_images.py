@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from fmkit.augmentation._draws import Draws
 
-__all__ = ["InPlace", "fill", "per_image", "sizes", "to_dtype"]
+__all__ = ["InPlace", "as_pixel", "fill", "per_image", "sizes", "to_dtype"]
 
 Array = np.ndarray[Any, Any]
 
@@ -70,6 +70,19 @@ def to_dtype(values: Array, dtype: npt.DTypeLike) -> Array:
     return np.rint(values).clip(limits.min, limits.max).astype(dtype)
 
 
+def as_pixel(value: float, dtype: npt.DTypeLike) -> Array:
+    """Return a number as a pixel, or refuse one that these pixels can't have."""
+    dtype = np.dtype(dtype)
+    if dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        if value != int(value) or not limits.min <= value <= limits.max:
+            raise ValueError(
+                f"`value` must be a whole number from {limits.min} to {limits.max} for "
+                f"pictures of {dtype}, got value={value}."
+            )
+    return np.asarray(value).astype(dtype)
+
+
 def fill(
     x: Array,
     rows: Array,
@@ -88,7 +101,7 @@ def fill(
         left: First column.
         high: Height, 0 for no rectangle.
         wide: Width.
-        by: A number, or `n` pictures to fill it from.
+        by: A pixel, or `n` pictures to fill it from.
     """
     _, height, width = sizes(x)
     # As bytes, of which bitwise operations change many at once.

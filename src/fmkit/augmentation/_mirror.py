@@ -23,6 +23,10 @@ class HorizontalFlip(InPlace):
     Args:
         probability: Chance of a mirrored picture, drawn anew in each epoch.
 
+    References:
+        Krizhevsky, Sutskever and Hinton, *ImageNet classification with deep
+        convolutional neural networks*, 2012, section 4.1.
+
     Examples:
         >>> import numpy as np
         >>> from fmkit.augmentation import augment
@@ -45,9 +49,10 @@ class HorizontalFlip(InPlace):
 class AlternatingFlip(InPlace):
     r"""Mirror each picture in every other epoch.
 
-    Half of the pictures, drawn at random, are mirrored in epochs 0, 2, 4, ..., the
-    others in epochs 1, 3, 5, ...: in two epochs in a row a network sees both sides of
-    each picture, where `HorizontalFlip` shows one side twice in half of the cases.
+    With $b$ drawn once for each picture, 0 or 1 with equal chances, it is mirrored in
+    the epochs $e$ with $(e + b) \bmod 2 = 1$. So in two epochs in a row a network
+    sees both sides of each picture, where `HorizontalFlip` shows one side twice in half
+    of the cases.
 
     References:
         Jordan, [*94% on CIFAR-10 in 3.29 seconds on a single

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from fmkit._checks import check_int, check_number
 from fmkit.augmentation._draws import Draws
 from fmkit.augmentation._images import Array, fill, per_image, sizes, to_dtype
+from fmkit.augmentation._quantiles import LARGEST_ALPHA
 
 __all__ = ["CutMix", "Mixup"]
 
@@ -30,7 +32,8 @@ class Mixup:
 
     Args:
         num_classes: Length of a label.
-        alpha: $\alpha > 0$. Values below 1 mostly leave one of the two samples alone.
+        alpha: $\alpha$, above 0 and up to 500. Values below 1 mostly leave one of the
+            two samples alone.
 
     References:
         Zhang et al., [*mixup: Beyond empirical risk
@@ -42,7 +45,7 @@ class Mixup:
 
     def __post_init__(self) -> None:
         check_int("num_classes", self.num_classes)
-        check_number("alpha", self.alpha, above=0)
+        check_number("alpha", self.alpha, above=0, at_most=LARGEST_ALPHA)
 
     def __call__(self, x: Array, y: Any, draws: Draws) -> tuple[Array, Array]:
         """Return the mixed samples and their dense labels."""
@@ -67,7 +70,7 @@ class CutMix:
 
     Args:
         num_classes: Length of a label.
-        alpha: $\alpha > 0$; 1 makes $\lambda$ uniform.
+        alpha: $\alpha$, above 0 and up to 500; 1 makes $\lambda$ uniform.
 
     References:
         Yun et al., [*CutMix: Regularization strategy to train strong classifiers with
@@ -79,7 +82,7 @@ class CutMix:
 
     def __post_init__(self) -> None:
         check_int("num_classes", self.num_classes)
-        check_number("alpha", self.alpha, above=0)
+        check_number("alpha", self.alpha, above=0, at_most=LARGEST_ALPHA)
 
     def __call__(self, x: Array, y: Any, draws: Draws) -> tuple[Array, Array]:
         """Return the pictures in pictures and their dense labels."""
@@ -115,12 +118,13 @@ def _dense(y: Any, num_classes: int) -> Array:
     y = np.asarray(y)
     if y.ndim == 2 and y.shape[1] == num_classes and num_classes > 1:
         return y.astype(np.float32)
-    y = y.reshape(len(y), -1)
+    y = y.reshape(len(y), math.prod(y.shape[1:]))
     whole = y.shape[1] == 1 and y.dtype.kind in "iu"
-    if not whole or y.min() < 0 or y.max() >= num_classes:
+    if not whole or (y.size and (y.min() < 0 or y.max() >= num_classes)):
+        values = f" from {y.min()} to {y.max()}" if y.size else ""
         raise ValueError(
             f"Labels must be whole numbers from 0 to {num_classes - 1} (num_classes="
-            f"{num_classes}) or rows of {num_classes} numbers, got {y.dtype} from "
-            f"{y.min()} to {y.max()}, shape {y.shape}."
+            f"{num_classes}) or rows of {num_classes} numbers, got {y.dtype}{values}, "
+            f"shape {y.shape}."
         )
     return np.eye(num_classes, dtype=np.float32)[y[:, 0]]

@@ -11,7 +11,7 @@ import numpy as np
 
 from fmkit._checks import check_int, check_number, check_one_of
 from fmkit.augmentation._draws import Draws
-from fmkit.augmentation._images import Array, sizes, to_dtype
+from fmkit.augmentation._images import Array, as_pixel, sizes, to_dtype
 
 __all__ = ["RotateScale", "Shift"]
 
@@ -81,8 +81,9 @@ class Shift:
         pixel = math.prod(x.shape[3:])
         most = (self.pixels * width + self.pixels) * pixel
         count = height * width * pixel
+        outside = as_pixel(self.value, x.dtype)
         padded = np.empty((rows, count + 2 * most), x.dtype)
-        padded[:, :most] = padded[:, -most:] = self.value
+        padded[:, :most] = padded[:, -most:] = outside
         padded[:, most:-most] = x.reshape(rows, count)
         windows = np.lib.stride_tricks.as_strided(
             padded,
@@ -95,7 +96,7 @@ class Shift:
         # As whole numbers, of which bitwise operations change many at once: whole
         # pictures of small ones, lines of large ones.
         kind = np.dtype(f"u{min(x.itemsize, 8)}")
-        side = np.full(pixel, self.value, x.dtype).view(kind)
+        side = np.full(pixel, outside).view(kind)
         small = (2 * self.pixels + 1) * count * x.itemsize <= _LARGEST_TABLE
         lines = height if small else 1
         inside = _inside(self.pixels, lines, width, len(side), kind)
@@ -147,6 +148,11 @@ class RotateScale:
         degrees: Largest angle to either side, from 0 to 45.
         scale: Smallest and largest $s > 0$.
         value: What is outside of the picture, in the units of the pixels.
+
+    References:
+        Simard, Steinkraus and Platt, *Best practices for convolutional neural networks
+        applied to visual document analysis*, 2003, section 2: affine distortions,
+        interpolated between four pixels.
     """
 
     degrees: float = 10.0
@@ -173,30 +179,32 @@ class RotateScale:
             :, None
         ]
         u = np.arange(width, dtype=np.float32) - np.float32((width - 1) / 2)
-        found = np.empty_like(x)
+        found, outside = np.empty_like(x), as_pixel(self.value, x.dtype)
         # A few pictures at a time stay in the cache.
         for start in range(0, rows, _AT_ONCE):
             part = slice(start, start + _AT_ONCE)
             across = u * cosine[part] - v * sine[part] - u[0]
             down = u * sine[part] + v * cosine[part] - v[0]
-            found[part] = _interpolated(x[part], down, across, self.value)
+            found[part] = _interpolated(x[part], down, across, outside)
         return found, y
 
 
-def _interpolated(x: Array, down: Array, across: Array, value: float) -> Array:
-    """Read pictures between their pixels; outside of them stands `value`."""
+def _interpolated(x: Array, down: Array, across: Array, outside: Array) -> Array:
+    """Read pictures between their pixels; outside of them is one pixel's value."""
     rows, height, width = sizes(x)
     around = ((0, 0), (1, 2), (1, 2), (0, 0))[: x.ndim]
-    padded = np.pad(x, around, constant_values=value)
+    padded = np.pad(x, around, constant_values=outside)
     down, across = down.clip(-1, height), across.clip(-1, width)
     top, left = np.floor(down), np.floor(across)
     below, right = down - top, across - left
     if x.ndim == 4:
         below, right = below[..., None], right[..., None]
     line = width + 3
-    corner = ((top + 1) * line + (left + 1)).astype(np.int64)
+    # Floats have no numbers for all pixels of a large picture.
+    corner = (top.astype(np.int64) + 1) * line + (left.astype(np.int64) + 1)
     corner += (np.arange(rows) * (line * (height + 3)))[:, None, None]
-    flat = padded.reshape(-1, *x.shape[3:]).astype(np.float32)
+    kind = np.float64 if x.dtype == np.float64 else np.float32
+    flat = padded.reshape(-1, *x.shape[3:]).astype(kind)
 
     def pixels(offset: int) -> Array:
         return flat.take(corner + offset, axis=0)

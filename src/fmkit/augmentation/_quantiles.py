@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["beta_quantiles", "normal_quantiles"]
+__all__ = ["LARGEST_ALPHA", "beta_quantiles", "normal_quantiles"]
+
+# Beyond it the powers are zero in float64, long after all shares are nearly 1/2.
+LARGEST_ALPHA = 500.0
 
 _LEVELS = 2**16
 _CELLS = 2**14

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,10 @@ class Brightness:
     Args:
         delta: $d$, in the units of the pixels: of 255 for bytes. Bytes are rounded and
             cut to 0 to 255, floats are left as they are.
+
+    References:
+        Howard, [*Some improvements on deep convolutional neural network based image
+        classification*](https://arxiv.org/abs/1312.5402), 2013, section 2.
     """
 
     delta: float
@@ -45,6 +50,10 @@ class Contrast:
     Args:
         low: Smallest factor, from 0 up.
         high: Largest factor.
+
+    References:
+        Howard, [*Some improvements on deep convolutional neural network based image
+        classification*](https://arxiv.org/abs/1312.5402), 2013, section 2.
     """
 
     low: float = 0.5
@@ -58,7 +67,8 @@ class Contrast:
         """Return the pictures, with more or less contrast, and the labels."""
         rows, *_ = sizes(x)
         # As float32: the order of a sum in float64 may differ between machines.
-        mean = x.reshape(rows, -1).mean(axis=1, dtype=np.float64).astype(np.float32)
+        flat = x.reshape(rows, math.prod(x.shape[1:]))
+        mean = flat.mean(axis=1, dtype=np.float64).astype(np.float32)
         factor = draws.uniform(self.low, self.high).astype(np.float32)
         mean, factor = per_image(mean, x), per_image(factor, x)
         return to_dtype(mean + factor * (x - mean), x.dtype), y
@@ -71,6 +81,10 @@ class GaussianNoise:
     Args:
         stddev: $\sigma$, in the units of the pixels. Bytes are rounded and cut to 0 to
             255.
+
+    References:
+        Bishop, *Training with noise is equivalent to Tikhonov regularization*, Neural
+        Computation 7(1), 1995.
     """
 
     stddev: float
