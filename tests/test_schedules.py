@@ -399,19 +399,176 @@ def test_a_shape_has_the_rates_of_pytorch(name):
     assert np.abs(later - expected).max() > 1e-4
 
 
-def optax_warmup_cosine(n, initial, peak, warmup, total, end):
-    """The formula of `optax.warmup_cosine_decay_schedule`, for one step."""
-    if n < warmup:
-        return initial + (peak - initial) * n / warmup
-    share = min(n - warmup, total - warmup) / (total - warmup)
-    return end + (peak - end) * 0.5 * (1 + math.cos(math.pi * share))
+# Printed by optax 0.2.8 at these steps, in float32.
+OPTAX_STEPS = [0, 1, 25, 49, 50, 51, 139, 140, 200, 349, 350, 351, 1000]
+OPTAX = {
+    # constant_schedule(0.3)
+    "constant": (lambda: schedules.join([0.3], []), [0.3] * 13),
+    # linear_schedule(0.3, 0.03, 300, 50)
+    "linear": (
+        lambda: schedules.WarmupStableDecay(0.3, 50, 300, end_value=0.03),
+        "0.3 0.3 0.3 0.3 0.3 0.2991 0.2199 0.219 0.165 0.0309 0.03 0.03 0.03",
+    ),
+    # polynomial_schedule(0.3, 0.01, 2.5, 300, 50)
+    "polynomial": (
+        lambda: schedules.join(
+            [0.3, schedules.PolynomialDecay(0.3, 300, power=2.5, end_value=0.01)], [50]
+        ),
+        "0.3 0.3 0.3 0.3 0.3 0.2975894 0.1303098 0.1288894 0.06126524 0.01000019 "
+        "0.01 0.01 0.01",
+    ),
+    # cosine_decay_schedule(0.3, 350, alpha=0.1)
+    "cosine": (
+        lambda: schedules.CosineDecay(0.3, 350, end_value=0.03),
+        "0.3 0.2999946 0.2966153 0.2871517 0.2866308 0.2861001 0.2078681 0.2067173 "
+        "0.1349597 0.03000544 0.03 0.03 0.03",
+    ),
+    # warmup_cosine_decay_schedule(0.02, 0.3, 50, 140, 0.01)
+    "warm-up and cosine": (
+        lambda: schedules.CosineDecay(0.3, 90, **END),
+        "0.02 0.0256 0.16 0.2944 0.3 0.2999117 0.01008833 0.01 0.01 0.01 0.01 0.01 "
+        "0.01",
+    ),
+    # sgdr_schedule, of 90 and 270 steps after the warm-up, which ends there
+    "restarts": (
+        lambda: schedules.CosineDecayRestarts(0.3, 90, cycle_factor=3, **END),
+        "0.02 0.0256 0.16 0.2944 0.3 0.2999117 0.01008833 0.3 0.2660764 0.04501551 "
+        "0.04392353 0.0428466",
+    ),
+    # cosine_onecycle_schedule(400, 0.3, 0.125, 15.0, 100.0)
+    "one cycle": (
+        lambda: schedules.OneCycle(0.3, 50, 350, warmup_initial=0.02, end_value=0.0002),
+        "0.02 0.02027628 0.16 0.2997237 0.3 0.2999939 0.2546586 0.2536903 0.1834559 "
+        "0.01563398 0.01504476 0.01446641 0.0002",
+    ),
+    # join_schedules of linear, constant and linear, at [50, 200]
+    "trapezoid": (
+        lambda: schedules.WarmupStableDecay(0.3, 150, 150, **END),
+        "0.02 0.0256 0.16 0.2944 0.3 0.3 0.3 0.3 0.3 0.01193333 0.01 0.01 0.01",
+    ),
+    # exponential_decay(0.3, 100, 0.5, transition_begin=50, end_value=0.02)
+    "exponential": (
+        lambda: schedules.ExponentialDecay(
+            0.3, 100, 0.5, transition_begin=50, end_value=0.02
+        ),
+        "0.3 0.3 0.3 0.3 0.3 0.2979278 0.1618842 0.160766 0.106066 0.03776083 0.0375 "
+        "0.03724097 0.02",
+    ),
+    # the same with staircase=True
+    "stairs": (
+        lambda: schedules.ExponentialDecay(
+            0.3, 100, 0.5, True, transition_begin=50, end_value=0.02
+        ),
+        "0.3 0.3 0.3 0.3 0.3 0.3 0.3 0.3 0.15 0.075 0.0375 0.0375 0.02",
+    ),
+    # join_schedules([constant_schedule(0.3), cosine_decay_schedule(0.2, 100)], [140])
+    "join": (
+        lambda: schedules.join([0.3, schedules.CosineDecay(0.2, 100)], [140]),
+        "0.3 0.3 0.3 0.3 0.3 0.3 0.3 0.2 0.06909829 0 0 0 0",
+    ),
+}
 
 
-def test_a_warm_up_then_a_cosine_has_the_rates_of_optax():
-    schedule = schedules.CosineDecay(0.3, 90, **END)
-    steps = np.arange(160)
-    expected = [optax_warmup_cosine(n, 0.02, 0.3, 50, 140, 0.01) for n in steps]
-    np.testing.assert_allclose(rates(schedule, steps), expected, rtol=1e-5)
+@pytest.mark.parametrize("name", OPTAX)
+def test_rates_are_those_that_optax_prints(name):
+    make, printed = OPTAX[name]
+    expected = np.array(printed.split() if isinstance(printed, str) else printed, float)
+    steps = np.array(OPTAX_STEPS[: len(expected)])
+    found = rates(make(), steps)
+    np.testing.assert_allclose(found, expected, rtol=3e-6, atol=1e-8)
+    # Negative control: one step later is another rate, unless it is a constant.
+    same = np.allclose(rates(make(), steps + 1), expected, rtol=3e-6, atol=1e-8)
+    assert same == (name == "constant")
+
+
+IN_EPOCHS = [
+    (
+        schedules.CosineDecay.from_epochs(
+            0.3, 40, end_value=0.1, warmup_epochs=0.5, steps_per_epoch=235
+        ),
+        schedules.CosineDecay(0.3, 9400, end_value=0.1, warmup_steps=118),
+    ),
+    (
+        schedules.CosineDecayRestarts.from_epochs(
+            0.3, first_cycle_epochs=2, cycle_factor=3, steps_per_epoch=468.75
+        ),
+        schedules.CosineDecayRestarts(0.3, 938, cycle_factor=3),
+    ),
+    (
+        schedules.WarmupStableDecay.from_epochs(0.3, 0, 0.1, steps_per_epoch=30),
+        schedules.WarmupStableDecay(0.3, 0, 3),
+    ),
+    (
+        schedules.InverseSquareRoot.from_epochs(0.3, timescale=2, steps_per_epoch=10),
+        schedules.InverseSquareRoot(0.3, 20),
+    ),
+    (
+        schedules.OneCycleMomentum.from_epochs(3, 7, lowest=0.5, steps_per_epoch=10),
+        schedules.OneCycleMomentum(30, 70, lowest=0.5),
+    ),
+    (
+        schedules.CyclicDecay.from_epochs(0.5, 0.1, cycle_epochs=1, steps_per_epoch=9),
+        schedules.CyclicDecay(0.5, 0.1, 9),
+    ),
+]
+
+
+@pytest.mark.parametrize(("found", "expected"), IN_EPOCHS)
+def test_lengths_in_epochs_are_lengths_in_steps(found, expected):
+    assert type(found) is type(expected)
+    assert found.get_config() == expected.get_config()
+
+
+def test_epochs_that_are_missing_unknown_or_no_numbers_are_refused():
+    make = schedules.CosineDecay.from_epochs
+    with pytest.raises(TypeError, match="decay_epochs"):
+        make(0.3, steps_per_epoch=9)
+    with pytest.raises(TypeError, match="warmup_steps"):
+        make(0.3, 4, warmup_steps=9, steps_per_epoch=9)
+    with pytest.raises(TypeError, match="`decay_epochs` must be a number"):
+        make(0.3, "4", steps_per_epoch=9)
+    with pytest.raises(
+        ValueError, match="`steps_per_epoch` must be a finite number above 0"
+    ):
+        make(0.3, 4, steps_per_epoch=0)
+
+
+def test_a_rate_that_stays_ignores_its_end_and_is_the_rate_to_the_bit():
+    steady = schedules.ExponentialDecay(0.1, 10, 1.0, end_value=0.01)
+    assert set(rates(steady, [0, 10, 10_000])) == {np.float32(0.1)}
+    assert float(steady(7)) == np.float32(0.1)
+    warm = schedules.WarmupStableDecay(0.3, 0, 7, end_value=0.3, warmup_steps=10)
+    assert set(rates(warm, np.arange(10, 40))) == {np.float32(0.3)}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_width_of_a_counter_changes_nothing(name):
+    schedule, steps = SCHEDULES[name](), [0, 5, 120, 127]
+    expected = rates(schedule, np.array(steps, "int32"))
+    for dtype in ("int8", "uint8", "int16", "uint32"):
+        found = ops.convert_to_numpy(schedule(ops.convert_to_tensor(steps, dtype)))
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.backend("tensorflow", "torch")
+def test_an_unsigned_counter_beyond_an_int32_does_not_wrap_around():
+    schedule = schedules.ExponentialDecay(0.1, 2**31, 0.5, staircase=True)
+    assert float(schedule(ops.convert_to_tensor(2**31 + 5, "uint32"))) == np.float32(
+        0.05
+    )
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        schedules.CyclicDecay(0.5, 0.1, 2**31),
+        schedules.CosineDecayRestarts(0.5, 2**31),
+    ],
+)
+def test_a_cycle_may_be_longer_than_a_counter_can_count(schedule):
+    found = rates(schedule, np.array([0, 2**30], "int32"))
+    assert found[0] > found[1]
+    np.testing.assert_allclose(found[1], float(schedule(2**30)), rtol=1e-5)
 
 
 OTHERS = ("ExponentialDecay", "CyclicDecay", "OneCycleMomentum", "join")

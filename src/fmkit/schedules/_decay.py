@@ -13,12 +13,16 @@ from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
 from fmkit._checks import check_int, check_number
+from fmkit.schedules._counts import (
+    LARGEST_DENOMINATOR,
+    InEpochs,
+    integer_tensor,
+    not_negative,
+    place_in_cycle,
+)
 
-__all__ = ["CyclicDecay", "ExponentialDecay", "integer_tensor", "join"]
+__all__ = ["CyclicDecay", "ExponentialDecay", "join"]
 
-# Two fractions with denominators up to this differ by at least its inverse square,
-# 2.3e-10: still more than the spacing of floats around a million steps.
-_LARGEST_DENOMINATOR = 65_536
 # Three times a numerator must fit int32, the integer of JAX.
 _LARGEST_NUMERATOR = 2**29
 
@@ -50,7 +54,7 @@ class ExponentialDecay(LearningRateSchedule):
         decay_rate: Factor $r > 0$; above 1 the rate grows.
         staircase: Whether the rate is constant between multiples of `decay_steps`.
         end_value: Where the rate stops changing: its lower bound for $r < 1$, its upper
-            bound for $r > 1$. `None` sets no bound.
+            bound for $r > 1$. At $r = 1$ nothing changes. `None` sets no bound.
         transition_begin: Steps at $\eta_0$ before the decay begins.
         warmup_steps: Steps of linear warm-up; step 0 has the rate `warmup_initial`.
         warmup_initial: Rate at step 0 of the warm-up.
@@ -171,7 +175,7 @@ class ExponentialDecay(LearningRateSchedule):
 
     def _decayed(self, count: Any) -> Any:
         """Rate of the decay proper at an integer tensor `count`."""
-        count = _not_negative(count)
+        count = not_negative(count)
         if _may_be_double(count):
             rate = self._in_double(count)
         else:
@@ -179,7 +183,7 @@ class ExponentialDecay(LearningRateSchedule):
             rate = self.initial_learning_rate * self._power(
                 whole, ops.zeros_like(rest) if self.staircase else rest
             )
-        if self.end_value is None:
+        if self.end_value is None or self.decay_rate == 1:
             return rate
         bound = ops.maximum if self.decay_rate < 1 else ops.minimum
         return bound(rate, ops.cast(self.end_value, "float32"))
@@ -197,7 +201,7 @@ class ExponentialDecay(LearningRateSchedule):
             return ops.ones_like(rest)
         # Beyond this count the power is zero or infinite in float32.
         largest = min(math.ceil(150 / abs(log_rate)), 2**23)
-        whole = ops.cast(largest - _not_negative(largest - whole), "float32")
+        whole = ops.cast(largest - not_negative(largest - whole), "float32")
         ulp = 2.0 ** (math.frexp(log_rate)[1] - 24 + largest.bit_length())
         leading = round(log_rate / ulp) * ulp
         remainder = whole * (log_rate - leading) + rest * log_rate
@@ -226,7 +230,7 @@ class ExponentialDecay(LearningRateSchedule):
         log_rate += exponent * math.log(self.decay_rate)
         # exp overflows float64 above 700, and float32, the result's type, long before.
         rate = math.exp(log_rate) if log_rate < 700 else math.inf
-        if self.end_value is None:
+        if self.end_value is None or self.decay_rate == 1:
             return rate
         return (max if self.decay_rate < 1 else min)(rate, self.end_value)
 
@@ -262,7 +266,7 @@ class ExponentialDecay(LearningRateSchedule):
 
 
 @keras.saving.register_keras_serializable("fmkit")
-class CyclicDecay(LearningRateSchedule):
+class CyclicDecay(InEpochs, LearningRateSchedule):
     r"""Learning rate that falls in a straight line, again and again.
 
     At step $n$ of cycles of $c$ steps,
@@ -311,8 +315,9 @@ class CyclicDecay(LearningRateSchedule):
         """Return the rate at `step`, a whole number or an integer tensor."""
         if not isinstance(step, numbers.Integral):
             step = integer_tensor(step)
-        place = ops.cast(step % self.cycle_steps, "float32") + 1.0
-        share = place / self.cycle_steps
+        place = place_in_cycle(step, self.cycle_steps)
+        place = ops.cast(place, "float32") + 1.0
+        share = place / float(self.cycle_steps)
         return (
             1.0 - share
         ) * self.initial_learning_rate + share * self.final_learning_rate
@@ -387,7 +392,7 @@ class _Joined(LearningRateSchedule):
         step = integer_tensor(step)
         rate = _rate_of(self.schedules[0], step)
         for start, schedule in zip(self.boundaries, self.schedules[1:], strict=True):
-            later = _rate_of(schedule, _not_negative(step - start))
+            later = _rate_of(schedule, not_negative(step - start))
             rate = ops.where(step < start, rate, later)
         return rate
 
@@ -430,7 +435,7 @@ def _read_decay_steps(value: Any) -> Fraction:
         period = Fraction(numerator, int(value.denominator))
     else:
         number = check_number("decay_steps", value, above=0)
-        period = Fraction(number).limit_denominator(_LARGEST_DENOMINATOR)
+        period = Fraction(number).limit_denominator(LARGEST_DENOMINATOR)
     if period.denominator > 1 and period.numerator > _LARGEST_NUMERATOR:
         raise ValueError(
             "`decay_steps` as a fraction must have a numerator up to 2^29, got "
@@ -447,9 +452,7 @@ def _divide_exactly(count: Any, period: Fraction) -> tuple[Any, Any]:
     Operators, not `keras.ops`, which on PyTorch turns int64 into int32.
     """
     numerator, denominator = period.numerator, period.denominator
-    bits = {"int64": 63, "uint64": 64, "uint32": 32}.get(
-        keras.backend.standardize_dtype(count.dtype), 31
-    )
+    bits = 31 if keras.backend.standardize_dtype(count.dtype) == "int32" else 63
     if denominator == 1 and numerator < 2**bits:
         whole = count // numerator
         return whole, ops.cast(count - whole * numerator, "float32") / numerator
@@ -467,29 +470,9 @@ def _divide_exactly(count: Any, period: Fraction) -> tuple[Any, Any]:
     return blocks * denominator + quotient, ops.cast(rest, "float32") / numerator
 
 
-def integer_tensor(step: Any) -> Any:
-    # An optimizer's counter is a keras.Variable.
-    step = ops.convert_to_tensor(step)
-    dtype = keras.backend.standardize_dtype(step.dtype)
-    if "int" not in dtype:
-        raise TypeError(
-            "A schedule counts whole optimizer steps: `step` must be an integer or an "
-            f"integer tensor, got dtype {dtype}."
-        )
-    # Subtracting from a narrow or an unsigned counter would wrap around.
-    return ops.cast(step, "int32") if dtype not in ("int32", "int64") else step
-
-
 def _may_be_double(count: Any) -> bool:
     """Whether a count may become float64: on PyTorch, except on Apple's GPUs."""
     return keras.backend.backend() == "torch" and count.device.type != "mps"
-
-
-def _not_negative(count: Any) -> Any:
-    """Return `max(count, 0)`, by operators: on PyTorch `ops.maximum` gives int32."""
-    if keras.backend.backend() == "torch" and not isinstance(count, int):
-        return count.clamp(min=0)
-    return count * ops.cast(count > 0, count.dtype)
 
 
 def _read_schedule(part: Any) -> LearningRateSchedule | float:

@@ -12,7 +12,7 @@ from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
 from fmkit._checks import check_int, check_number
-from fmkit.schedules._decay import integer_tensor
+from fmkit.schedules._counts import InEpochs, integer_tensor, place_in_cycle
 
 __all__ = [
     "CosineDecay",
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 
-class _Shape(LearningRateSchedule):
+class _Shape(InEpochs, LearningRateSchedule):
     """A linear warm-up, then a curve that a subclass defines.
 
     `_curve(count, xp)` gets a whole number of steps since the warm-up, from 0 up: a
@@ -70,6 +70,8 @@ class _Shape(LearningRateSchedule):
 
     def _between(self, share: Any) -> Any:
         """Return the rate at a share of the way down, 1 at its top, 0 at its end."""
+        if self.end_value == self.initial_learning_rate:
+            return self.end_value + 0.0 * share
         # Exact at both ends, unlike `end + share * difference`.
         return share * self.initial_learning_rate + (1.0 - share) * self.end_value
 
@@ -204,7 +206,8 @@ class CosineDecayRestarts(_Shape):
     def _curve(self, count: Any, xp: Any) -> Any:
         steps = self.first_cycle_steps
         if self.cycle_factor == 1:
-            return self._between(_cosine(_divided(count % steps, steps), xp))
+            place = place_in_cycle(count, steps)
+            return self._between(_cosine(_divided(place, steps), xp))
         share = _divided(_within(count, steps), steps)
         # Each further cycle begins where the sum of those before it ends. There are at
         # most 31 in an int32, the counter of JAX; a later start is beyond any training.
@@ -392,7 +395,7 @@ class OneCycle(CosineDecay):
 
 
 @keras.saving.register_keras_serializable("fmkit")
-class OneCycleMomentum(LearningRateSchedule):
+class OneCycleMomentum(InEpochs, LearningRateSchedule):
     r"""Momentum that falls while the rate of `OneCycle` rises, and rises again.
 
     With momentum $\mu_2$ at step 0, $\mu_1$ at step $W$ and $\mu_2$ from $W + T$ on,
