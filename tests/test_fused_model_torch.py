@@ -1,15 +1,30 @@
 """`FusedModel` on PyTorch: steps played from a graph, to the bit as in Keras."""
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
 import pytest
 from bits import bits, state
+from fused_cases import (
+    CASES,
+    IMAGES,
+    LABELS,
+    ROWS,
+    ROWS_OF_6,
+    SIZE,
+    WEIGHTS,
+    compiled,
+    convolutional,
+    dense,
+    rows,
+    trained,
+)
 from resuming import StopAt, StopError
 
 import fmkit
-from fmkit import losses, optimizers, schedules
+from fmkit import losses
 from fmkit.callbacks import ExactResume
 from fmkit.data import Batches
 from fmkit.performance import FusedModel, _torch_steps
@@ -17,70 +32,6 @@ from fmkit.performance import FusedModel, _torch_steps
 pytestmark = pytest.mark.backend("torch")
 
 K = keras.layers
-
-ROWS, SIZE = 46, 4  # eleven whole batches, and one of two rows
-rng = np.random.default_rng(0)
-IMAGES = rng.random((ROWS, 6, 6, 2), np.float32)
-ROWS_OF_6 = rng.random((ROWS, 6), np.float32)
-WORDS = rng.integers(0, 5, (ROWS, 4)).astype("int32")
-LABELS = rng.integers(0, 3, ROWS).astype("int32")
-WEIGHTS = rng.random(ROWS).astype("float32")
-
-
-def dense(*between, size=6):
-    inputs = keras.Input((size,))
-    x = inputs
-    for layer in (K.Dense(8, "relu"), *between):
-        x = layer(x)
-    return inputs, K.Dense(3)(x)
-
-
-def convolutional():
-    inputs = keras.Input((6, 6, 2))
-    x = K.Conv2D(4, 3, activation="relu", kernel_regularizer="l2")(inputs)
-    x = K.BatchNormalization()(x)
-    x = K.MaxPooling2D(2)(x)
-    x = K.Flatten()(K.SpatialDropout2D(0.3)(x))
-    return inputs, K.Dense(3, activity_regularizer="l2")(x)
-
-
-def pooled():
-    inputs = x = keras.Input((12, 12, 2))
-    for filters in (4, 8):
-        x = K.Conv2D(filters, 3, padding="same", use_bias=False)(x)
-        x = K.Activation("relu")(K.BatchNormalization()(x))
-        x = K.MaxPooling2D(2)(K.Conv2D(filters, 3, activation="relu")(x))
-        x = K.BatchNormalization()(x)
-    return inputs, K.Dense(3)(K.GlobalAveragePooling2D()(x))
-
-
-def masked():
-    inputs = keras.Input((4,), dtype="int32")
-    x = K.Embedding(5, 6, mask_zero=True)(inputs)
-    return inputs, K.Dense(3)(K.LSTM(4)(x))
-
-
-def two_outputs():
-    inputs = keras.Input((6,), name="rows")
-    x = K.Dense(8, "gelu")(inputs)
-    return inputs, {
-        "kind": K.Dense(3, name="kind")(x),
-        "sum": K.Dense(1, name="sum")(x),
-    }
-
-
-def compiled(kind, made=dense, optimizer=None, loss=None, **options):
-    """The same network with the same start, whatever `kind` of model it becomes."""
-    fmkit.set_random_seed(3)
-    model = kind(*made())
-    options = {"metrics": ["accuracy"], **options}
-    optimizer = optimizer() if optimizer else keras.optimizers.Adam(0.01)
-    model.compile(optimizer, loss or losses.CrossentropyFromLogits(), **options)
-    return model
-
-
-def rows(x=ROWS_OF_6, y=LABELS, **options):
-    return Batches(x, y, SIZE, map=None, **{"seed": 1, **options})
 
 
 class Counted:
@@ -95,68 +46,6 @@ class Counted:
             return of_keras(model, *arguments)
 
         monkeypatch.setattr(keras.Model, "train_step", train_step)
-
-
-def trained(kind, data=rows, fit=None, **options):
-    model = compiled(kind, **options)
-    history = model.fit(**{"x": data(), "epochs": 3, "verbose": 0, **(fit or {})})
-    return model, history.history, state(model)
-
-
-class LooksAtValues(K.Layer):
-    def call(self, x):
-        return x * 2 if keras.ops.mean(x) > 0.3 else x
-
-
-CASES = {
-    "an `if` over values": {"made": lambda: dense(LooksAtValues())},
-    "Adam": {},
-    "noise with and without a seed": {
-        "made": lambda: dense(
-            K.Dropout(0.2), K.GaussianNoise(0.1), K.Dropout(0.2, seed=4)
-        )
-    },
-    "convolutions, regularizers": {
-        "made": convolutional,
-        "data": lambda: rows(IMAGES),
-    },
-    "pooling before and after BatchNorm": {
-        "made": pooled,
-        "data": lambda: rows(np.tile(IMAGES, (1, 2, 2, 1))),
-    },
-    "masks and a recurrent layer": {"made": masked, "data": lambda: rows(WORDS)},
-    "several outputs and losses": {
-        "made": two_outputs,
-        "data": lambda: rows(ROWS_OF_6, {"kind": LABELS, "sum": WEIGHTS[:, None]}),
-        "loss": {"kind": losses.CrossentropyFromLogits(), "sum": "mse"},
-        "loss_weights": {"kind": 1.0, "sum": 0.5},
-        "metrics": {"kind": ["accuracy"], "sum": ["mae"]},
-    },
-    "weights of samples": {
-        "data": lambda: rows(sample_weight=WEIGHTS),
-        "weighted_metrics": ["accuracy"],
-    },
-    "weights of classes": {"fit": {"class_weight": {0: 1.0, 1: 2.0, 2: 0.5}}},
-    "clipping and a schedule": {
-        "optimizer": lambda: keras.optimizers.AdamW(
-            keras.optimizers.schedules.CosineDecay(0.01, 40, warmup_steps=5),
-            global_clipnorm=0.5,
-        )
-    },
-    "accumulation": {
-        "optimizer": lambda: keras.optimizers.Adam(0.01, gradient_accumulation_steps=3)
-    },
-    "average": {
-        "optimizer": lambda: optimizers.ExponentialMovingAverage(
-            keras.optimizers.SGD(schedules.ExponentialDecay(0.1, 5, 0.9), 0.9), 0.95
-        )
-    },
-    "Keras's average": {
-        "optimizer": lambda: keras.optimizers.SGD(
-            0.1, nesterov=True, momentum=0.9, use_ema=True, ema_overwrite_frequency=5
-        )
-    },
-}
 
 
 # What `make test` runs; `make test-long` runs the others.
@@ -480,7 +369,169 @@ def test_many_shapes_are_refused_and_trained_on():
         model.fit(Pieces(), verbose=0, shuffle=False)
         ends.append(state(model))
     assert ends[0] == ends[1]
-    assert "more than 8 shapes" in model.why_not_fused
+    assert "graphs for 8 shapes" in model.why_not_fused
+
+
+# Steps that a graph could get wrong
+
+
+def both(train):
+    """Return what `train` returns of a Keras model and of a fused one."""
+    return [train(kind) for kind in (keras.Model, FusedModel)]
+
+
+def without_zero_grad(kind):
+    class Own(kind):
+        def train_step(self, data):
+            import torch
+
+            loss = self.compute_loss(data[0], data[1], self(data[0], training=True))
+            loss.backward()
+            weights = self.trainable_weights
+            with torch.no_grad():
+                self.optimizer.apply([w.value.grad for w in weights], weights)
+            return {"loss": loss}
+
+    return Own
+
+
+def test_gradients_that_add_up_over_steps_are_not_lost():
+    def train(kind):
+        model = compiled(without_zero_grad(kind))
+        model.fit(rows(), verbose=0)
+        return model, state(model)
+
+    (_, expected), (model, found) = both(train)
+    assert found == expected
+    assert "adds its gradients to those of the step before" in model.why_not_fused
+    # Negative control: with `zero_grad` the bits are others.
+    assert state(trained(own_step(keras.Model))[0]) != expected
+
+
+def of_some_rows(y, outputs):
+    kept = y[:, 0] > 1
+    return keras.ops.mean(keras.ops.square(outputs[kept] - y[kept]))
+
+
+def test_a_shape_that_depends_on_values_is_refused():
+    def train(kind):
+        model = compiled(kind, loss=of_some_rows, metrics=[])
+        model.fit(rows(y=LABELS[:, None]), epochs=2, verbose=0)
+        return model, state(model)
+
+    (_, expected), (model, found) = both(train)
+    assert found == expected
+    assert "the shape of what" in model.why_not_fused
+
+
+def test_batches_that_lie_otherwise_in_memory():
+    x = np.random.default_rng(0).random((4, 6, 6), np.float32)
+    y, views = LABELS[:4], [x, x, x, x.transpose(0, 2, 1), x.transpose(0, 2, 1)]
+
+    def images():
+        inputs = keras.Input((6, 6))
+        return inputs, K.Dense(3)(K.Flatten()(inputs))
+
+    def train(kind):
+        model = compiled(kind, images)
+        logs = [model.train_on_batch(view, y) for view in views]
+        logs.append(model.train_on_batch(x[::-1], y))
+        return logs, state(model)
+
+    expected, found = both(train)
+    assert found == expected
+
+
+def test_a_model_without_variables():
+    inputs = keras.Input((3,))
+    model = FusedModel(inputs, K.Rescaling(2.0)(inputs))
+    for rows_ in (4, 4, 4, 2):
+        found = model.predict(np.ones((rows_, 3)), verbose=0)
+        assert (found == np.full((rows_, 3), 2.0)).all()
+
+
+def test_a_layer_without_weights_frozen_between_two_fits():
+    def train(kind, frozen=True):
+        layer = K.BatchNormalization(center=False, scale=False)
+        model = compiled(kind, lambda: dense(layer))
+        model.fit(rows(), verbose=0)
+        layer.trainable = not frozen
+        model.fit(rows(), verbose=0)
+        return state(model)
+
+    expected, found = both(train)
+    assert found == expected
+    assert train(FusedModel, frozen=False) != expected
+
+
+class OwnGenerator(K.Layer):
+    def __init__(self):
+        super().__init__()
+        import torch
+
+        self.generator = [torch.Generator().manual_seed(1)]
+
+    def call(self, x):
+        import torch
+
+        return x + torch.randn(x.shape, generator=self.generator[0])
+
+
+def test_a_generator_of_a_layers_own_draws_each_number_once():
+    def train(kind):
+        model = compiled(kind, lambda: dense(OwnGenerator()))
+        model.fit(rows(), epochs=2, verbose=0)
+        return model, state(model)
+
+    (_, expected), (model, found) = both(train)
+    assert found == expected
+    assert model.why_not_fused is None
+
+
+class DrawsGamma(K.Layer):
+    """Of which Keras draws with PyTorch's global generator, after seeding it."""
+
+    def __init__(self):
+        super().__init__()
+        self.seed = keras.random.SeedGenerator(1)
+
+    def call(self, x):
+        return x * keras.random.gamma((1,), 2.0, seed=self.seed)
+
+
+def test_a_prediction_is_checked_too():
+    def predict(kind):
+        model = compiled(kind, lambda: dense(DrawsGamma()))
+        return [model.predict(ROWS_OF_6[:4], verbose=0).tobytes() for _ in range(4)]
+
+    expected, found = both(predict)
+    assert found == expected
+    assert len(set(found)) == 4
+
+
+def test_a_thread_that_draws_while_a_step_is_traced(monkeypatch):
+    """Its numbers are not drawn again, and the step is traced anew."""
+    traced, drawn = [], []
+
+    class Disturbed(_torch_steps.Graph):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            traced.append(1)
+            if len(traced) == 1:
+                with ThreadPoolExecutor(1) as reader:
+                    reader.submit(lambda: drawn.append(np.random.random())).result()
+
+    monkeypatch.setattr(_torch_steps, "Graph", Disturbed)
+    with ThreadPoolExecutor(1) as waits:  # another thread that is there
+        waits.submit(int).result()
+        model = compiled(FusedModel)
+        np.random.seed(5)
+        expected = np.random.random(2)
+        np.random.seed(5)
+        model.fit(rows(np.ones((8, 6), "float32"), LABELS[:8]), epochs=3, verbose=0)
+    assert model.why_not_fused is None
+    assert len(traced) == 2
+    assert [*drawn, np.random.random()] == expected.tolist()
 
 
 # What a trace may not leave behind

@@ -214,7 +214,9 @@ class FusedModel(keras.Model):
 _OWN = ("train_step", "test_step", "predict_step", "compute_loss", "compute_metrics")
 
 
-def fused(model: keras.Model, *, steps_per_execution: int | None = None) -> FusedModel:
+def fused(
+    model: keras.Model, *, inputs: Any = None, steps_per_execution: int | None = None
+) -> FusedModel:
     """Return a `FusedModel` in the place of a model.
 
     It shares the model's layers, and so its weights; and if the model is compiled, its
@@ -222,17 +224,20 @@ def fused(model: keras.Model, *, steps_per_execution: int | None = None) -> Fuse
 
     Args:
         model: A `Sequential`, a functional model, or one with a `call` of its own,
-            which is then one layer of the new model. Its variables must be there.
+            which is then one layer of the new model.
+        inputs: `keras.Input`, or a structure of several, of a model with a `call` of
+            its own. It is needed if that takes anything but one tensor of floats, or
+            has not been called yet.
         steps_per_execution: How many steps one program makes on TensorFlow and JAX;
             `None` for what the model was compiled with, or 50 if that is 1. On
             PyTorch always 1.
 
     Returns:
-        The new model; compiled if `model` is.
+        The new model; compiled if `model` is, by Keras's own `compile`.
 
     Raises:
-        ValueError: If the model has no variables yet, takes several inputs in a `call`
-            of its own, or has a step of its own, such as `train_step`.
+        ValueError: If the model has a step of its own, such as `train_step`, or if it
+            has not been called and `inputs` is missing.
 
     Examples:
         >>> import keras
@@ -249,7 +254,7 @@ def fused(model: keras.Model, *, steps_per_execution: int | None = None) -> Fuse
             "made from its layers would not call. Derive the class from "
             "fmkit.performance.FusedModel instead of keras.Model."
         )
-    made = FusedModel(*_ends(model), name=model.name)
+    made = FusedModel(*_ends(model, inputs), name=model.name)
     arguments = private.compile_arguments(model) if model.compiled else {}
     if arguments:
         steps: Any = steps_per_execution
@@ -268,8 +273,10 @@ def _defined_by_user(kind: type, name: str) -> bool:
     return not owner.__module__.startswith(("keras.", "fmkit."))
 
 
-def _ends(model: Any) -> tuple[Any, Any]:
+def _ends(model: Any, inputs: Any) -> tuple[Any, Any]:
     """Return the inputs and outputs of a model, as symbolic tensors."""
+    if inputs is not None:
+        return inputs, model(inputs)
     if model.built and isinstance(model, keras.Sequential):
         return model.inputs[0], model.outputs[0]
     if model.built and getattr(model, "inputs", None):
@@ -277,11 +284,11 @@ def _ends(model: Any) -> tuple[Any, Any]:
     shape = (model.get_build_config() or {}).get("input_shape")
     if not model.built or not isinstance(shape, (tuple, list)):
         raise ValueError(
-            f"`fused` can't tell what {type(model).__name__} takes. Call it on one "
-            "batch first; if it takes several inputs, build it from keras.Input."
+            f"`fused` can't tell what {type(model).__name__} takes: say it by "
+            "inputs=keras.Input(shape, dtype=...), or a structure of those."
         )
-    inputs = keras.Input(shape[1:])
-    return inputs, model(inputs)
+    image = keras.Input(shape[1:])
+    return image, model(image)
 
 
 def _take_arrays_as_batches(given: dict[str, Any], method: str) -> None:

@@ -9,6 +9,7 @@ second one a graph is made, for that shape and for the weights that are trainabl
 from __future__ import annotations
 
 import random
+import threading
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -16,10 +17,11 @@ from typing import Any
 import keras
 import numpy as np
 import torch
+from torch.fx.experimental import proxy_tensor
 
 from fmkit import _keras_private as private
 from fmkit._buffers import SHARED, Buffers, to_tensors
-from fmkit._generators import undisturbed
+from fmkit._generators import random_state, restore_random_state, undisturbed
 from fmkit.performance._graph import Graph, UntraceableError
 
 __all__ = ["TorchSteps", "rows_of"]
@@ -30,9 +32,15 @@ _Layout = Any
 # Graphs are made for so many shapes, and for so many ways through the `if`s of a step.
 _SHAPES = 8
 _WAYS = 8
+_TRIALS = 3
 # Shapes that have been seen once.
 _REMEMBERED = 64
+_OF_PYTHON, _OF_OTHERS = ("python", "numpy"), ("keras", "torch", "torch.cuda")
 _NO_BATCH = "the batches hold something else than tensors of numbers"
+
+
+class _DrawnError(UntraceableError):
+    """Somebody drew random numbers while a step was traced: it, or another thread."""
 
 
 class TorchSteps:
@@ -53,6 +61,9 @@ class TorchSteps:
     ) -> None:
         self._model, self._step, self._training = model, step, training
         self._variables: list[Any] = []
+        self._traced: dict[Any, list[_TracedStep]] = {}
+        self._seen: set[Any] = set()
+        self._refused: dict[Any, str] = {}
         self.why_not: str | None = None
         self.begin()
 
@@ -64,11 +75,11 @@ class TorchSteps:
             found += model.optimizer.variables
         variables = {id(each): each for each in found}
         if [*variables] != [*map(id, self._variables)]:
-            self._traced: dict[Any, list[_TracedStep]] = {}
-            self._seen: set[Any] = set()
-            self._refused: dict[Any, str] = {}
+            self._traced, self._seen, self._refused = {}, set(), {}
         self._variables = list(variables.values())
         self._values = [variable.value for variable in self._variables]
+        # Layers without weights to train look at it too, such as BatchNormalization.
+        self._trainable = tuple(each.trainable for each in private.all_layers(model))
 
     def __call__(self, batches: list[Any]) -> Any:
         """Make the steps of one execution; return what Keras expects of it."""
@@ -84,7 +95,8 @@ class TorchSteps:
         except UntraceableError as error:
             self.why_not = str(error)
             return self._step_by_python(batch)
-        key = (layout, tuple([value.requires_grad for value in self._values]))
+        flags = tuple([value.requires_grad for value in self._values])
+        key = (layout, flags, self._trainable)
         inputs = [*self._values, *tensors]
         for traced in self._traced.get(key, ()):
             if traced.graph.fits(inputs):
@@ -113,12 +125,35 @@ class TorchSteps:
     def _trace(self, key: Any, layout: _Layout, inputs: list[Tensor]) -> _TracedStep:
         ways = self._traced.get(key, [])
         if not ways and len(self._traced) == _SHAPES:
-            raise UntraceableError(f"the batches have more than {_SHAPES} shapes")
+            raise UntraceableError(
+                f"there are graphs for {_SHAPES} shapes of batches already; `compile` "
+                "begins anew"
+            )
         if len(ways) == _WAYS:
             raise UntraceableError("an `if` looks at a number that keeps changing")
-        made = _TracedStep(self._step_by_python, self._variables, layout, inputs)
+        made = self._traced_undisturbed(layout, inputs)
         self._traced[key] = [*ways, made]
         return made
+
+    def _traced_undisturbed(self, layout: _Layout, inputs: list[Tensor]) -> _TracedStep:
+        """Trace a step that draws nothing from the generators of Python and NumPy.
+
+        A thread that reads data ahead may draw from them at the same time. It stops
+        when nobody takes its batches; what it has drawn is not drawn again.
+        """
+        before, trials = random_state(_OF_PYTHON), 0
+        while True:
+            trials += 1
+            try:
+                return _TracedStep(
+                    self._step_by_python, self._variables, layout, inputs
+                )
+            except UntraceableError as error:
+                others = threading.active_count() > 1
+                drawn = isinstance(error, _DrawnError)
+                if not drawn or not others or trials == _TRIALS:
+                    restore_random_state(before)
+                    raise
 
 
 class _TracedStep:
@@ -151,21 +186,34 @@ class _TracedStep:
             rest = iter(given[count:])
             with _InPlace(zip(variables, own, strict=True), collect_losses=True):
                 logs = step(_batch_of(layout, rest))
-            return self._leaves_of(logs)
+            if any(map(_adds_gradients, own, inputs)):
+                raise UntraceableError(
+                    "the step adds its gradients to those of the step before: it does "
+                    "not call `zero_grad`"
+                )
+            found = self._leaves_of(logs)
+            with proxy_tensor.disable_proxy_modes_tracing():
+                expected.extend(each.detach().clone() for each in found)
+            return found
 
         copies = [value.detach().clone() for value in inputs]
+        expected: list[Tensor] = []
         with (
-            undisturbed(),
+            undisturbed(*_OF_OTHERS),
             private.generators_made_by(make),
             warnings.catch_warnings(action="ignore"),  # Keras's own step has warned
         ):
             before, drawn = _python_state(), torch.get_rng_state()
             self.graph = Graph(function, copies)
             if _python_state() != before:
-                raise UntraceableError("the step draws from Python's or NumPy's random")
+                raise _DrawnError(
+                    "the step draws from Python's or NumPy's random, or a thread "
+                    "beside it does"
+                )
             if device.type == "cpu":
                 torch.set_rng_state(drawn)
-                self._check(copies, [value.detach().clone() for value in inputs])
+                again = [value.detach().clone() for value in inputs]
+                self._check([*copies, *expected], again)
 
     def __call__(self, inputs: list[Tensor]) -> Any:
         for of_keras, seed, generator in self._draws:
@@ -177,17 +225,24 @@ class _TracedStep:
         return keras.tree.pack_sequence_as(self._structure, found)
 
     def _check(self, expected: list[Tensor], inputs: list[Tensor]) -> None:
-        """Play the graph once, and refuse it if it changes a bit that the step didn't.
+        """Play the graph once, and refuse it if a bit differs from the step's.
 
         Args:
-            expected: Variables and batch, as the step has left them.
-            inputs: The same, as they were before.
+            expected: Variables and batch as the step has left them, and its logs.
+            inputs: Variables and batch as they were before.
         """
         for _, _, generator in self._draws:
             generator.manual_seed(generator.initial_seed())
-        with torch.no_grad():
-            self.graph(inputs)
-        for ours, theirs in zip(inputs, expected, strict=True):
+        try:
+            with torch.no_grad():
+                found = self.graph(inputs)
+        except Exception as error:
+            raise UntraceableError(
+                f"its graph can't be played: {type(error).__name__}: {error}"
+            ) from error
+        finally:
+            self.graph.put_back()
+        for ours, theirs in zip([*inputs, *found], expected, strict=True):
             if not torch.equal(_bytes_of(ours), _bytes_of(theirs)):
                 raise UntraceableError("its graph would change other bits")
 
@@ -197,9 +252,10 @@ class _TracedStep:
         leaves = keras.tree.flatten(logs)
         if not all(isinstance(leaf, torch.Tensor) for leaf in leaves):
             raise UntraceableError("the logs of the step are not all tensors")
-        if type(logs) is dict and len(leaves) == len(logs):
+        values = list(logs.values()) if type(logs) is dict else []
+        if values and all(isinstance(value, torch.Tensor) for value in values):
             self._names = list(logs)
-            return list(logs.values())
+            return values
         self._structure = keras.tree.map_structure(lambda leaf: None, logs)
         return leaves
 
@@ -247,6 +303,11 @@ class _InPlace(keras.StatelessScope):
         return value
 
 
+def _adds_gradients(traced: Tensor, value: Tensor) -> bool:
+    """Whether a step that was just traced left the gradient of the one before."""
+    return traced.grad is not None and value.is_leaf and value.grad is not None
+
+
 def _bytes_of(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1).contiguous().view(torch.uint8)
 
@@ -260,7 +321,9 @@ def _layout_of(batch: Any, tensors: list[Tensor]) -> _Layout:
     """Return what a batch looks like, but for its numbers; append its tensors."""
     if isinstance(batch, torch.Tensor):
         tensors.append(batch)
-        return (batch.shape, batch.dtype, batch.device, batch.requires_grad)
+        if batch.requires_grad:
+            raise UntraceableError("a tensor of the batch requires a gradient")
+        return (batch.shape, batch.stride(), batch.dtype, batch.device)
     if batch is None:
         return None
     if type(batch) in (tuple, list):
@@ -269,6 +332,8 @@ def _layout_of(batch: Any, tensors: list[Tensor]) -> _Layout:
         items = [(key, _layout_of(each, tensors)) for key, each in batch.items()]
         return (dict, *items)
     if isinstance(batch, np.ndarray) and batch.dtype.kind in "fiub":
+        if any(stride < 0 for stride in batch.strides):
+            raise UntraceableError("an array of the batch is read backwards")
         return _layout_of(torch.as_tensor(batch), tensors)
     raise UntraceableError(_NO_BATCH)
 

@@ -60,6 +60,10 @@ _MOST_OPERATIONS = 3000
 class Graph:
     """A computation, traced once.
 
+    Attributes:
+        generators: The generators of `function`'s own that it draws from, with their
+            states before it was traced.
+
     Args:
         function: Takes tensors, returns tensors; may change what it takes in place.
         inputs: What it is traced with. It is changed as by a call of `function`.
@@ -84,9 +88,17 @@ class Graph:
             module, looking, self._constants = simplified(module)
         except Exception as error:
             raise UntraceableError(_reason(error)) from error
+        finally:
+            self.generators = looks.generators
+            self.put_back()
         self._numbers = [number for _, number in looks.found]
         self._run: _Function = module.forward
         self._look: _Function | None = looking and looking.forward
+
+    def put_back(self) -> None:
+        """Put the generators that `function` draws from back to where they were."""
+        for generator, state in self.generators:
+            generator.set_state(state)
 
     def fits(self, inputs: Sequence[Tensor]) -> bool:
         """Whether Python would decide as it did when the graph was traced."""
@@ -112,11 +124,12 @@ def _reason(error: Exception) -> str:
 
 
 class _Looks(TorchFunctionMode):  # type: ignore[misc]
-    """Notes which numbers in traced tensors Python asks for."""
+    """Notes which numbers in traced tensors Python asks for, and who draws others."""
 
     def __init__(self) -> None:
         super().__init__()
         self.found: list[tuple[Tensor, Any]] = []
+        self.generators: list[tuple[Any, Tensor]] = []  # and their states before
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -136,7 +149,10 @@ class _Looks(TorchFunctionMode):  # type: ignore[misc]
             found = func(*args, **{**kwargs, "alpha": number})
             _read_each_time(_node_of(alpha))
             return found
-        if kwargs.get("generator") is not None and _proxy_mode() is not None:
+        generator: Any = kwargs.get("generator")
+        if generator is not None and _proxy_mode() is not None:
+            if all(generator is not each for each, _ in self.generators):
+                self.generators.append((generator, generator.get_state()))
             return _drawn(func, args, kwargs)
         return func(*args, **kwargs)
 
@@ -161,6 +177,10 @@ class _NoWritesOutside(TorchDispatchMode):  # type: ignore[misc]
                 f"the step has more than {_MOST_OPERATIONS:,} operations, and would "
                 "take seconds to trace"
             )
+        if _is_sized_by_values(func, args):
+            raise UntraceableError(
+                f"the shape of what {func.__name__} returns depends on the batch"
+            )
         if func._schema.is_mutable:
             for tensor in changed(func, args, kwargs):
                 if isinstance(tensor, torch.Tensor) and not _is_traced(tensor):
@@ -168,6 +188,15 @@ class _NoWritesOutside(TorchDispatchMode):  # type: ignore[misc]
                         "the step changes a tensor that is no variable of the model"
                     )
         return func(*args, **kwargs)
+
+
+def _is_sized_by_values(func: Any, args: Any) -> bool:
+    if torch.Tag.dynamic_output_shape not in func.tags:
+        return False
+    if func is not ATEN.index.Tensor:
+        return True
+    masks = (torch.bool, torch.uint8)
+    return any(each is not None and each.dtype in masks for each in args[1])
 
 
 def _is_traced(tensor: Any) -> bool:
