@@ -521,6 +521,13 @@ def test_names_alone_and_colour_images_are_drawn_as_they_are():
     assert captions(pictures.image_grid(LETTERS[:1])) == []
 
 
+def test_a_grid_writes_the_shares_of_mixed_labels():
+    labels = [[0, 1, 0], [0.25, 0.05, 0.7], [0.004, 0.996, 0]]
+    ax = pictures.image_grid(LETTERS[:3], labels, class_names=NAMES)
+    names = [NAMES[1], f"0.70 {NAMES[2]}", f"0.25 {NAMES[0]}", NAMES[1]]
+    assert captions(ax) == names
+
+
 def test_images_of_minus_one_to_one_share_one_scale():
     ax = pictures.image_grid(LETTERS / 127.5 - 1.0)
     assert {picture.get_clim() for picture in ax.images} == {(-1.0, 1.0)}

@@ -40,7 +40,9 @@ def image_grid(
         images: Shape `(n, height, width)`, or with a last axis of 1 (grey),
             3 (RGB) or 4 (RGBA). Grey images share one scale, from the smallest to
             the largest value.
-        labels: True class numbers, shape `(n,)`.
+        labels: True class numbers, shape `(n,)`; or a share of each class, `(n,
+            classes)`, as `augmentation.Mixup` makes them, of which the two largest are
+            written under an image.
         predictions: Predicted class numbers, shape `(n,)`, or scores of any kind,
             `(n, classes)`, of which the highest counts.
         class_names: Names of the classes; by default their numbers.
@@ -128,15 +130,32 @@ def _captions(
             )
     if not given:
         return [""] * count, [None] * count
-    names = names_of(class_names, list(given.values()), predictions)
+    scores = labels if predictions is None else predictions
+    names = names_of(class_names, list(given.values()), scores)
     if len(given) == 1:
-        return [names[k] for k in next(iter(given.values()))], [None] * count
+        texts = [names[k] for k in next(iter(given.values()))]
+        if predictions is None:
+            texts = _shares(as_array(labels), texts, names)
+        return texts, [None] * count
     pairs = list(zip(given["labels"], given["predictions"], strict=True))
     texts = [
         f"✓ {names[guess]}" if true == guess else f"✗ {names[guess]}\nis {names[true]}"
         for true, guess in pairs
     ]
     return texts, [bool(true == guess) for true, guess in pairs]
+
+
+def _shares(labels: np.ndarray, texts: list[str], names: Sequence[str]) -> list[str]:
+    """Return the names, with the shares of two classes where a label is mixed."""
+    if labels.ndim != 2 or labels.shape[1] < 2:
+        return texts
+    found = []
+    for text, row in zip(texts, labels, strict=True):
+        first, second = np.argsort(-row, kind="stable")[:2]
+        mixed = row[second] >= 0.005  # as two digits show it
+        shares = [f"{row[k]:.2f} {names[k]}" for k in (first, second)]
+        found.append("\n".join(shares) if mixed else text)
+    return found
 
 
 def _points(ax: Axes) -> float:
