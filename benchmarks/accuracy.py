@@ -39,6 +39,7 @@ RECIPES = {
     "three_strided": ("three_strided", "tensorflow"),
     "mirrored": ("mirrored", "tensorflow"),
     "moved": ("moved", "tensorflow"),
+    "wide": ("wide", "tensorflow"),
     "residual_8": ("residual_8", "tensorflow"),
     "residual_16": ("residual_16", "tensorflow"),
     "residual_36": ("residual_36", "tensorflow"),

@@ -44,6 +44,7 @@ class Recipe:
     smoothing: float = 0.0  # of the labels
     mirrored: bool = False  # each image every other epoch, and both sides at the end
     moved: bool = False  # and partly erased; at the end, moved by a pixel as well
+    bfloat16: bool = False  # in the layers: sooner where the processor multiplies it
 
 
 RECIPES = {
@@ -54,6 +55,16 @@ RECIPES = {
     "mirrored": Recipe(20, batch_size=256, rate=0.01, smoothing=0.1, mirrored=True),
     "moved": Recipe(
         40, 256, rate=0.2, decay=0.005, smoothing=0.1, mirrored=True, moved=True
+    ),
+    "wide": Recipe(
+        40,
+        256,
+        rate=0.2,
+        decay=0.005,
+        smoothing=0.1,
+        mirrored=True,
+        moved=True,
+        bfloat16=True,
     ),
     "residual_8": Recipe(8, batch_size=128, rate=0.1, decay=0.005, smoothing=0.1),
     "residual_16": Recipe(16, batch_size=128, rate=0.1, decay=0.005, smoothing=0.1),
@@ -122,7 +133,7 @@ def blocks(filters: tuple[int, ...], seed: int) -> keras.Model:
             network.add(layers.BatchNormalization(momentum=0.9))
             network.add(layers.Activation("relu"))
     network.add(layers.GlobalAveragePooling2D())
-    network.add(layers.Dense(10))
+    network.add(layers.Dense(10, dtype="float32"))  # logits to be averaged
     return network
 
 
@@ -176,8 +187,9 @@ def build(name: str, seed: int) -> keras.Model:
         )
     if name.startswith("residual"):
         return residual(seed)
-    if name == "moved":
-        return blocks((32, 48, 56), seed)
+    if name in ("moved", "wide"):
+        filters = (32, 48, 56) if name == "moved" else (32, 64, 128)
+        return blocks(filters, seed)
     if name == "two_strided":
         return strided((32, 64), 5, seed)
     return strided((32, 64, 64), 4, seed)
@@ -228,6 +240,8 @@ def main(
         )
     else:
         optimizer = keras.optimizers.Adam(rate, beta_2=0.98)
+    if recipe.bfloat16:
+        keras.config.set_dtype_policy("mixed_bfloat16")
     model = build(name, seed)
     eager = keras.backend.backend() == "torch"
     if recipe.compiled and keras.backend.backend() == "tensorflow":

@@ -34,6 +34,7 @@ def test_every_recipe_has_the_network_it_names(lesson):
     assert counts["residual_36"] == 78_426
     assert counts["mirrored"] == counts["three_strided"]
     assert counts["moved"] <= 100_000
+    assert counts["wide"] <= 300_000
     assert counts["residual_8"] == counts["residual_16"] == counts["residual_36"]
 
 
@@ -73,7 +74,12 @@ def test_moved_images_are_judged_with_the_image_itself(lesson):
 @pytest.mark.backend("tensorflow")
 @pytest.mark.parametrize(
     ("name", "rate", "epochs"),
-    [("residual_36", 0.05, 3), ("mirrored", 0.01, 8), ("moved", 0.1, 8)],
+    [
+        ("residual_36", 0.05, 3),
+        ("mirrored", 0.01, 8),
+        ("moved", 0.1, 8),
+        ("wide", 0.1, 8),
+    ],
 )
 def test_a_recipe_of_mirrored_images_runs_to_its_end(
     lesson, monkeypatch, name, rate, epochs
