@@ -727,3 +727,56 @@ def test_bytes_go_to_the_device_and_the_graph_casts_them():
     np.testing.assert_allclose(in_graph, mapped, atol=2e-6)
     # Negative control: undivided pixels train to other weights.
     assert np.abs(trained(1, "uint8", map=None)[1] - mapped).max() > 1e-4
+
+
+def test_a_step_without_its_epoch_and_places_that_are_not_there_are_refused():
+    batches = Batches(np.arange(10), None, 2, map=None)
+    with pytest.raises(ValueError, match=r"as_dataset\(epoch=..., step=2\)"):
+        batches.as_dataset(step=2)
+    with pytest.raises(ValueError, match="below 5"):
+        batches.as_dataset(epoch=1, step=5)
+    for call in (batches.seek, batches.order):
+        with pytest.raises(ValueError, match=r"below 2\*\*63"):
+            call(2**63)
+
+
+def test_an_epoch_that_ends_before_the_place_is_refused():
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    x = np.zeros((20, 1), "float32")
+    batches = Batches(x, x, 2, map=None, restart=True)
+    batches.seek(0, 5)
+    with pytest.raises(ValueError, match=r"seek\(0, 0\)"):
+        model.fit(batches, steps_per_epoch=3, verbose=0)
+
+
+@pytest.mark.backend("torch")
+def test_floats_as_labels_are_labels_whatever_the_size_of_a_block():
+    labels = np.arange(10.0)
+    for size in (3, 10):
+        batches = Batches(
+            np.zeros((10, 4)), labels, size, map=Preprocess(num_classes=10)
+        )
+        found = np.concatenate([y for _, y in batches])
+        expected = np.eye(10, dtype="float32")[batches.order(0)]
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.backend("torch")
+def test_weights_of_classes_need_one_label_per_sample():
+    with pytest.raises(ValueError, match="`sample_weight`"):
+        Batches(np.zeros((4, 2)), np.ones((4, 2, 3), int), 2, class_weight={0: 1.0})
+
+
+@pytest.mark.backend("torch")
+def test_pictures_read_backwards_become_tensors():
+    x = np.arange(12, dtype="float32").reshape(4, 3)
+
+    def mirrored(x, y):
+        return x[:, ::-1], y
+
+    feed = Batches(x, np.zeros(4), 2, map=mirrored, shuffle=False)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    expected = model.predict(np.ascontiguousarray(x[:, ::-1]), verbose=0)
+    np.testing.assert_array_equal(model.predict(feed, verbose=0), expected)

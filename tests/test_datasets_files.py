@@ -22,6 +22,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fmkit import _npz
 from fmkit.datasets import DatasetFileError, fashion_mnist, mnist
 
 pytestmark = pytest.mark.backend("torch")
@@ -642,3 +643,12 @@ def test_damage_gives_the_clear_error_or_a_result_of_the_right_form(case):
             assert images.dtype in (np.uint8, np.float32)
             assert np.isfinite(images).all()
             assert labels.max() <= 9
+
+
+def test_a_header_is_read_in_one_way_or_refused_at_once():
+    head = b"{'descr': '|u1', 'fortran_order': False, 'shape': (%b), }\n"
+    for sizes in (b"", b"3,", b"3, 28, 28", b"3L, 28L", b"1" * 15):
+        assert _npz.NPY_HEADER.fullmatch(head % sizes), sizes
+    # The last one took hours.
+    for sizes in (b"3 28", b"3 28,", b",", b"3,,", b"1" * 120 + b"x"):
+        assert not _npz.NPY_HEADER.fullmatch(head % sizes), sizes

@@ -508,6 +508,26 @@ def test_a_call_of_ones_own_gets_the_numbers_as_they_are():
     assert model.predict(x, verbose=0).ravel().tolist() == [25_165_828.0, 7.0]
 
 
+class Doubled(keras.Sequential):
+    def call(self, x, **options):
+        return 2 * super().call(x, **options)
+
+
+def test_a_call_of_ones_own_is_called_where_there_are_inputs_too():
+    model = Doubled([keras.Input((1,)), K.Dense(1)])
+    x = np.ones((3, 1), "float32")
+    found = fused(model)(x)
+    np.testing.assert_array_equal(*map(keras.ops.convert_to_numpy, (found, model(x))))
+
+
+def test_a_scaled_loss_stays_scaled_once():
+    keras.config.set_dtype_policy("mixed_float16")
+    model = sequential()
+    model.compile("adam", "mse")
+    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    assert fused(model).optimizer is model.optimizer
+
+
 def test_what_cannot_be_fused_by_one_call_is_refused():
     class OwnStep(WithACall):
         def train_step(self, *arguments):

@@ -426,3 +426,47 @@ def test_dense_labels_stay_beside_whole_numbers_that_become_one_hot():
     assert to_network.map_y(np.array([2.0, 0.0])).shape == (2, 3)
     with pytest.raises(ValueError, match="whole numbers"):
         to_network.map_y(np.array([0.5, 1.0]))
+
+
+def test_dense_labels_have_as_many_classes_as_columns():
+    y = np.eye(3)[[0, 1]]
+    report = preprocessing.check_arrays(
+        train=(np.zeros((2, 1)), y), test=(np.ones((2, 1)), y)
+    )
+    assert report.problems == []
+
+
+def test_labels_too_large_to_be_counted_are_a_problem_and_no_error():
+    x, y = np.zeros((2, 1)), np.array([0, 2**50])
+    for options in ({"num_classes": 3}, {}):
+        report = preprocessing.check_arrays(train=(x, y), **options)
+        assert len(report.problems) == 1, report.problems
+
+
+def test_equal_values_are_a_leak_whatever_their_bytes():
+    x = np.array([[0.0, 1.0], [2.0, 3.0]], "float32")
+    for same in (x.astype(">f4"), np.where(x == 0, -x, x)):
+        assert same.tobytes() != x.tobytes()
+        report = preprocessing.check_arrays(train=(x, [0, 1]), test=(same, [0, 1]))
+        assert any("leak" in note for note in report.notes)
+
+
+def test_a_feature_that_never_changes_has_deviation_1():
+    x = np.full((3, 1), 0.1)
+    assert x.std(axis=0, dtype=np.float64)[0] != 0  # the mean rounds
+    scaled = preprocessing.Preprocess.standardize(x, per="feature")(np.array([[0.2]]))
+    assert float(scaled[0, 0]) == pytest.approx(0.1)
+
+
+def test_what_cannot_be_split_is_refused():
+    with pytest.raises(ValueError, match="nothing to split"):
+        preprocessing.split(np.zeros((0, 2)), np.zeros(0, int))
+    with pytest.raises(ValueError, match=r"below 2\*\*64"):
+        preprocessing.split(np.zeros((4, 2)), np.array([0, 0, 1, 1]), 0.5, seed=2**64)
+    parts = [
+        preprocessing.split(np.arange(100), np.zeros(100, int), 0.5, seed=seed)[1][
+            0
+        ].tolist()
+        for seed in (2**63, 2**63 + 1)
+    ]
+    assert parts[0] != parts[1]

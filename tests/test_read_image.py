@@ -147,3 +147,14 @@ def test_without_pillow_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(ModuleNotFoundError, match=r"needs PIL.* pip install pillow"):
         read_image(drawing())
+
+
+def test_postscript_is_not_opened_whatever_its_name(tmp_path):
+    # Pillow would give it to Ghostscript, which executes it.
+    path = tmp_path / "seven.png"
+    Image.new("L", (9, 9)).save(tmp_path / "seven.eps")
+    path.write_bytes((tmp_path / "seven.eps").read_bytes())
+    with Image.open(path) as opened:
+        assert opened.format == "EPS"  # the control: Pillow itself knows it
+    with pytest.raises(ValueError, match=r"seven.png is no picture"):
+        read_image(path)

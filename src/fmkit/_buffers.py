@@ -95,6 +95,7 @@ def _to_tensor(leaf: Any) -> Any:
 
     # Keras copies every array twice. The memory of a batch is used again only when
     # nobody looks at it, so a tensor may share it.
-    if leaf.dtype in SHARED and leaf.flags.writeable:
+    forward = all(stride >= 0 for stride in leaf.strides)
+    if leaf.dtype in SHARED and leaf.flags.writeable and forward:
         leaf = torch.from_numpy(leaf)
     return keras.ops.convert_to_tensor(leaf)

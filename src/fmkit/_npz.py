@@ -32,7 +32,7 @@ NPY_MAGIC = b"\x93NUMPY\x01\x00"
 # As numpy.save writes it; an `L` ends the sizes of files from Python 2.
 NPY_HEADER = re.compile(
     rb"\{'descr': '([^']{1,9})', 'fortran_order': (False|True), "
-    rb"'shape': \(((?:\d{1,15}L?,? ?){0,8})\), *\} *\n"
+    rb"'shape': \(((?:\d{1,15}L?, ?){0,8}(?:\d{1,15}L?)?)\), *\} *\n"
 )
 DTYPE = re.compile(rb"[|<>=][iuf][1248]")
 # What zipfile and zlib raise on damaged archives.

@@ -49,6 +49,11 @@ class Mixup:
 
     def __call__(self, x: Array, y: Any, draws: Draws) -> tuple[Array, Array]:
         """Return the mixed samples and their dense labels."""
+        if not isinstance(x, np.ndarray):
+            raise ValueError(
+                f"Mixup takes samples in one array, got {type(x).__name__}. Write a "
+                "function (x, y, draws) -> (x, y) that mixes the arrays in it."
+            )
         share = draws.beta(self.alpha)
         other, other_y = draws.samples(draws.integers(0, draws.size))
         weight = per_image(share, x)
@@ -116,6 +121,8 @@ def _dense(y: Any, num_classes: int) -> Array:
     if y is None:
         raise ValueError("Mixed samples need labels, got y=None: Batches(x, y, ...).")
     y = np.asarray(y)
+    if y.ndim == 0:
+        raise ValueError("Mixed samples need labels in one array.")
     if y.ndim == 2 and y.shape[1] == num_classes and num_classes > 1:
         return y.astype(np.float32)
     y = y.reshape(len(y), math.prod(y.shape[1:]))

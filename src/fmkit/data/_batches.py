@@ -197,19 +197,25 @@ class Batches(private.DataSource):
         Raises:
             ValueError: If there is no such step.
         """
+        self._position = self._place(epoch, step)
+
+    def _place(self, epoch: int, step: int) -> tuple[int, int]:
+        """Return a place in the data, or refuse one that isn't there."""
         epoch = check_int("epoch", epoch, minimum=0)
         step = check_int("step", step, minimum=0)
+        if epoch >= 2**63:
+            raise ValueError(f"`epoch` must be below 2**63, got epoch={epoch}.")
         if step >= len(self):
             raise ValueError(
                 f"`step` must be below {len(self)}, the number of batches of an "
                 f"epoch, got step={step}. The step after the last one is "
-                f"seek({epoch + 1}, 0)."
+                f"step 0 of epoch {epoch + 1}."
             )
-        self._position = (epoch, step)
+        return epoch, step
 
     def order(self, epoch: int) -> Indices:
         """Return the indices of this shard's samples in the order of `epoch`."""
-        return self._reader.indices(check_int("epoch", epoch, minimum=0), 0, len(self))
+        return self._reader.indices(self._place(epoch, 0)[0], 0, len(self))
 
     def describe(self) -> dict[str, Any]:
         """Return all that the content and order of the batches depend on.
@@ -247,19 +253,24 @@ class Batches(private.DataSource):
 
         Args:
             epoch: Which epoch's order; `None` for the current position.
-            step: First batch.
+            step: First batch, of an `epoch` that is given.
 
         Returns:
             A dataset of `(x, y)` or `(x, y, sample_weight)` (or `x` alone) with
             known cardinality. It can be iterated again and does not move the
             position.
+
+        Raises:
+            ValueError: If there is no such step, or `step` is given without `epoch`.
         """
-        if epoch is None:
-            epoch, step = self._position
-        epoch, end = check_int("epoch", epoch, minimum=0), len(self)
-        step = check_int("step", step, minimum=0)
-        dataset = _pipeline.dataset(self._reader, (epoch, step, end))
-        return dataset.apply(_pipeline.assert_cardinality(max(0, end - step)))
+        if epoch is None and step:
+            raise ValueError(
+                f"`step` counts from the start of an epoch: as_dataset(epoch=..., "
+                f"step={step})."
+            )
+        epoch, step = self._position if epoch is None else self._place(epoch, step)
+        dataset = _pipeline.dataset(self._reader, (epoch, step, len(self)))
+        return dataset.apply(_pipeline.assert_cardinality(len(self) - step))
 
     def __iter__(self) -> Iterator[Any]:
         """Go through one epoch in NumPy, and move the position to the next."""
@@ -296,6 +307,13 @@ class Batches(private.DataSource):
             reader = replace(reader, order=order, functions=())
             return Feed(self, reader, steps, steps_in_one_program=in_one)
         self._go_to_epoch(request.initial_epoch, steps if goes_on else len(self))
+        epoch, step = self._position
+        if step >= steps and not goes_on:
+            raise ValueError(
+                f"The Batches stand at step {step} of epoch {epoch}, and an epoch of "
+                f"steps_per_epoch={steps} ends before it. Type seek({epoch}, 0), or "
+                "make them with restart=False."
+            )
         return Feed(
             self,
             reader,
@@ -430,6 +448,12 @@ def _check_class_weight(
         )
     if y is None or (keras.tree.is_nested(y) and not isinstance(y, list)):
         raise ValueError("`class_weight` needs labels `y` in a single array.")
+    shape = getattr(y, "shape", ())
+    if len(shape) > 2:
+        raise ValueError(
+            "`class_weight` needs labels of shape (n,), (n, 1) or (n, classes), got "
+            f"{tuple(shape)}. Give each sample its weight by `sample_weight`."
+        )
     if not isinstance(weights, Mapping) or not weights:
         raise ValueError(
             f"`class_weight` must be a dict from class to weight, got {weights!r}."

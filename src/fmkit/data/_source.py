@@ -106,7 +106,7 @@ class Source:
             map_x, map_y = self._maps
             rows[0] = map_x(rows[0], self._buffers.empty(rows[0].shape, "float32"))
             if self.y is not None:
-                rows[1] = map_y(rows[1])
+                rows[1] = _mapped_rows(map_y, rows[1])
         return rows
 
     def _copied(self, indices: Indices) -> list[np.ndarray[Any, Any]]:
@@ -181,6 +181,12 @@ def _numpy_maps(
     # A subclass may map otherwise.
     is_known = type(transform) is Preprocess
     return (transform.map_x, transform.map_y) if is_known else None
+
+
+def _mapped_rows(map_y: Callable[[Any], Any], y: np.ndarray[Any, Any]) -> Any:
+    """Map labels whose first axis is that of the rows, however many there are."""
+    # Alone, as many floats as there are classes are the shares of one sample.
+    return map_y(y[:, None])[:, 0] if y.ndim == 1 and len(y) > 1 else map_y(y)
 
 
 def class_weights(y: Any, weights: dict[int, float]) -> np.ndarray[Any, Any]:

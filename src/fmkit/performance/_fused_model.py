@@ -264,6 +264,8 @@ def fused(
         check_int("steps_per_execution", steps)
         if keras.backend.backend() != "torch":
             arguments |= {"jit_compile": True, "steps_per_execution": steps}
+        # As it is, with the scale of the loss that Keras may have put around it.
+        arguments |= {"optimizer": model.optimizer, "auto_scale_loss": False}
         made.compile(**arguments)
     return made
 
@@ -275,20 +277,31 @@ def _defined_by_user(kind: type, name: str) -> bool:
 
 def _ends(model: Any, inputs: Any) -> tuple[Any, Any]:
     """Return the inputs and outputs of a model, as symbolic tensors."""
-    if inputs is not None:
-        return inputs, model(inputs)
-    if model.built and isinstance(model, keras.Sequential):
-        return model.inputs[0], model.outputs[0]
-    if model.built and getattr(model, "inputs", None):
-        return model.input, model.output
-    shape = (model.get_build_config() or {}).get("input_shape")
-    if not model.built or not isinstance(shape, (tuple, list)):
-        raise ValueError(
-            f"`fused` can't tell what {type(model).__name__} takes: say it by "
-            "inputs=keras.Input(shape, dtype=...), or a structure of those."
+    graph = _graph_of(model) if inputs is None else None
+    if graph is not None and not _defined_by_user(type(model), "call"):
+        return graph
+    if graph is not None:
+        inputs = keras.tree.map_structure(
+            lambda given: keras.Input(given.shape[1:], dtype=given.dtype), graph[0]
         )
-    image = keras.Input(shape[1:])
-    return image, model(image)
+    elif inputs is None:
+        shape = (model.get_build_config() or {}).get("input_shape")
+        if not model.built or not isinstance(shape, (tuple, list)):
+            raise ValueError(
+                f"`fused` can't tell what {type(model).__name__} takes: say it by "
+                "inputs=keras.Input(shape, dtype=...), or a structure of those."
+            )
+        inputs = keras.Input(shape[1:])
+    return inputs, model(inputs)
+
+
+def _graph_of(model: Any) -> tuple[Any, Any] | None:
+    """Return the inputs and outputs of a model that knows them."""
+    if not model.built or not getattr(model, "inputs", None):
+        return None
+    if isinstance(model, keras.Sequential):
+        return model.inputs[0], model.outputs[0]
+    return model.input, model.output
 
 
 def _take_arrays_as_batches(given: dict[str, Any], method: str) -> None:

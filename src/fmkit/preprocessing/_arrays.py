@@ -13,6 +13,8 @@ from fmkit._checks import check_int
 
 # Classes whose sizes differ by more than this ratio get a note.
 _UNBALANCED = 1.5
+# Beyond these, numbers are no classes, and not counted.
+_MOST_CLASSES = 10_000_000
 
 
 @dataclass
@@ -158,8 +160,11 @@ def _check_split(
     labels = _check_labels(y, num_classes, problem)
     counts = None
     if labels is not None and labels.size and labels.min() >= 0:
-        counts = np.bincount(labels, minlength=num_classes or 0)
-        _note_balance(name, counts, report)
+        if y.ndim == 2 and y.shape[1] > 1:
+            num_classes = y.shape[1]
+        counts = _counted(labels, num_classes, problem)
+        if counts is not None:
+            _note_balance(name, counts, report)
     digests = [] if bounds is None else _digests(x)
     return _Split(
         name,
@@ -241,6 +246,17 @@ def _check_labels(
     return y
 
 
+def _counted(
+    labels: np.ndarray, num_classes: int | None, problem: Callable[[str], None]
+) -> np.ndarray | None:
+    """Return how many samples each class has, but for labels that are out of range."""
+    if num_classes is None and labels.max() >= _MOST_CLASSES:
+        problem(f"labels go up to {labels.max()}; give num_classes.")
+        return None
+    inside = labels if num_classes is None else labels[labels < num_classes]
+    return np.bincount(inside, minlength=num_classes or 0)
+
+
 def _note_balance(name: str, counts: np.ndarray, report: ArrayReport) -> None:
     missing = np.flatnonzero(counts == 0)
     if missing.size:
@@ -248,7 +264,7 @@ def _note_balance(name: str, counts: np.ndarray, report: ArrayReport) -> None:
             f"{name}: no sample of class {', '.join(map(str, missing[:10]))}."
         )
     present = counts[counts > 0]
-    if present.max() > _UNBALANCED * present.min():
+    if present.size and present.max() > _UNBALANCED * present.min():
         report.notes.append(
             f"{name}: classes are unbalanced, {present.min()} to {present.max()} "
             "samples; class_weight in fit evens them out."
@@ -257,10 +273,15 @@ def _note_balance(name: str, counts: np.ndarray, report: ArrayReport) -> None:
 
 def _digests(x: np.ndarray) -> list[bytes]:
     """Return a 128-bit hash per sample; equal samples have equal hashes."""
-    return [
-        hashlib.blake2b(np.ascontiguousarray(sample).tobytes(), digest_size=16).digest()
-        for sample in x
-    ]
+    native = x.dtype.newbyteorder("=")
+
+    def digest(sample: np.ndarray) -> bytes:
+        same = np.ascontiguousarray(sample, native)
+        if native.kind == "f":
+            same = same + native.type(0)  # which makes 0 of -0
+        return hashlib.blake2b(same.tobytes(), digest_size=16).digest()
+
+    return list(map(digest, x))
 
 
 def _check_agreement(report: ArrayReport) -> None:

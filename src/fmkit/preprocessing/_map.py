@@ -163,7 +163,9 @@ class Preprocess:
                 "`x_train` holds NaN or infinite values; "
                 "preprocessing.check_arrays(train=(x, y)) names their places."
             )
-        std = np.where(std == 0, 1.0, std)
+        # In float64 the mean of equal numbers may not be that number.
+        steady = x_train.min(axis=axis) == x_train.max(axis=axis)
+        std = np.where(steady | (std == 0), 1.0, std)
         options.setdefault("sample_rank", x_train.ndim - 1)
         return cls(mean, std, **options)
 

@@ -18,6 +18,8 @@ from fmkit._requirements import require
 __all__ = ["read_image"]
 
 _SIDE, _BOX = 28, 20
+# Those of pictures. Pillow would give PostScript to a program that executes it.
+_FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
 # Of the strongest stroke: what is fainter is paper.
 _FAINT = 0.15
 # Grey levels, of 255, that a stroke must differ from the paper.
@@ -33,8 +35,9 @@ def read_image(source: str | os.PathLike[str] | np.ndarray) -> np.ndarray:
     mass is in the middle, as far as it then stays inside.
 
     Args:
-        source: A file that Pillow reads, or an array `(height, width)`, or with 1, 3
-            or 4 channels behind: uint8, boolean, or floats from 0 to 1.
+        source: A file (PNG, JPEG, GIF, BMP, TIFF, WebP or PPM), or an array `(height,
+            width)`, or with 1, 3 or 4 channels behind: uint8, boolean, or floats from
+            0 to 1.
 
     Returns:
         uint8 `(28, 28)`: 0 is paper, 255 the strongest stroke.
@@ -104,7 +107,7 @@ def _grey_of_file(images: Any, path: str | os.PathLike[str]) -> Any:
         with warnings.catch_warnings():
             # Pillow warns of more pixels than MAX_IMAGE_PIXELS, and refuses twice them.
             warnings.simplefilter("error", images.DecompressionBombWarning)
-            with images.open(path) as image:
+            with images.open(path, formats=_FORMATS) as image:
                 return _grey(image)
     except FileNotFoundError:
         raise

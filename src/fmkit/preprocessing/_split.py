@@ -26,7 +26,7 @@ def split(
         x: Samples, shape `(n, ...)`.
         y: Integer labels, shape `(n,)`.
         validation_split: Fraction of the samples, in (0, 1), as in `Model.fit`.
-        seed: A non-negative integer.
+        seed: Integer from 0 to 2**64 - 1.
 
     Returns:
         `(x_train, y_train), (x_val, y_val)`: copies, `x` first, as
@@ -46,6 +46,8 @@ def split(
     x, y = np.asarray(x), np.asarray(y)
     fraction = check_number("validation_split", validation_split, above=0, below=1)
     seed = check_int("seed", seed, minimum=0)
+    if seed >= 2**64:
+        raise ValueError(f"`seed` must be below 2**64, got seed={seed}.")
     if y.ndim != 1 or y.dtype.kind not in "iu":
         raise ValueError(
             "`y` must be a vector of integer labels, shape (n,), got shape "
@@ -56,6 +58,8 @@ def split(
             "`x` and `y` must have the same length, got "
             f"{x.shape[:1] or 'a scalar'} and {y.shape}."
         )
+    if not len(y):
+        raise ValueError("There is nothing to split: `x` and `y` are empty.")
     chosen = np.zeros(len(y), bool)
     chosen[_stratified_indices(y, fraction, seed)] = True
     if chosen.all() or not chosen.any():
@@ -73,7 +77,7 @@ def _stratified_indices(y: np.ndarray, fraction: float, seed: int) -> np.ndarray
     taken[np.argsort(taken - shares, kind="stable")[: max(left_over, 0)]] += 1
     # Raw Philox words are part of NumPy's compatibility promise; what
     # Generator.permutation draws from them is not.
-    words = np.random.Philox(key=[seed, 0]).random_raw(len(y))
+    words = np.random.Philox(key=np.array([seed, 0], np.uint64)).random_raw(len(y))
     order = np.argsort(words, kind="stable")
     return np.concatenate(
         [
