@@ -508,6 +508,44 @@ def test_a_call_of_ones_own_gets_the_numbers_as_they_are():
     assert model.predict(x, verbose=0).ravel().tolist() == [25_165_828.0, 7.0]
 
 
+class FusedWithACall(FusedModel):
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        self.inner = K.Dense(3)
+
+    def call(self, x):
+        return self.inner(keras.ops.reshape(x, (-1, 6)))
+
+
+class Functional(FusedModel):
+    """Makes its inputs and outputs itself."""
+
+    def __init__(self, units, **arguments):
+        inputs = keras.Input((3, 2))
+        outputs = K.Dense(units)(K.Flatten()(inputs))
+        super().__init__(inputs, outputs, **arguments)
+        self.units = units
+
+
+def test_a_class_may_have_a_call_of_its_own_beside_functional_models():
+    """Keras makes a class functional with the first model of it that is."""
+    trained = []
+    for make in (
+        lambda: FusedWithACall(),
+        lambda: Functional(3),
+        lambda: FusedModel(*network(K.Dense(3))),
+    ) * 2:
+        model = make()
+        assert isinstance(model, FusedModel)
+        model.compile("sgd", losses.CrossentropyFromLogits(), jit_compile=FUSES)
+        model.fit(data(), verbose=0)
+        trained.append(model)
+    assert trained[0].layers[0] is trained[0].inner
+    assert trained[1].units == 3
+    assert isinstance(trained[1], Functional)
+    assert keras.Model in FusedModel.__bases__
+
+
 class Doubled(keras.Sequential):
     def call(self, x, **options):
         return 2 * super().call(x, **options)

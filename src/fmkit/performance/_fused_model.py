@@ -12,6 +12,7 @@ Here it does so once, and each later step plays what came of it: see `_torch_ste
 
 from __future__ import annotations
 
+import functools
 import inspect
 from typing import Any
 
@@ -94,6 +95,17 @@ class FusedModel(keras.Model):
     train_function: Any
     test_function: Any
     predict_function: Any
+
+    # Keras takes a class for functional whose arguments are called so.
+    def __init__(
+        self, inputs: Any = None, outputs: Any = None, name: Any = None, **kwargs: Any
+    ) -> None:
+        if inputs is None:  # a subclass with a `call` of its own
+            super().__init__(name=name, **kwargs)
+            return
+        kind: Any = type(self)
+        object.__setattr__(self, "__class__", _functional(kind))
+        super().__init__(inputs, outputs, name=name, **kwargs)
 
     @property
     def steps_in_one_program(self) -> int:
@@ -208,6 +220,25 @@ class FusedModel(keras.Model):
         made = _torch_steps.TorchSteps(self, step, training=name == "train")
         setattr(self, f"{name}_function", made)
         return made
+
+
+@functools.cache
+def _functional(kind: type) -> type:
+    """Return the class of the functional models of a class.
+
+    Keras would change the class itself, and with it every other that is derived from
+    `FusedModel`: those with a `call` of their own could then not be made.
+    """
+    image = keras.Input(())
+    of_keras: type = type(keras.Model(image, image))
+    if issubclass(kind, of_keras):
+        return kind
+    names = ("__module__", "__qualname__", "__doc__")
+    made = type(kind.__name__, (kind, of_keras), {n: getattr(kind, n) for n in names})
+    package, _, name = keras.saving.get_registered_name(kind).rpartition(">")
+    if package:
+        keras.saving.register_keras_serializable(package, name)(made)
+    return made
 
 
 # What a `FusedModel` in the place of a model would not call.
