@@ -13,7 +13,6 @@ import pytest
 
 # What a supported Keras may lack, and where a test would find it.
 ABILITIES = {
-    # Of Keras 3.12, only some have it.
     "CategoricalGeneralizedCrossEntropy": (
         keras.losses,
         "CategoricalGeneralizedCrossEntropy",
