@@ -13,6 +13,10 @@ import pytest
 
 # What a supported Keras may lack, and where a test would find it.
 ABILITIES = {
+    "CategoricalGeneralizedCrossEntropy": (
+        keras.losses,
+        "CategoricalGeneralizedCrossEntropy",
+    ),
     "MultiOptimizer": (keras.optimizers, "MultiOptimizer"),  # since Keras 3.15
     "OrbaxCheckpoint": (keras.callbacks, "OrbaxCheckpoint"),  # since Keras 3.14
 }

@@ -123,6 +123,12 @@ def test_labels_in_another_form_than_the_loss_takes_are_refused(labels, loss, me
     models.check_outputs(ENDS["softmax"](), other, loss)
 
 
+@pytest.mark.needs("CategoricalGeneralizedCrossEntropy")
+def test_the_generalized_loss_takes_class_numbers():
+    loss = K.CategoricalGeneralizedCrossEntropy()
+    models.check_outputs(ENDS["softmax"](), NUMBERS, loss)
+
+
 @pytest.mark.parametrize("outputs", [1, 2])
 @pytest.mark.parametrize("labels", [["a", "b"], [["a", "b"]], np.array(["a"], object)])
 def test_texts_are_refused_whatever_the_model(outputs, labels):

@@ -147,6 +147,77 @@ def test_what_gives_no_curve_is_refused():
         learning_rate_range(keras.Sequential([keras.layers.Dense(1)]), X, Y)
 
 
+def first_loss(model, x):
+    model.compile("sgd", "mse")
+    given = keras.ops.convert_to_numpy(model(x))
+    found = learning_rate_range(model, x, Y, batch_size=96, steps=10, lowest=1e-9)
+    return found.losses[0], float(((given - Y) ** 2).mean())
+
+
+def test_the_copy_normalizes_as_the_model_was_adapted():
+    normalization = keras.layers.Normalization()
+    normalization.adapt(9 * X + 5)
+    layers = [keras.Input((4,)), normalization, keras.layers.Dense(1)]
+    found, expected = first_loss(keras.Sequential(layers), 9 * X + 5)
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.backend("tensorflow")
+def test_the_copy_has_the_vocabulary_of_the_model():
+    numbers = np.array([[70], [80], [90], [70]] * 24)
+    lookup = keras.layers.IntegerLookup(output_mode="one_hot")
+    lookup.adapt(numbers)
+    inputs = keras.Input((1,), dtype="int64")
+    outputs = keras.layers.Dense(1)(lookup(inputs))
+    found, expected = first_loss(keras.Model(inputs, outputs), numbers)
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.backend("torch")
+def test_a_model_of_which_some_layers_are_built_is_refused():
+    normalization = keras.layers.Normalization()
+    normalization.adapt(X)
+    model = keras.Sequential([normalization, keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match=r"only some layers of .* call it on a few"):
+        learning_rate_range(model, X, Y, steps=10)
+    model(X[:2])
+    assert len(learning_rate_range(model, X, Y, steps=10, highest=1e-3).rates) == 10
+
+
+class _Ordered(keras.Sequential):
+    """A class of one's own, which Keras copies as a Sequential."""
+
+
+class _Sized(keras.Model):
+    """A functional model made of one number, which Keras copies as a Functional."""
+
+    def __init__(self, units=1):
+        inputs = keras.Input((4,))
+        super().__init__(inputs, keras.layers.Dense(units)(inputs))
+
+
+class _Compiling(keras.Model):
+    """A model with a `compile` of its own, which Keras leaves out."""
+
+    def compile(self, optimizer, loss):
+        super().compile(optimizer, loss)
+
+
+@pytest.mark.backend("torch")
+@pytest.mark.filterwarnings("ignore:`compile.*was not called:UserWarning")
+def test_a_copy_of_another_class_or_without_its_compile_is_refused():
+    inputs, dense = keras.Input((4,)), keras.layers.Dense(1)
+    for model, message in (
+        (_Ordered([inputs, dense]), "is a Sequential, not a _Ordered"),
+        (_Sized(), "is a Functional, not a _Sized"),
+        (_Compiling(inputs, dense(inputs)), "_Compiling has a `compile` of its own"),
+    ):
+        model.compile("sgd", "mse")
+        with pytest.raises(ValueError, match=message):
+            learning_rate_range(model, X, Y, steps=10)
+
+
 @pytest.mark.backend("torch")
 def test_an_optimizer_inside_of_a_wrapper_gets_the_rates():
     averaging = ExponentialMovingAverage("sgd", decay=0.9)

@@ -446,6 +446,14 @@ def test_lenet_of_1998_starts_uniform_with_variance_one_by_the_number_of_inputs(
         assert 0.9 * bound < np.abs(kernel).max() <= bound * 1.0001
 
 
+def test_every_offset_of_lenet_of_1998_starts_as_told():
+    model = models.lenet5(variant="lecun1998", bias_initializer=0.1)
+    offsets = {w.path: numbers(w) for w in model.weights if w.path.endswith("bias")}
+    assert {"s2/bias", "s4/bias"} < {"/".join(path.split("/")[-2:]) for path in offsets}
+    for values in offsets.values():
+        np.testing.assert_allclose(values, 0.1, rtol=1e-6)
+
+
 # --- penalties, BatchNorm, dropout --------------------------------------------------
 
 

@@ -89,6 +89,25 @@ def test_the_steps_of_an_execution_divide_the_epoch_evenly():
     assert short == (1 if BACKEND == "torch" else 3)
 
 
+@pytest.mark.backend("tensorflow", "jax")
+@pytest.mark.parametrize(
+    ("epoch", "pixels", "taken"),
+    [(100, 16, 100), (149, 16, 75), (201, 16, 67), (74, 2**20, 25)],
+)
+def test_a_fused_model_gets_at_most_100_steps_or_64_mb(epoch, pixels, taken):
+    # Of 2**20 pixels, 32 batches of two bytes per pixel are 64 MB.
+    x = np.broadcast_to(np.uint8(0), (2 * epoch, pixels))
+    model = fused(keras.Sequential([keras.Input((pixels,)), K.Flatten()]))
+    settings = fit_settings(model, x, x[:, 0], batch_size=2)
+    assert settings.compile["steps_per_execution"] == taken
+
+
+class Whole:
+    """What has rows and neither `dtype` nor `len`: a table, a sparse array."""
+
+    shape = (26, 4)
+
+
 class Pieces(keras.utils.PyDataset):
     def __len__(self):
         return 9
@@ -117,13 +136,14 @@ X, Y = np.zeros((26, 4, 4, 1), "float32"), np.zeros(26, "int32")
     [
         (lambda: {"data": X, "y": Y, "batch_size": 3}, 9),
         (lambda: {"data": X, "y": Y}, 1),
+        (lambda: {"data": Whole(), "y": Y, "batch_size": 3}, 9),
         (lambda: {"data": Pieces()}, 9),
         pytest.param(
             lambda: {"data": dataset()}, 9, marks=pytest.mark.needs("tensorflow")
         ),
         (lambda: {"data": endless(), "steps_per_epoch": 12}, 12),
     ],
-    ids=["arrays", "32 by default", "PyDataset", "tf.data", "generator"],
+    ids=["arrays", "32 by default", "other rows", "PyDataset", "tf.data", "generator"],
 )
 def test_any_data_say_how_many_batches_they_have(arguments, steps):
     given = arguments()
@@ -133,6 +153,15 @@ def test_any_data_say_how_many_batches_they_have(arguments, steps):
     given["x"] = given.pop("data")
     assert {name: settings.fit[name] for name in given} == given
     assert "array" in str(settings) or given["x"] is not X
+
+
+@pytest.mark.needs("pandas", "scipy")
+def test_tables_and_sparse_arrays_are_rows_too():
+    import pandas as pd
+    from scipy import sparse
+
+    for x in (pd.DataFrame(X[:, 0, 0]), sparse.csr_array(X[:, :, 0, 0])):
+        assert fit_settings(network(), x, Y).fit["x"] is x
 
 
 @pytest.mark.backend("tensorflow", "jax")
@@ -161,6 +190,8 @@ def test_what_does_not_tell_its_batches_is_named():
         fit_settings(network(), X, Y[:-1])
     with pytest.raises(ValueError, match=r"must have rows"):
         fit_settings(network(), X[:0], Y[:0])
+    with pytest.raises(ValueError, match=r"must have rows"):
+        fit_settings(network(), np.float32(0), np.int32(0))
 
 
 @pytest.mark.backend("jax")

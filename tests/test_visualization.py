@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import needs
@@ -28,6 +29,7 @@ from matplotlib.colors import to_rgb
 
 from fmkit import metrics
 from fmkit import visualization as pictures
+from fmkit.visualization._sweep import _turn_if_crowded
 
 pytestmark = pytest.mark.backend("torch")  # what is drawn depends on no backend
 
@@ -393,6 +395,21 @@ def test_learning_curves_of_nothing_but_nan_are_empty():
     ax.figure.canvas.draw()
 
 
+def test_learning_curves_pass_over_series_of_several_numbers(tmp_path):
+    scores = {"f1": [[0.1, 0.2], [0.3, 0.4]], "names": ["a", "b"]}
+    history = {"loss": [1.0, 0.5], **scores}
+    path = tmp_path / "log.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(
+            [["epoch", "loss", "f1"], [0, 1.0, "[0.1 0.2]"], [1, 0.5, "[0.3 0.4]"]]
+        )
+    for source in (history, path):
+        (line,) = pictures.learning_curves(source).lines
+        assert line.get_xydata().tolist() == [[1, 1.0], [2, 0.5]]
+        with pytest.raises(ValueError, match=r"f1|\[0\.1 0\.2\]"):
+            pictures.learning_curves(source, "f1")
+
+
 def test_learning_curves_of_a_validation_metric_are_called_validation():
     ax = pictures.learning_curves({"loss": [2, 1], "val_loss": [3, 2]}, "val_loss")
     assert [line.get_label() for line in ax.lines] == ["validation"]
@@ -528,6 +545,13 @@ def test_a_grid_writes_the_shares_of_mixed_labels():
     assert captions(ax) == names
 
 
+def test_a_pixel_of_nan_leaves_the_scale_to_the_others():
+    images = np.linspace(0, 1, 8).reshape(2, 2, 2)
+    images[0, 0, 0] = np.nan
+    ax = pictures.image_grid(images)
+    assert {image.get_clim() for image in ax.images} == {(1 / 7, 1.0)}
+
+
 def test_images_of_minus_one_to_one_share_one_scale():
     ax = pictures.image_grid(LETTERS / 127.5 - 1.0)
     assert {picture.get_clim() for picture in ax.images} == {(-1.0, 1.0)}
@@ -604,6 +628,8 @@ def test_scores_name_classes_that_nobody_predicted():
 @pytest.mark.parametrize(
     ("true", "guess", "message"),
     [
+        (["bag"], ["bag"], r"class_names\.index\(name\) for name in labels"),
+        ([0], np.array([None]), "`predictions` must be class numbers.* dtype object"),
         ([0, 1], [0], "got 2 and 1"),
         ([], [], "got 0 and 0"),
         ([0, 5], [0, 1], "class number 5 occurs"),
@@ -670,6 +696,27 @@ def test_where_there_is_no_boundary_the_picture_says_so():
         last = ax.get_legend().get_texts()[-1].get_text()
         assert last == f"no boundary:\nall {words}"
         assert all(isinstance(c, PathCollection) for c in ax.collections)
+
+
+def test_scores_that_are_not_finite_are_holes_in_the_plane():
+    def score(points):
+        scores = circle(points).ravel().copy()
+        scores[:2] = np.nan, np.inf
+        return scores
+
+    ax = pictures.decision_boundary(score, POINTS, INSIDE)
+    radii = np.hypot(contour(ax)[:, 0] - 0.5, contour(ax)[:, 1])
+    np.testing.assert_allclose(radii, np.sqrt(2.0), atol=2e-3)
+    ax = pictures.decision_boundary(
+        lambda points: np.full(len(points), np.nan), POINTS, INSIDE
+    )
+    last = ax.get_legend().get_texts()[-1].get_text()
+    assert last == "no boundary:\nno score is finite"
+
+
+def test_a_plane_needs_two_names():
+    with pytest.raises(ValueError, match=r"class 0 and class 1, got \['a'\]"):
+        pictures.decision_boundary(circle, POINTS, INSIDE, class_names=["a"])
 
 
 def test_the_extent_is_around_the_points_unless_given():
@@ -750,6 +797,14 @@ def test_losses_over_the_rates_are_drawn_with_the_suggestion():
         pictures.loss_by_learning_rate([0.0, 1.0], [2.0, 1.0])
 
 
+def test_a_loss_that_is_not_finite_is_a_gap():
+    for last in (np.nan, np.inf):
+        ax = pictures.loss_by_learning_rate([0.1, 1.0, 10.0], [2.0, 1.0, last])
+        assert ax.get_ylim() == pytest.approx((0.9, 2.1))
+        ax.figure.canvas.draw()
+    pictures.loss_by_learning_rate([0.1], [np.nan]).figure.canvas.draw()
+
+
 # --- reliability --------------------------------------------------------------------
 
 
@@ -792,6 +847,8 @@ def test_the_error_in_the_legend_is_that_of_the_metrics():
     [
         ([0, 1], np.eye(3), {}, r"got shape \(3, 3\) for 2 labels"),
         ([0, 1], [0.2, 0.8], {}, 'pass activation="sigmoid"'),
+        ([0, 1], [[1, 0], [np.nan, 1]], {}, "1 of 2 rows are not, the first is row 1"),
+        ([0, 1], [0.5, np.nan], {"activation": "sigmoid"}, "must be finite"),
         ([0, 2], np.eye(2), {}, "go up to 2, and `predictions` have 2 columns"),
         ([0, 1], np.eye(2), {"activation": "sigmoid"}, r"shapes \(2,\) and \(2, 2\)"),
         ([0, 1], np.eye(2), {"activation": "relu"}, "`activation` must be one of"),
@@ -859,6 +916,45 @@ def test_a_sweep_over_names_places_them_in_order_of_appearance():
     beside = pictures.sweep(RUNS, "optimizer", "accuracy", group="batch_size")
     places = [bars.lines[0].get_xdata()[0] for bars in beside.containers]
     assert places == sorted(set(places))
+
+
+def test_names_in_a_subfigure_are_measured_without_the_newest_matplotlib():
+    part = plt.figure(figsize=(5, 4)).subfigures(1, 2)[1]
+    rows = [{"weights": f"average {i}", "loss": float(i)} for i in range(9)]
+    ax = pictures.sweep(rows, "weights", "loss", ax=part.subplots())
+    names = ax.get_xticklabels()
+    assert {name.get_rotation() for name in names} == {30}
+    for name in names:
+        name.set(rotation=0)
+    # Only what axes have before Matplotlib 3.10: `get_figure` knew no `root`.
+    _turn_if_crowded(SimpleNamespace(figure=part, get_xticklabels=lambda: names))
+    assert {name.get_rotation() for name in names} == {30}
+
+
+def test_a_sweep_leaves_out_rows_without_a_result():
+    rows = [{"u": 1, "score": None}, {"u": 2, "score": 0.5}]
+    ax = pictures.sweep(rows, "u", "score")
+    assert ax.containers[0].lines[0].get_xydata().tolist() == [[2, 0.5]]
+    with pytest.raises(ValueError, match=r"has a value of 'score': all are None"):
+        pictures.sweep(rows[:1], "u", "score")
+
+
+def test_a_sweep_takes_lists_as_names_of_places_and_groups():
+    rows = [{"u": [k, k], "g": {"a": k % 2}, "score": k} for k in (3, 1, 2)]
+    ax = pictures.sweep(rows, "u", "score", group="g")
+    assert [t.get_text() for t in ax.get_xticklabels()] == [
+        "[3, 3]",
+        "[1, 1]",
+        "[2, 2]",
+    ]
+    odd, even = (bars.lines[0].get_ydata().tolist() for bars in ax.containers)
+    assert (odd, even) == ([3, 1], [2])
+
+
+def test_a_logarithmic_sweep_refuses_a_place_of_zero():
+    rows = [{"rate": rate, "score": 1.0} for rate in (0.1, 0.0)]
+    with pytest.raises(ValueError, match=r"values of 'rate' above 0, got 0\.0"):
+        pictures.sweep(rows, "rate", "score", log=True)
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,17 @@ class Layers:
         axis = -1 if self.data_format == "channels_last" else 1
         return layers.BatchNormalization(axis=axis, name=f"{name}_norm")(x)
 
+    def scale_maps(self, name: str, phi: Any) -> Any:
+        """Return a layer with one factor, from 1, and one offset for each map."""
+        return layers.DepthwiseConv2D(
+            1,
+            activation=phi,
+            data_format=self.data_format,
+            depthwise_initializer="ones",
+            bias_initializer=self._initializer(self._bias),
+            name=name,
+        )
+
     def pool(self, kind: str, name: str) -> Any:
         """Return a layer that takes the maximum or the mean of 2×2 pixels."""
         layer = layers.MaxPooling2D if kind == "max" else layers.AveragePooling2D

@@ -200,11 +200,4 @@ def _lecun_features(
 def _subsample(x: Any, maker: Layers, activation: Activation, name: str) -> Any:
     """Mean of 2×2 pixels, times a trainable number for each map, plus another."""
     x = maker.pool("average", f"{name}_mean")(x)
-    # A depthwise filter of one pixel is one factor and one offset for each map.
-    return layers.DepthwiseConv2D(
-        1,
-        activation=activation,
-        data_format=maker.data_format,
-        depthwise_initializer="ones",
-        name=name,
-    )(x)
+    return maker.scale_maps(name, activation)(x)

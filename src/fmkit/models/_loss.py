@@ -7,6 +7,9 @@ from typing import Any
 
 import keras
 
+# Not all that begin with "categorical": the generalized one takes class numbers.
+_OF_ROWS = ("categoricalcrossentropy", "categoricalfocal", "categoricalhinge")
+
 
 def check_loss(
     model: keras.Model, loss: Any, *, dense: bool | None, check_activation: bool
@@ -31,7 +34,7 @@ def check_loss(
             f"The labels are rows, and {name} takes class numbers. Pass "
             "`labels.argmax(axis=1)`, or use `keras.losses.CategoricalCrossentropy`."
         )
-    if dense is False and form.startswith("categorical"):
+    if dense is False and form.startswith(_OF_ROWS):
         raise ValueError(
             f"The labels are class numbers, and {name} takes rows. Use "
             "`keras.losses.SparseCategoricalCrossentropy`, or "

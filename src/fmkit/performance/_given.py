@@ -44,8 +44,8 @@ def look_at(
     if steps_per_epoch is not None:
         steps_per_epoch = check_int("steps_per_epoch", steps_per_epoch)
     leaves = [leaf for leaf in keras.tree.flatten((data, y)) if leaf is not None]
-    arrays = all(hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves)
-    if arrays:
+    # A DataFrame has no `dtype`, and SciPy's sparse arrays have no `len`.
+    if all(hasattr(leaf, "shape") for leaf in leaves):
         return _arrays(data, y, batch_size, steps_per_epoch, leaves)
     for name, value in (("y", y), ("batch_size", batch_size)):
         if value is not None:
@@ -77,8 +77,8 @@ def look_at(
 def _arrays(
     x: Any, y: Any, size: int | None, steps_per_epoch: int | None, leaves: list[Any]
 ) -> Given:
-    rows = {len(leaf) for leaf in leaves}
-    if len(rows) != 1 or not (count := rows.pop()):
+    first_axes = {tuple(leaf.shape)[:1] for leaf in leaves}
+    if len(first_axes) != 1 or not any(rows := first_axes.pop()):
         raise ValueError(
             "Arrays must have rows, all the same number; got the shapes "
             f"{[tuple(leaf.shape) for leaf in leaves]}."
@@ -87,8 +87,8 @@ def _arrays(
     fit: dict[str, Any] = {"x": x, "y": y, "batch_size": size}
     if steps_per_epoch is not None:
         fit["steps_per_epoch"] = steps_per_epoch
-    width = sum(int(getattr(leaf, "nbytes", 0)) for leaf in leaves) // count
-    steps = steps_per_epoch or -(-count // size)
+    width = sum(int(getattr(leaf, "nbytes", 0)) for leaf in leaves) // rows[0]
+    steps = steps_per_epoch or -(-rows[0] // size)
     why = f"Batches(x, y, {size}) takes less time for the same rows, above all on "
     why += "TensorFlow."
     return Given(fit, steps, width * size or None, why, steps_per_epoch is not None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -215,7 +216,7 @@ class Choice:
 
 
 def _most_steps(model: keras.Model, size: int | None) -> int:
-    """Return how many steps an execution should have at most."""
+    """Return how many steps an execution should have, a `FusedModel`'s at most."""
     if not isinstance(model, FusedModel) or size is None:
         return STEPS_PER_EXECUTION
     return int(np.clip(FUSED_BYTES // max(size, 1), 1, FUSED_STEPS))
@@ -241,8 +242,10 @@ def _execution(
             f"On a CPU, XLA is several times slower with {', '.join(unknown)} inside "
             "a loop over steps."
         )
-    # Even executions: no short one at the end of the epoch.
-    executions = max(1, round(epoch / most))
+    # Even executions: no short one at the end of the epoch. About as many steps as
+    # pays, but never more than a program of a FusedModel should hold.
+    parts = math.ceil if isinstance(model, FusedModel) else round
+    executions = max(1, parts(epoch / most))
     steps = -(-epoch // executions)
     if given.whole_executions and epoch % steps:
         steps = max(n for n in range(1, steps) if epoch % n == 0)

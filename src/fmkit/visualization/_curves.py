@@ -71,7 +71,7 @@ def learning_curves(
         ['training', 'validation']
     """
     names = [metrics] if isinstance(metrics, str) else list(metrics)
-    curves = read_history(history)
+    curves = read_history(history, names)
     ax = axes_or_new(ax, (5.0 if len(names) == 1 else 7.0, 3.6))
     for index, name in enumerate(names):
         if name not in curves:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +14,31 @@ from fmkit.visualization._values import as_numbers
 Curve = tuple[np.ndarray, np.ndarray]
 
 
-def read_history(history: Any) -> dict[str, Curve]:
-    """Return epochs, counted from 1, and values of each metric."""
+def read_history(history: Any, metrics: Sequence[str]) -> dict[str, Curve]:
+    """Return epochs, counted from 1, and values of each metric.
+
+    Series that are not one number per epoch are left out unless `metrics` has them.
+    """
+    wanted = {*metrics, *(f"val_{name}" for name in metrics)}
     if isinstance(history, str | Path):
-        return _read_log(Path(history))
+        return _read_log(Path(history), wanted)
     values = getattr(history, "history", history)
     if not isinstance(values, Mapping):
         raise TypeError(
             "`history` must be what `fit` returned, a mapping of names to values, or "
             f"the path of a CSVLogger's file, got {type(history).__name__}."
         )
-    length = max((np.size(series) for series in values.values()), default=0)
+    lengths = [len(each) for each in values.values() if hasattr(each, "__len__")]
+    length = max(lengths, default=0)
     epochs = np.asarray(getattr(history, "epoch", None) or range(length)) + 1
     curves = {}
     for name, series in values.items():
-        numbers = as_numbers(name, series)
+        try:
+            numbers = as_numbers(name, series)
+        except (TypeError, ValueError):
+            if name in wanted:
+                raise
+            continue  # of several numbers per epoch, such as a score for each class
         if len(numbers) != len(epochs):
             raise ValueError(
                 f"The history has {len(numbers)} values of {name!r} for {len(epochs)} "
@@ -42,7 +52,7 @@ def read_history(history: Any) -> dict[str, Curve]:
     return curves
 
 
-def _read_log(path: Path) -> dict[str, Curve]:
+def _read_log(path: Path, wanted: set[str]) -> dict[str, Curve]:
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         rows = list(reader)
@@ -55,11 +65,16 @@ def _read_log(path: Path) -> dict[str, Curve]:
     curves = {}
     for name in (reader.fieldnames or [])[:]:
         # CSVLogger writes NA where an epoch has no such metric.
-        points = {
-            int(row["epoch"]) + 1: float(row[name])
-            for row in rows
-            if row[name] not in (None, "", "NA")
-        }
+        try:
+            points = {
+                int(row["epoch"]) + 1: float(row[name])
+                for row in rows
+                if row[name] not in (None, "", "NA")
+            }
+        except ValueError:
+            if name in wanted or name == "epoch":
+                raise
+            continue
         if name != "epoch" and points:
             epochs = sorted(points)
             curves[name] = (np.array(epochs), np.array([points[e] for e in epochs]))

@@ -79,7 +79,7 @@ def image_grid(
         ax, (1.15 * columns * cell[0], 1.15 * rows * cell[1] + 0.3), fixed=True
     )
     grey = pictures.ndim == 3
-    limits = {"vmin": pictures.min(), "vmax": pictures.max()} if grey else {}
+    limits = {"vmin": np.nanmin(pictures), "vmax": np.nanmax(pictures)} if grey else {}
     style = {"cmap": cmap, "interpolation": "nearest", **limits}
     for index, picture in enumerate(pictures):
         left, top = index % columns * cell[0], index // columns * cell[1]

@@ -54,12 +54,13 @@ def decision_boundary(
         ax: Where to draw; a new figure by default.
 
     Returns:
-        The axes. If no score of the grid lies beyond `level`, the legend says so and
-        there is no line.
+        The axes. If no score of the grid lies beyond `level`, or none is finite, the
+        legend says so and there is no line.
 
     Raises:
-        ValueError: If `x` is not `(n, 2)`, `y` has values other than 0 and 1, or
-            `predict` returns more than one score per point.
+        ValueError: If `x` is not `(n, 2)`, `y` has values other than 0 and 1,
+            `class_names` are not two, or `predict` returns more than one score per
+            point.
 
     Examples:
         >>> def score(points):
@@ -71,6 +72,11 @@ def decision_boundary(
     points = np.asarray(as_array(x), "float32")
     labels = as_array(y).reshape(-1)
     _check_plane(points, labels)
+    if len(class_names) != 2:
+        raise ValueError(
+            "`class_names` must be the names of class 0 and class 1, got "
+            f"{class_names!r}."
+        )
     check_int("resolution", resolution, minimum=2)
     grid = _grid(points, extent, resolution)
     scores = _scores(predict, np.stack([axis.ravel() for axis in grid], axis=1))
@@ -135,7 +141,8 @@ def _scores(predict: Callable[[Any], Any] | Any, points: np.ndarray) -> np.ndarr
 def _draw_contour(
     ax: Axes, grid: list[np.ndarray], scores: np.ndarray, level: float
 ) -> None:
-    low, high = float(scores.min()), float(scores.max())
+    finite = scores[np.isfinite(scores)]
+    low, high = (finite.min(), finite.max()) if finite.size else (level, level)
     if low < level < high:
         area = ax.contourf(*grid, scores, levels=[level, high], zorder=0)
         line = ax.contour(*grid, scores, levels=[level], linewidths=2)
@@ -143,7 +150,9 @@ def _draw_contour(
         area.set(array=None, facecolor=(VERMILLION, 0.2))
         line.set(array=None, edgecolor="black")
         ax.plot([], [], color="black", linewidth=2, label=f"score {level:g}")
-    else:
+    elif finite.size:
         side = "at most" if high <= level else "at least"
         ax.plot([], [], " ", label=f"no boundary:\nall {side} {level:g}")
+    else:
+        ax.plot([], [], " ", label="no boundary:\nno score is finite")
     ax.set(xlim=(grid[0].min(), grid[0].max()), ylim=(grid[1].min(), grid[1].max()))

@@ -43,7 +43,7 @@ def loss_by_learning_rate(
     Returns:
         The axes: losses as grey points, the smoothed ones as a line, the suggestion as
         a dashed one. The axis of rates is logarithmic. That of the loss ends a little
-        above the smoothed losses.
+        above the smoothed losses. A loss that is not finite is a gap.
 
     Raises:
         ValueError: If the numbers don't match one by one, or a rate is not above 0.
@@ -71,8 +71,10 @@ def loss_by_learning_rate(
         ax.axvline(
             suggestion, color=VERMILLION, linestyle="--", label=f"{suggestion:.2g}"
         )
-    room = 0.1 * (line.max() - line.min()) or 0.1
-    ax.set_ylim(line.min() - room, line.max() + room)
+    finite = line[np.isfinite(line)]
+    if finite.size:
+        room = 0.1 * np.ptp(finite) or 0.1
+        ax.set_ylim(finite.min() - room, finite.max() + room)
     write_labels(ax, "learning rate", "loss", title)
     write_legend(ax)
     return ax

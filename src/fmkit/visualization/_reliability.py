@@ -65,7 +65,8 @@ def reliability_diagram(
         The axes with one more curve.
 
     Raises:
-        ValueError: If `form` or `activation` is unknown, or shapes do not fit.
+        ValueError: If `form` or `activation` is unknown, shapes do not fit, or a
+            prediction is not finite.
 
     Examples:
         >>> p = [[0.9, 0.1], [0.8, 0.2]]
@@ -77,7 +78,15 @@ def reliability_diagram(
     check_one_of("activation", activation, ("softmax", "sigmoid"))
     check_int("bins", bins)
     read = _classes if activation == "softmax" else _labels
-    p, hit = read(labels, np.asarray(as_array(predictions), "float64"), form)
+    with np.errstate(invalid="ignore"):  # what comes of it is refused
+        p, hit = read(labels, np.asarray(as_array(predictions), "float64"), form)
+    if not np.isfinite(p).all():
+        wrong = np.flatnonzero(~np.isfinite(p).all(axis=1))
+        raise ValueError(
+            f"`predictions` must be finite; {len(wrong)} of {len(p)} rows are not, the "
+            f"first is row {wrong[0]}. Leave them out, as in "
+            "keep = np.isfinite(predictions).all(axis=-1)."
+        )
     sums = _bin_sums(p, hit, bins)
     error = np.abs(sums[1] - sums[2]).sum() / p.size
     count, of_p, hits = sums.sum(axis=1)[:, sums[0].any(axis=0)]

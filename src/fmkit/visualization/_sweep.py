@@ -44,7 +44,7 @@ def sweep(
         results: One mapping for each run, with its settings and results.
         x: Name of the setting along the axis. Numbers are placed as numbers and
             joined by lines; anything else as named places in order of appearance.
-        y: Name of the result.
+        y: Name of the result; rows where it is `None` are left out.
         group: Name of a second setting, shown by colour, marker and line.
         log: Logarithmic scale of the setting `x`.
         title: Title of the picture.
@@ -54,16 +54,22 @@ def sweep(
         The axes with one curve for each group.
 
     Raises:
-        ValueError: If there are no results, or a row lacks a name.
+        ValueError: If there are no results, a row lacks a name, or `log` is asked for
+            with an `x` that is not above 0.
 
     Examples:
         >>> rows = [{"units": 16, "accuracy": 0.8}, {"units": 64, "accuracy": 0.9}]
         >>> sweep(rows, "units", "accuracy", log=True).get_xlabel()
         'units'
     """
-    rows = _rows(results, [x, y, *([group] if group else [])])
+    rows = _rows(results, y, [x, *([group] if group else [])])
     numeric = all(_is_number(row[x]) for row in rows)
     places = sorted({row[x] for row in rows}) if numeric else _unique(rows, x)
+    if numeric and log and places[0] <= 0:
+        raise ValueError(
+            f"`log=True` needs values of {x!r} above 0, got {places[0]!r}. Leave out "
+            "`log`, or those rows."
+        )
     ax = axes_or_new(ax, (6.2 if group else 5.0, 3.6))
     groups = _unique(rows, group) if group else [None]
     for index, kind in enumerate(groups):
@@ -88,8 +94,8 @@ def sweep(
 
 def _turn_if_crowded(ax: Axes) -> None:
     """Slant the names of places where they would run into each other."""
-    figure = ax.get_figure(root=True)
-    assert figure is not None
+    # Of axes in a subfigure, too. `get_figure(root=True)` came with Matplotlib 3.10.
+    figure = ax.figure.canvas.figure
     figure.draw_without_rendering()
     names = ax.get_xticklabels()
     boxes = [name.get_window_extent() for name in names]
@@ -98,18 +104,36 @@ def _turn_if_crowded(ax: Axes) -> None:
             name.set(rotation=30, ha="right", rotation_mode="anchor")
 
 
-def _rows(results: Iterable[Mapping[str, Any]], keys: list[str]) -> list[Any]:
+def _rows(
+    results: Iterable[Mapping[str, Any]], y: str, settings: list[str]
+) -> list[dict[str, Any]]:
+    """Return the rows that have a result, with settings that can be looked up."""
     rows = list(results)
     if not rows:
         raise ValueError("`results` is empty: pass one mapping for each run.")
     for number, row in enumerate(rows):
-        for key in keys:
+        for key in (y, *settings):
             if key not in row:
                 raise ValueError(
                     f"Row {number} of `results` has no {key!r}, it has "
                     f"{list(row)}.{did_you_mean(key, row)}"
                 )
-    return rows
+    if all(row[y] is None for row in rows):
+        raise ValueError(f"No row of `results` has a value of {y!r}: all are None.")
+    return [
+        {**row, **{key: _place(row[key]) for key in settings}}
+        for row in rows
+        if row[y] is not None
+    ]
+
+
+def _place(value: Any) -> Any:
+    """Return a setting, or as its text if it is a list, such as one of widths."""
+    try:
+        hash(value)
+    except TypeError:
+        return str(value)
+    return value
 
 
 def _is_number(value: Any) -> bool:

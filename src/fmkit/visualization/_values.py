@@ -29,6 +29,11 @@ def as_numbers(name: str, values: Any) -> np.ndarray:
 def as_class_numbers(name: str, values: Any) -> np.ndarray:
     """Return class numbers; of scores, the class with the highest."""
     array = as_array(values)
+    if array.dtype.kind in "OSU":
+        raise ValueError(
+            f"`{name}` must be class numbers from 0 or scores, got dtype {array.dtype}."
+            f" For names write [class_names.index(name) for name in {name}]."
+        )
     if array.ndim == 2:
         array = array.argmax(axis=1) if array.shape[1] > 1 else array[:, 0]
     if array.ndim != 1 or np.any(array != np.round(array)) or np.any(array < 0):
