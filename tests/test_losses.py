@@ -589,6 +589,17 @@ def test_bad_input_is_refused_with_what_to_write_instead(call, message):
         call()
 
 
+def test_a_label_that_float32_would_round_to_a_class_is_refused():
+    label = np.array([0.9999999999])
+    with pytest.raises(ValueError, match="whole numbers from 0 to 1"):
+        losses.crossentropy_from_logits(label, np.float32([[1.0, 2.0]]))
+    if keras.backend.backend() != "jax":  # whose tensors are float32
+        with pytest.raises(ValueError, match="whole numbers from 0 to 1"):
+            losses.crossentropy_from_logits(
+                ops.convert_to_tensor(label, "float64"), np.float32([[1.0, 2.0]])
+            )
+
+
 def test_the_check_of_the_sum_can_be_turned_off():
     cost = losses.crossentropy_from_logits(ONE_HOT * 2, LOGITS, sum_tolerance=None)
     np.testing.assert_allclose(numbers(cost), 2 * NATS, rtol=1e-6)
