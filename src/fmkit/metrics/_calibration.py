@@ -147,7 +147,9 @@ def _confidence_and_hit(y_true: Any, y_pred: Any, *, form: str, axis: int) -> Te
     p = ops.softmax(y_pred, axis=axis) if form == "logits" else y_pred
     guess = ops.cast(ops.argmax(y_pred, axis=axis), targets.dtype)
     hit = ops.cast(ops.equal(guess, targets), p.dtype)
-    hit = hit if valid is None else nan_unless(valid, hit)
+    if valid is not None:
+        # Not by `nan_unless`: of a product with a cast boolean XLA makes 0, not NaN.
+        hit = ops.where(valid, hit, float("nan"))
     return ops.expand_dims(ops.stack([ops.max(p, axis=axis), hit], axis=-1), -2)
 
 
