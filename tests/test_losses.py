@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from keras import ops
 from scipy.special import log_softmax
+from test_losses_exact import value_and_gradient
 
 import fmkit
 from fmkit import losses
@@ -451,6 +452,17 @@ def test_a_label_out_of_range_in_a_compiled_step_gives_nan_for_loss_and_weights(
         history = model.fit(np.ones((2, 3)), np.array([0, 4]), verbose=0).history
         assert np.isnan(history["loss"]).all()
         assert np.isnan(model.get_weights()[0]).any()
+
+
+@pytest.mark.backend("tensorflow", "jax")
+def test_a_label_that_is_no_class_gives_nan_beside_a_class_weight_of_0():
+    def cost(z):
+        labels = ops.convert_to_tensor([3.0, 0.0]) + 0.0 * z[:, 0]
+        return losses.crossentropy_from_logits(labels, z, class_weights=[0.0, 1.0])
+
+    value, gradient = value_and_gradient(cost, [[0.0, 1.0], [0.0, 1.0]])
+    np.testing.assert_array_equal(value, [np.nan, 0.0])
+    np.testing.assert_array_equal(gradient, [[np.nan] * 2, [0.0] * 2])
 
 
 @pytest.mark.backend("torch")
