@@ -215,3 +215,70 @@ def test_bad_input_is_refused_with_what_to_write_instead(call, message):
 def test_the_check_of_the_sum_can_be_turned_off():
     got = info.entropy([2.0, 2.0], sum_tolerance=None)
     assert got == pytest.approx(np.log(2))
+
+
+def gradient_of(function, x):
+    """Return the gradient of a scalar function, as an array."""
+    x = ops.convert_to_tensor(np.asarray(x, "float32"))
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return np.asarray(jax.grad(function)(x))
+    if keras.backend.backend() == "torch":
+        x.requires_grad_(True)
+        function(x).backward()
+        return x.grad.numpy()
+    import tensorflow as tf
+
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        value = function(x)
+    return tape.gradient(value, x).numpy()
+
+
+@pytest.mark.parametrize("rare", [1e-17, 1e-9, 1e-300])
+def test_the_divergence_of_a_rare_outcome_is_finite_and_right(rare):
+    p, q = np.array([rare, 1.0]), np.array([0.5, 0.5])
+    assert info.kl_divergence(p, q) == pytest.approx(stats.entropy(p, q), rel=1e-12)
+    assert info.kl_divergence(q, p) == pytest.approx(stats.entropy(q, p), rel=1e-12)
+    js = jensenshannon(p, q) ** 2
+    assert info.jensen_shannon_divergence(p, q) == pytest.approx(js, rel=1e-12)
+
+
+def test_the_divergence_of_a_rare_outcome_in_float32_has_a_gradient():
+    rare, even = np.float32([1e-30, 1.0]), np.float32([0.5, 0.5])
+    rare, even = ops.convert_to_tensor(rare), ops.convert_to_tensor(even)
+    assert float(info.kl_divergence(rare, even)) == pytest.approx(np.log(2), rel=1e-6)
+    wide = stats.entropy([0.5, 0.5], [1e-30, 1.0])
+    assert float(info.kl_divergence(even, rare)) == pytest.approx(wide, rel=1e-6)
+    for measure in (info.kl_divergence, info.jensen_shannon_divergence):
+        slope = gradient_of(lambda p, of=measure: of(p, even), [1e-30, 1.0])
+        assert np.isfinite(slope).all()
+
+
+@pytest.mark.backend("torch")  # the others may round so small a number to 0
+def test_a_quotient_beyond_float32_is_taken_by_its_logarithms():
+    p = ops.convert_to_tensor(np.float32([0.5, 0.5]))
+    q = ops.convert_to_tensor(np.float32([1e-39, 1.0]))
+    wide = stats.entropy([0.5, 0.5], [1e-39, 1.0])
+    assert float(info.kl_divergence(p, q)) == pytest.approx(wide, rel=1e-6)
+
+
+def test_mutual_information_of_a_rare_dependent_cell_is_finite():
+    # Of a variable that tells the other: the entropy of (1 - r, r), near r (1 - log r).
+    found = info.mutual_information([[10**17, 0], [0, 1]], form="counts")
+    assert found == pytest.approx(1e-17 * (1 + 17 * np.log(10)), rel=1e-12)
+    table = ops.convert_to_tensor(np.float32([[1.0, 0.0], [0.0, 1e-25]]))
+    # In float32 the product of the two sums, 1e-50, is 0.
+    expected = 1e-25 * (1 + 25 * np.log(10))
+    assert float(info.mutual_information(table)) == pytest.approx(expected, rel=1e-5)
+    slope = gradient_of(info.mutual_information, [[1.0, 0.0], [0.0, 1e-25]])
+    assert np.isfinite(slope).all()
+
+
+def test_a_tensor_beside_a_list_keeps_its_dtype():
+    half = ops.convert_to_tensor(np.float32([0.5, 0.5]))
+    for p, q in [(half, [0.5, 0.5]), ([0.5, 0.5], half), (half, np.full(2, 0.5))]:
+        found = info.cross_entropy(p, q)
+        assert keras.backend.standardize_dtype(found.dtype) == "float32"
+        assert float(found) == pytest.approx(np.log(2), rel=1e-6)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from keras import ops
 from scipy.special import log_softmax
+from test_losses_exact import value_and_gradient
 
 import fmkit
 from fmkit import losses
@@ -453,6 +454,17 @@ def test_a_label_out_of_range_in_a_compiled_step_gives_nan_for_loss_and_weights(
         assert np.isnan(model.get_weights()[0]).any()
 
 
+@pytest.mark.backend("tensorflow", "jax")
+def test_a_label_that_is_no_class_gives_nan_beside_a_class_weight_of_0():
+    def cost(z):
+        labels = ops.convert_to_tensor([3.0, 0.0]) + 0.0 * z[:, 0]
+        return losses.crossentropy_from_logits(labels, z, class_weights=[0.0, 1.0])
+
+    value, gradient = value_and_gradient(cost, [[0.0, 1.0], [0.0, 1.0]])
+    np.testing.assert_array_equal(value, [np.nan, 0.0])
+    np.testing.assert_array_equal(gradient, [[np.nan] * 2, [0.0] * 2])
+
+
 @pytest.mark.backend("torch")
 def test_a_label_out_of_range_is_refused_in_the_step_of_pytorch():
     model = small_model()
@@ -587,6 +599,17 @@ def test_every_option_is_an_attribute_that_the_loss_computes_with(make):
 def test_bad_input_is_refused_with_what_to_write_instead(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_label_that_float32_would_round_to_a_class_is_refused():
+    label = np.array([0.9999999999])
+    with pytest.raises(ValueError, match="whole numbers from 0 to 1"):
+        losses.crossentropy_from_logits(label, np.float32([[1.0, 2.0]]))
+    if keras.backend.backend() != "jax":  # whose tensors are float32
+        with pytest.raises(ValueError, match="whole numbers from 0 to 1"):
+            losses.crossentropy_from_logits(
+                ops.convert_to_tensor(label, "float64"), np.float32([[1.0, 2.0]])
+            )
 
 
 def test_the_check_of_the_sum_can_be_turned_off():

@@ -423,6 +423,42 @@ def test_infinite_logits_cost_nothing_or_infinity():
     assert ops.convert_to_numpy(got).tolist() == [0.0, 0.0, infinity, infinity]
 
 
+@pytest.mark.parametrize("gamma", [0.0, 1.5, 2.0, 3.0])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_weight_of_0_makes_an_infinite_cost_free(dtype, gamma):
+    if dtype == "float64" and keras.backend.backend() == "jax":
+        pytest.skip("JAX has no float64 unless a flag is set")
+    options = {"class_weights": [0.0, 2.0], "focal_gamma": gamma}
+    value, gradient = value_and_gradient(
+        lambda z: losses.binary_crossentropy_from_logits(
+            [[1, 1], [1, 0]], z, **options
+        ),
+        [[-float("inf"), 1000.0], [-float("inf"), float("inf")]],
+        dtype,
+    )
+    assert value.tolist() == [0.0, float("inf")]
+    np.testing.assert_allclose(gradient, [[0.0, 0.0], [0.0, 1.0]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("gamma", [1.0, 1.5, 2.0])
+@pytest.mark.parametrize(
+    "cost",
+    [
+        lambda z, gamma: losses.crossentropy_from_logits(
+            np.array([0]), z, focal_gamma=gamma
+        ),
+        lambda z, gamma: losses.binary_crossentropy_from_logits(
+            np.array([[1, 0]]), z, focal_gamma=gamma
+        ),
+    ],
+)
+def test_a_focal_cost_of_0_has_a_second_derivative_of_0(cost, gamma):
+    # So sure that 1 - p is 0 in float32.
+    z = ops.convert_to_tensor(np.float32([[200.0, -200.0]]))
+    got = derivative(lambda z: derivative(lambda z: cost(z, gamma), z), z)
+    assert ops.convert_to_numpy(got).tolist() == [[0.0, 0.0]]
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.floats(-50, 50, width=32), st.floats(0, 1, width=32))
 def test_swapping_the_answer_and_the_sign_changes_no_bit(z, q):

@@ -187,6 +187,21 @@ def test_a_label_whose_class_was_taken_out_costs_infinity_with_a_finite_gradient
     np.testing.assert_allclose(gradient, [[-1.0, 0.5, 0.5]], rtol=GRADIENT)
 
 
+@pytest.mark.parametrize("gamma", [0.0, 1.5, 2.0])
+@pytest.mark.parametrize("dense", [False, True])
+def test_a_weight_of_0_makes_a_class_that_was_taken_out_free(dense, gamma):
+    z = [[-INF, 0.0, 0.0], [0.0, -INF, 0.0]]
+    target = np.eye(3, dtype="float32")[:2] if dense else np.array([0, 1])
+    options = {"class_weights": [0.0, 2.0, 1.0], "focal_gamma": gamma}
+    value, gradient = value_and_gradient(
+        lambda z: losses.crossentropy_from_logits(target, z, **options), z
+    )
+    assert value.tolist() == [0.0, INF]
+    # 1 - p is 1 there, and its derivative 0: focusing changes nothing.
+    expected = [[0.0, 0.0, 0.0], [1.0, -2.0, 1.0]]
+    np.testing.assert_allclose(gradient, expected, rtol=GRADIENT)
+
+
 def test_a_logit_of_plus_infinity_settles_the_class():
     z = np.array([[INF, 0.0], [INF, 0.0]], "float32")
     value = losses.crossentropy_from_logits([0, 1], z)
@@ -307,6 +322,25 @@ def test_divergence_from_probabilities_and_from_their_logarithms_agree():
         np.testing.assert_allclose(
             gradient, np.exp(log_p) - q64, rtol=GRADIENT, atol=5e-7
         )
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse", "jensen_shannon"])
+def test_a_class_that_both_sides_exclude_leaves_the_gradient_finite(direction):
+    def cost(form, q):
+        return value_and_gradient(
+            lambda z: losses.kl_divergence_from_logits(
+                q, z, target_form=form, direction=direction
+            ),
+            [[0.0, 1.0, -INF]],
+        )
+
+    q = np.float32([[0.25, 0.75, 0.0]])
+    with np.errstate(divide="ignore"):
+        value, gradient = cost("log_probabilities", np.log(q))
+    same, slope = cost("probabilities", q)
+    assert np.isfinite(gradient).all()
+    np.testing.assert_allclose(value, same, rtol=1e-5)
+    np.testing.assert_allclose(gradient, slope, rtol=1e-4)
 
 
 def test_temperature_divides_the_logits_and_scales_the_loss_by_its_square():

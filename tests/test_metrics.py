@@ -268,6 +268,12 @@ def test_a_target_out_of_range_scores_nan_in_a_compiled_step():
     y, z = np.float32([[2, 1], [1, 0]]), np.zeros((2, 2), "float32")
     got = np.asarray(jax.jit(metrics.binary_brier_score)(y, z))
     np.testing.assert_array_equal(np.isnan(got), [True, False])
+    for norm in ("l1", "l2", "max"):
+        error = jax.jit(
+            lambda y, z, norm=norm: metrics.expected_calibration_error(y, z, norm=norm)
+        )
+        assert np.isnan(error(np.array([1, 7]), z))
+        assert np.isfinite(error(np.array([1, 0]), z))  # negative control
 
 
 def test_a_binary_brier_score_keeps_the_digits_of_a_sure_and_right_answer():

@@ -387,6 +387,60 @@ def test_damaged_and_deleted_commits_are_named_and_passed_over(
 
 
 @pytest.mark.backend("torch")
+@pytest.mark.parametrize("checkpoints", ["every", "newest"])
+@pytest.mark.parametrize("failures", [1, 99])
+def test_a_finished_run_waits_for_a_commit_that_can_not_be_read_for_a_while(
+    trained, model, tmp_path, monkeypatch, checkpoints, failures
+):
+    folder = copy_run(trained, tmp_path)
+    bad = list_commits(folder)[1]
+    left = [failures]
+
+    def flaky(path):
+        if path == bad and left[0]:
+            left[0] -= 1
+            raise OSError("the disk is away")
+        return read_commit(path)
+
+    monkeypatch.setattr("fmkit.evaluation._commit_reader.read_commit", flaky)
+    sidecar = evaluator(model, folder, checkpoints=checkpoints)
+    given_up = failures > 1 and checkpoints == "every"
+    with warned("the disk is away") if given_up else contextlib.nullcontext():
+        records = sidecar.run()
+    assert sidecar.ended_by == "finished"
+    if checkpoints == "newest":
+        assert names(records) == [list_commits(folder)[-1].name]
+        assert not sidecar.script.waits
+    else:
+        assert (bad.name in names(records)) == (not given_up)
+        assert len(records) == 4 - given_up
+        # Long enough to look again at a file that has not changed, and no longer.
+        assert 5 <= sum(sidecar.script.waits) < 15
+
+
+@pytest.mark.backend("torch")
+def test_with_newest_an_older_commit_is_not_waited_for(
+    trained, model, tmp_path, monkeypatch
+):
+    folder = copy_run(trained, tmp_path)
+    *_, older, newest = list_commits(folder)
+    failing = {older, newest}
+
+    def flaky(path):
+        if path in failing:
+            raise OSError("the disk is away")
+        return read_commit(path)
+
+    monkeypatch.setattr("fmkit.evaluation._commit_reader.read_commit", flaky)
+    # In the first look both fail; from then on only the older one.
+    sidecar = evaluator(
+        model, folder, lambda: failing.discard(newest), checkpoints="newest"
+    )
+    assert newest.name in names(sidecar.run())
+    assert sidecar.ended_by == "finished"
+
+
+@pytest.mark.backend("torch")
 @pytest.mark.parametrize(
     "change",
     [

@@ -297,6 +297,31 @@ def test_what_is_missing_or_of_another_model_is_said(run, tmp_path):
         synthesize(tmp_path, 0.1, model=other)
 
 
+@pytest.mark.parametrize("option", ["start_step", "update_interval"])
+def test_averages_of_different_updates_are_not_mixed(tmp_path, option):
+    rules = [PowerRule(0.05), PowerRule(0.1, **{option: 5})]
+    model = build(optimizer=WeightAverages("adam", rules))
+    fit(tmp_path / "run", model=model, epochs=4, every=5)
+    with pytest.raises(ValueError, match=rf"'power_0\.1' .*{option}=5.*Train with"):
+        synthesize(tmp_path / "run", 0.1)
+
+
+def test_snapshots_that_do_not_say_their_timing_are_read_too(run, tmp_path):
+    from fmkit._commits import Meta, read_commit, write_commit
+
+    shutil.copytree(run[0], tmp_path / "old")
+    newest, *older = sorted((tmp_path / "old").glob("averages-*.npz"), reverse=True)
+    for path in older:  # the newest is of a run that was continued by this version
+        commit = read_commit(path)
+        told = [
+            {key: each[key] for key in ("name", "gamma", "length", "weights")}
+            for each in commit.meta.program["averages"]
+        ]
+        write_commit(path, Meta(program={"averages": told}), commit.arrays)
+    assert read_commit(newest).meta.program["averages"][0]["update_interval"] == 1
+    assert synthesize(tmp_path / "old", 0.1).error < 1e-6
+
+
 def test_a_damaged_snapshot_is_named(run, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(run[0], folder)

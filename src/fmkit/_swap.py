@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import keras
 from keras import ops
@@ -20,6 +20,7 @@ from fmkit._checks import did_you_mean
 __all__ = [
     "Averages",
     "Keeper",
+    "Power",
     "Swap",
     "active_swaps",
     "evaluation_point",
@@ -35,6 +36,15 @@ __all__ = [
     "value_of",
     "walk",
 ]
+
+
+class Power(NamedTuple):
+    """What is known of a power-function average."""
+
+    gamma: float
+    length: int  # its updates so far
+    start_step: int
+    update_interval: int
 
 
 class Averages(Protocol):
@@ -60,8 +70,8 @@ class Averages(Protocol):
         """Updates of the weights so far."""
 
     @property
-    def power(self) -> tuple[float, int] | None:
-        """Exponent and length so far of a power-function average; of others `None`."""
+    def power(self) -> Power | None:
+        """Exponent, length and timing of a power-function average; of others `None`."""
 
     def decay_at(self, update: int) -> float:
         """Return the decay that the given update of the weights applied."""

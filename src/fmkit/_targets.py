@@ -220,7 +220,8 @@ def known_values(x: Any) -> np.ndarray | None:
     if x.device.type != "cpu" or torch.compiler.is_compiling() or is_tracing():
         return None
     try:
-        return x.detach().float().numpy()
+        # float32 would round 0.9999999999 to a label; NumPy has no bfloat16.
+        return (x if x.dtype == torch.float32 else x.double()).detach().numpy()
     except RuntimeError:  # inside `torch.func` a tensor has no values of its own
         return None
 

@@ -9,6 +9,7 @@ The unit is `"nats"` (base $e$), `"bits"` (base 2) or `"bans"` (base 10).
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import keras
@@ -374,14 +375,12 @@ def mutual_information(
         1.0
     """
     xp, table = _read_table(x, y, form, unit, sum_tolerance)
-    product = xp.sum(table, axis=-1, keepdims=True) * xp.sum(
-        table, axis=-2, keepdims=True
-    )
-    positive = _one_for_zero(table, xp)
-    # log1p of the relative difference keeps the digits that log(a / b) would round.
-    ratio = xp.log1p((product - positive) / positive)
+    rows = xp.sum(table, axis=-1, keepdims=True)
+    columns = xp.sum(table, axis=-2, keepdims=True)
+    sums = [_one_for_zero(each, xp) for each in (rows, columns)]
+    ratio = _log_quotient(sums, _one_for_zero(table, xp), xp)
     ratio = xp.where(table > 0.0, ratio, float("inf"))
-    terms = divergence_terms(table, product, ratio, xp)
+    terms = divergence_terms(table, rows * columns, ratio, xp)
     return xp.sum(terms, axis=(-2, -1)) / UNITS[unit]
 
 
@@ -475,7 +474,10 @@ def _read_pair(
     xp, p, front = _read("p", p, form, axis, unit, tolerance)
     q_xp, q, _ = _read("q", q, q_form, axis, unit, tolerance)
     if xp is not q_xp:
-        xp, p, q = ops, at_least_float32(p), at_least_float32(q)
+        # What is no tensor takes the tensor's dtype.
+        dtype = keras.backend.standardize_dtype((p if xp is ops else q).dtype)
+        p, q = (ops.convert_to_tensor(each, dtype) for each in (p, q))
+        xp = ops
     if tuple(p.shape) != tuple(q.shape):
         raise ValueError(
             f"`p` and `q` must have the same shape, got {tuple(p.shape)} and "
@@ -493,11 +495,22 @@ def _log_ratio(left: _Distribution, right: _Distribution, axis: int, xp: Any) ->
     if z is None and w is None:
         both = xp.logical_and(p > 0.0, q > 0.0)
         p_safe, q_safe = xp.where(both, p, 1.0), xp.where(both, q, 1.0)
-        near = xp.log1p((p_safe - q_safe) / q_safe)
+        ratio = _log_quotient([p_safe], q_safe, xp)
         zero = xp.where(q > 0.0, -float("inf"), 0.0)
-        return xp.where(both, near, xp.where(p > 0.0, float("inf"), zero))
+        return xp.where(both, ratio, xp.where(p > 0.0, float("inf"), zero))
     out = xp.logical_and(p_nll == float("inf"), q_nll == float("inf"))
     return xp.where(out, 0.0, q_nll - xp.where(out, 0.0, p_nll))
+
+
+def _log_quotient(factors: list[Any], b: Any, xp: Any) -> Any:
+    """Return log(a / b), where a is the product of the factors; all are positive."""
+    a = math.prod(factors)
+    # log1p of the relative difference keeps the digits that log(a / b) would round.
+    # Further apart the difference itself may round to -b, or the quotient overflow.
+    close = xp.abs(a - b) < 0.5 * b
+    near = xp.log1p(xp.where(close, a - b, 0.0) / xp.where(close, b, 1.0))
+    logs = [xp.log(xp.where(close, 1.0, each)) for each in (*factors, b)]
+    return xp.where(close, near, sum(logs[:-1]) - logs[-1])
 
 
 def _label_array(name: str, labels: Any) -> np.ndarray:

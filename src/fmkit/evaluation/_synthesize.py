@@ -85,8 +85,9 @@ def synthesize(
         The model with the average, and how close its shares are to those wanted.
 
     Raises:
-        ValueError: If there are no snapshots, `end` is after the last, `width` is
-            outside its range, or the model is another one.
+        ValueError: If there are no snapshots, their rules have different start steps
+            or intervals, `end` is after the last, `width` is outside its range, or the
+            model is another one.
         OSError: If a file can't be read.
 
     References:
@@ -208,6 +209,8 @@ class _Kept:
     name: str
     gamma: float
     length: int
+    # Start step and interval; older snapshots do not say them.
+    timing: tuple[int, int] | None
     weights: list[tuple[int, str]]
 
 
@@ -229,13 +232,31 @@ def _kept_in(directory: Path) -> list[_Kept]:
                     str(each["name"]),
                     float(each["gamma"]),
                     int(each["length"]),
+                    (int(each["start_step"]), int(each["update_interval"]))
+                    if "start_step" in each
+                    else None,
                     [(int(place), str(at)) for place, at in each["weights"]],
                 )
                 for each in told
             ]
         except (KeyError, TypeError, ValueError) as error:
             raise DamagedCommitError(f"{path}: {error}. Delete the file.") from error
+    _check_timing(directory, kept)
     return [each for each in kept if each.length > 0]
+
+
+def _check_timing(directory: Path, kept: list[_Kept]) -> None:
+    """Refuse averages whose n-th updates are not of the same weights."""
+    found = {each.timing: each.name for each in kept if each.timing is not None}
+    if len(found) > 1:
+        each = " and ".join(
+            f"{name!r} start_step={start}, update_interval={interval}"
+            for (start, interval), name in found.items()
+        )
+        raise ValueError(
+            f"The averages in {directory} were not updated at the same steps: {each}. "
+            "Train with the same start_step and update_interval in each PowerRule."
+        )
 
 
 def _model_of(directory: Path) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,18 +57,21 @@ class Watch:
 
     def next(self) -> CheckpointFile | None:
         """Return the file whose turn it is, or `None` if nothing is new."""
-        files = list_checkpoints(self._directory)
+        files = self._in_turn(list_checkpoints(self._directory))
+        return next((file for file in files if self._is_new(file)), None)
+
+    def _in_turn(self, files: list[CheckpointFile]) -> Iterator[CheckpointFile]:
+        """Yield the files that may be read, in the order of their turns."""
         if not self._newest_only:
-            return next((file for file in files if self._is_new(file)), None)
+            yield from files
+            return
         # Commits and other files are two series, each with a newest of its own.
         for commits in (True, False):
             for file in reversed(files):
                 if (file.number is not None) == commits:
-                    if self._is_new(file):
-                        return file
                     if self._get(file).readable and self.is_settled(file):
                         break
-        return None
+                    yield file
 
     def _get(self, file: CheckpointFile) -> _Seen:
         return self._seen.get(file.path, _Seen())
@@ -84,8 +87,14 @@ class Watch:
         return signature != file.signature or self._clock() - since >= _SETTLE
 
     def run_has_ended(self) -> bool:
-        """Whether the newest commit has been read, and says that the run has ended."""
+        """Whether the newest commit has been read, and says that the run has ended.
+
+        Not while a file that can't be read yet has its turn still to come: it is read,
+        or given up, when it has not changed for some seconds.
+        """
         files = list_checkpoints(self._directory)
+        if any(file.path in self._unsettled for file in self._in_turn(files)):
+            return False
         commits = [file for file in files if file.number is not None]
         return bool(
             commits and self._get(commits[-1]).finished and self.is_settled(commits[-1])

@@ -110,8 +110,19 @@ def focal(nll: Tensor, gamma: float) -> Tensor:
 
 def focused(nll: Tensor, rest: Tensor, gamma: float) -> Tensor:
     """Return `nll * rest^gamma`, by multiplication where gamma is a whole number."""
+    if not gamma:
+        return nll
+    xp = namespace(nll)
     power = int(gamma) if gamma == int(gamma) else gamma
-    return nll * rest**power if gamma else nll
+    # Where the cost is infinite, `rest` is 1, and its derivative 0 gives NaN with it.
+    finite = xp.isfinite(nll)
+    cost = xp.where(finite, nll, 0.0)
+    if gamma >= 2.0:
+        cost = cost * rest**power
+    else:  # the second derivative of the power is infinite at 0, that of the cost 0
+        none = rest == 0.0
+        cost = xp.where(none, 0.0, cost * xp.where(none, 1.0, rest) ** power)
+    return xp.where(finite, cost, nll)
 
 
 def check_weights(name: str, weights: Iterable[float]) -> list[float]:

@@ -104,7 +104,11 @@ def binary_crossentropy_from_logits(
         q = q * _positive_weights(positive_weight, logits)
     terms = cost_of_either(x, q, other, focal_gamma, focal_gamma)
     weights = weights_along("class_weights", class_weights, logits, -1)
-    return mean_of_known(terms if weights is None else terms * weights, known)
+    if weights is not None:
+        # 0 times infinity is 0 here, but a target that is no probability stays NaN.
+        free = ops.logical_and(weights == 0.0, ops.isinf(terms))
+        terms = ops.where(free, 0.0, terms) * weights
+    return mean_of_known(terms, known)
 
 
 def read_known(

@@ -185,7 +185,10 @@ def _cost_of_one_class(
     if weights is not None:
         picked = one_hot_mask(labels, z.shape[axis], axis, xp)
         weight = ops.where(picked, weights, 0.0)
-        loss = loss * ops.sum(weight, axis=axis, keepdims=True)
+        # 0 times infinity is 0 here, but a label that is no class stays NaN.
+        free = ops.any(ops.logical_and(picked, weights == 0.0), axis, keepdims=True)
+        weight = ops.sum(weight, axis=axis, keepdims=True)
+        loss = ops.where(free, 0.0, loss) * weight
     if z_loss:
         loss = loss + z_loss * ops.square(partition)
     return xp.squeeze(loss, axis)

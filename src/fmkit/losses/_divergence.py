@@ -139,7 +139,9 @@ def _from_target(
         q, w_nll = softmax(target, axis, xp)
         return q, p, log_ratio(z, target, z_nll, w_nll, axis, xp)[0]
     if form == "log_probabilities":
-        return q, p, -z_nll - target
+        some = target > -float("inf")
+        log_q = xp.where(some, target, 0.0)
+        return q, p, xp.where(some, -z_nll - log_q, float("inf"))
     some = q > 0.0
     log_q = xp.log(xp.where(some, q, 1.0))
     return q, p, xp.where(some, -z_nll - log_q, float("inf"))

@@ -16,6 +16,7 @@ from fmkit._targets import (
     read_binary,
     read_logits,
     read_targets,
+    valid_labels,
 )
 from fmkit.metrics._base import FORMS, OfPredictions, Sums, sums_by, weights_of
 
@@ -53,7 +54,9 @@ def expected_calibration_error(
         A scalar from 0 to 1.
 
     Raises:
-        ValueError: If `bins` is below 1, `norm` is unknown, or shapes do not fit.
+        ValueError: If `bins` is below 1, `norm` is unknown, shapes do not fit, or,
+            where values are known, a label is out of range. Inside a compiled step
+            the error is then NaN.
 
     Examples:
         >>> p = [[0.9, 0.1], [0.8, 0.2]]
@@ -135,13 +138,18 @@ def _confidence_and_hit(y_true: Any, y_pred: Any, *, form: str, axis: int) -> Te
     """Return confidence, and 1 where the prediction is right: shape (..., 1, 2)."""
     y_pred, axis = read_logits(y_pred, axis)
     targets, integer = read_targets(y_true, y_pred, axis)
+    valid: Any = None
     if integer:
         check_labels(y_true, y_pred.shape[axis])
+        valid = valid_labels(targets, y_pred.shape[axis])
     else:
         targets = ops.argmax(targets, axis=axis)
     p = ops.softmax(y_pred, axis=axis) if form == "logits" else y_pred
     guess = ops.cast(ops.argmax(y_pred, axis=axis), targets.dtype)
     hit = ops.cast(ops.equal(guess, targets), p.dtype)
+    if valid is not None:
+        # Not by `nan_unless`: of a product with a cast boolean XLA makes 0, not NaN.
+        hit = ops.where(valid, hit, float("nan"))
     return ops.expand_dims(ops.stack([ops.max(p, axis=axis), hit], axis=-1), -2)
 
 

@@ -209,10 +209,11 @@ class WarmupRule(AverageRule):
     $$d_n = \max\bigl(\text{min\_decay}, \min(\text{decay},\;
             1 - (1 + (n - 1)/\gamma)^{-p})\bigr), \qquad d_1 = 0.$$
 
-    $n$ counts updates of the weights from `start_step` on. The first average is the
-    weights themselves, so the initial weights have no part in it. With $\gamma = 1$ the
-    decay reaches 0.999 after 31,600 updates for $p = 2/3$ and after 10,000 for
-    $p = 3/4$.
+    $n$ counts updates of the weights from `start_step` on. With `update_interval=1` the
+    first average is the weights themselves, so the initial weights have no part in it;
+    of a larger interval the first update has $n$ = `update_interval`, and the initial
+    weights keep the part $d_n$. With $\gamma = 1$ the decay reaches 0.999 after 31,600
+    updates for $p = 2/3$ and after 10,000 for $p = 3/4$.
 
     Args:
         decay: Largest decay $0 \le d < 1$.

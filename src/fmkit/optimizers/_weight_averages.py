@@ -9,7 +9,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from fmkit._swap import Swap, path_of, select, swapped
+from fmkit._swap import Power, Swap, path_of, select, swapped
 from fmkit.optimizers import _update, _variables
 from fmkit.optimizers._rules import AverageRule, PowerRule, read_rule
 from fmkit.optimizers._update import Move
@@ -268,12 +268,13 @@ class KeptAverage:
         return self._optimizer.updates
 
     @property
-    def power(self) -> tuple[float, int] | None:
-        """Exponent and length so far of a `PowerRule`'s average; of others `None`."""
+    def power(self) -> Power | None:
+        """Exponent, length and timing of a `PowerRule`'s average; of others `None`."""
         rule = self.rule
         if not isinstance(rule, PowerRule) or not self._optimizer.built:
             return None
-        return rule.gamma, (self.updates - rule.start_step) // rule.update_interval
+        start, interval = rule.start_step, rule.update_interval
+        return Power(rule.gamma, (self.updates - start) // interval, start, interval)
 
     def decay_at(self, update: int) -> float:
         """Return the decay that the given update of the weights applied."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from fmkit._commits import CommitDirectory, Meta, list_averages
 from fmkit._job import Job
-from fmkit._swap import Averages, keepers_in, path_of, replicas_of
+from fmkit._swap import Averages, Power, keepers_in, path_of, replicas_of
 from fmkit.callbacks._resume._shards import layout_of
 from fmkit.callbacks._resume._training_state import arrays_of
 
@@ -84,7 +84,7 @@ class AverageSnapshots:
         arrays: dict[str, Any] = {}
         told = []
         places = {id(w): place for place, w in enumerate(model.trainable_variables)}
-        for name, (average, gamma, seen) in powers.items():
+        for name, (average, power) in powers.items():
             own = {f"{name}/{i}": pair for i, pair in enumerate(average.averages)}
             for key, (_, held) in own.items():
                 arrays[key] = (
@@ -93,25 +93,23 @@ class AverageSnapshots:
                     else np.array(arrays_of(held)[0], copy=True)
                 )
             weights = [(places[id(w)], path_of(w)) for w, _ in own.values()]
-            told.append(
-                {"name": name, "gamma": gamma, "length": seen, "weights": weights}
-            )
+            told.append({"name": name, **power._asdict(), "weights": weights})
         return Snapshot(length, Meta(program={"averages": told}), arrays)
 
 
-def _powers(model: Any) -> dict[str, tuple[Averages, float, int]]:
+def _powers(model: Any) -> dict[str, tuple[Averages, Power]]:
     """Return the averages whose width can be chosen later, by name.
 
-    Each with its exponent and its length so far, which is read from the device.
+    Each with its length so far, which is read from the device.
     """
     return {
-        name: (average, *power)
+        name: (average, power)
         for keeper in keepers_in(model.optimizer)
         for name, average in keeper.kept.items()
         if (power := average.power) is not None
     }
 
 
-def _length(powers: dict[str, tuple[Averages, float, int]]) -> int:
+def _length(powers: dict[str, tuple[Averages, Power]]) -> int:
     """Return how many updates the longest of them has seen."""
-    return max((length for _, _, length in powers.values()), default=0)
+    return max((power.length for _, power in powers.values()), default=0)
