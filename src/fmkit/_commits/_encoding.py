@@ -148,5 +148,5 @@ def decode(value: Any, arrays: dict[str, Array]) -> Any:
     if "__dict__" in value:
         pairs = value["__dict__"]
         found = {decode(key, arrays): decode(item, arrays) for key, item in pairs}
-        return _DICTS.get(value.get("kind"), dict)(found)
+        return _DICTS.get(value.get("kind", ""), dict)(found)
     return {key: decode(item, arrays) for key, item in value.items()}

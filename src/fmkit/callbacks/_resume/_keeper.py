@@ -134,6 +134,7 @@ class Keeper(keras.callbacks.Callback):
         self.restored: Commit | None = None
         self.changes: list[Difference] = []
         self.other_job: str | None = None
+        self.warned_of: set[str] = set()
         self.saved: tuple[int, int] | None = None
         self.at_signal: tuple[int, int] | None = None
         self.epoch = fit.initial_epoch
@@ -624,8 +625,9 @@ class Keeper(keras.callbacks.Callback):
 
     def _warn_of_lost(self, held: Held) -> None:
         """Warn of what training has made too long to be read, or of such a kind."""
-        new = held.unreadable.keys() - self.unreadable.keys()
-        self.unreadable = {**self.unreadable, **held.unreadable}
+        # Only of what commits held so far: Keras too makes attributes as it trains.
+        new = held.unreadable.keys() & self.values_at_start.keys() - self.warned_of
+        self.warned_of |= new
         if new:
             named = [f"{place} ({held.unreadable[place]})" for place in sorted(new)]
             warnings.warn(
