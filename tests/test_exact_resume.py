@@ -2,6 +2,7 @@
 
 import datetime
 import errno
+import gc
 import itertools
 import os
 import signal
@@ -451,3 +452,56 @@ def test_moving_averages_of_the_weights_come_back(tmp_path):
     assert bits(resumed.weights) == bits(straight.weights)
     assert averages(resumed) == averages(straight)
     assert averages(resumed) != bits(resumed.weights)
+
+
+def test_a_fit_that_breaks_off_as_it_resumes_leaves_the_next_fit_its_epochs(tmp_path):
+    class Fails(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            raise StopError
+
+    fit(tmp_path, epochs=1)
+    model = build()
+    with pytest.raises(StopError):
+        fit(tmp_path, Fails(), epochs=3, model=model)
+    gc.collect()
+    assert model.fit(data(), epochs=2, verbose=0).epoch == [0, 1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("hook", ["on_train_batch_end", "on_epoch_end"])
+def test_a_signal_in_the_last_step_ends_the_program_too(tmp_path, capsys, hook, number):
+    def last_time(self, index, logs=None):
+        if index == (4 if hook == "on_train_batch_end" else 0):
+            os.kill(os.getpid(), number)
+
+    kind = SystemExit if number == signal.SIGTERM else KeyboardInterrupt
+    interrupt = type("Interrupt", (keras.callbacks.Callback,), {hook: last_time})()
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    with pytest.raises(kind):
+        fit(tmp_path, interrupt, epochs=1, verbose=1)
+    assert "received: state saved, stopping" in capsys.readouterr().out
+    assert before == [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    model, resume, _ = fit(tmp_path, epochs=1)
+    assert resume.resumed_from == (1, 0)
+    assert bits(model.weights) == plain(1)[0]
+
+
+def test_the_run_after_a_broken_resumed_one_begins_with_nothing(tmp_path):
+    def counting():
+        return [
+            callbacks.ThresholdStopping("loss", -1.0, every=1, verbose=0),
+            callbacks.BatchValidation((X, Y), every=3),
+            callbacks.LearningRateLogger(every="step"),
+            callbacks.Fingerprint(tmp_path / "lines"),
+        ]
+
+    with pytest.raises(StopError):
+        fit(tmp_path / "run", *counting(), StopAt(1, 3))
+    again = counting()
+    with pytest.raises(StopError):
+        fit(tmp_path / "run", *again, StopAt(1, 4))
+    new = counting()
+    for each in (again, new):
+        build().fit(data(), epochs=1, verbose=0, callbacks=each)
+    for ours, fresh in zip(again, new, strict=True):
+        assert ours.get_state() == fresh.get_state()

@@ -574,3 +574,14 @@ def test_the_digest_of_a_batch_sees_one_bit_and_the_order():
     assert digest_of_batch((other, {"y": x[:, 0]})) != same
     assert digest_of_batch((x[::-1], {"y": x[:, 0]})) != same
     assert digest_of_batch((x.astype(np.float64), {"y": x[:, 0]})) != same
+
+
+@pytest.mark.backend("torch")
+@pytest.mark.filterwarnings("ignore:.*ran out of data:UserWarning")
+def test_data_that_can_no_longer_be_started_inside_an_epoch_are_refused(tmp_path):
+    def given(**options):
+        return lambda: sources._loader(num_workers=1, **options)
+
+    break_off(tmp_path, given(), (1, 4))
+    with pytest.raises(ValueError, match=r"(?s)inside epoch 2.*persistent workers"):
+        train(tmp_path, given(persistent_workers=True))

@@ -1,14 +1,18 @@
 """What a model holds beside the variables that Keras lists: all of it comes back."""
 
+import collections
 import random
+import types
+import zipfile
 
 import keras
 import numpy as np
 import pytest
 from bits import same_bits
 from networks import Gan
-from resuming import X, broken_and_resumed, fit
+from resuming import Stateless, X, broken_and_resumed, fit
 
+from fmkit._commits import list_commits
 from fmkit.callbacks import ExactResume
 from fmkit.callbacks._resume import _held
 from fmkit.data import Batches
@@ -301,3 +305,131 @@ def test_a_loss_with_a_variable_comes_back(tmp_path, place):
     expected = train(tmp_path / "unbroken")
     assert same_bits(broken_and_resumed(tmp_path / "broken", train), expected)
     assert float(expected[-1]) < 0.5
+
+
+# Attributes of several kinds
+
+
+class Plain(keras.Sequential):
+    pass
+
+
+class Box:
+    pass
+
+
+def with_attributes(directory, *others, change=lambda model: None, **attributes):
+    class Change(Stateless):
+        def on_train_batch_end(self, batch, logs=None):
+            change(self.model)
+
+    keras.utils.set_random_seed(1)
+    model = Plain([keras.Input((3,)), layers.Dense(2)])
+    model.compile("sgd", "mse")
+    # Keras makes its own kind of dict of each that a model has itself.
+    model.box = Box()
+    vars(model.box).update(attributes)
+    resume = ExactResume(directory, every=1)
+    given = [resume, Change(), *others]
+    model.fit(pairs(), epochs=2, verbose=0, callbacks=given)
+    return model
+
+
+def unreadable(capsys):
+    lines = capsys.readouterr().out.splitlines()
+    return next((line for line in lines if "training changes" in line), "")
+
+
+def test_containers_that_a_commit_can_not_give_back_are_named(tmp_path, capsys):
+    point = collections.namedtuple("Point", "x y")
+    with_attributes(
+        tmp_path,
+        cfg=types.MappingProxyType({"a": 1}),
+        missing=collections.defaultdict(list, a=[1]),
+        point=point(1, 2),
+        fine={"a": [1, (2, 3)]},
+        blob=b"x" * 5000,
+        short=b"x",
+        many=[np.zeros(2000)] * 3,
+    )
+    line = unreadable(capsys)
+    for named in (
+        "cfg (mappingproxy)",
+        "missing (defaultdict)",
+        "point (Point)",
+        "blob (bytes)",
+        "many (",
+    ):
+        assert f"model.box.{named}" in line
+    assert "fine" not in line
+    assert "short" not in line
+
+
+def test_counters_ordered_dicts_and_bytes_come_back_as_they_were(tmp_path, capsys):
+    def change(model):
+        model.box.counts["steps"] += 1
+        model.box.order["first"] = len(model.box.order)
+        model.box.order.move_to_end("last")
+        model.box.blob = model.box.blob + b"\x00\xff"
+
+    def train(directory, *others):
+        return with_attributes(
+            directory,
+            *others,
+            change=change,
+            counts=collections.Counter(),
+            order=collections.OrderedDict(last=1),
+            blob=b"",
+        )
+
+    expected = train(tmp_path / "unbroken")
+    model = broken_and_resumed(tmp_path / "broken", train)
+    assert model.box.counts == expected.box.counts == {"steps": 10}
+    assert list(model.box.order.items()) == [("first", 2), ("last", 1)]
+    assert model.box.blob == expected.box.blob == b"\x00\xff" * 10
+    assert [type(each) for each in (model.box.counts, model.box.order)] == [
+        type(each) for each in (expected.box.counts, expected.box.order)
+    ]
+    assert unreadable(capsys) == ""
+
+
+@pytest.mark.parametrize("length", [4095, 5000])
+@pytest.mark.parametrize("kind", ["model", "layer"])
+def test_long_lists_are_named_before_training(tmp_path, capsys, kind, length):
+    class Listing(layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.long = list(range(length))
+
+        def call(self, x):
+            return x
+
+    listing = Listing()
+    model = Plain([keras.Input((3,)), listing, layers.Dense(2)])
+    if kind == "model":
+        listing.long = []
+        model.long = list(range(length))
+    model.compile("sgd", "mse")
+    model.fit(pairs(), verbose=0, callbacks=[ExactResume(tmp_path)])
+    assert "long (" in unreadable(capsys)
+
+
+# Keras's own `get_config` of an optimizer, under NumPy 2.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_a_list_that_grows_too_long_in_training_is_a_warning(tmp_path):
+    def grow(model):
+        model.box.losses_seen = [*model.box.losses_seen, *range(1000)]
+
+    with pytest.warns(UserWarning, match=r"losses_seen \(.* no commit") as told:
+        with_attributes(tmp_path, change=grow, losses_seen=[])
+    assert len([each for each in told if "losses_seen" in str(each.message)]) == 1
+
+
+def test_a_key_with_a_backslash_makes_no_member_that_windows_would_rename(tmp_path):
+    generators = {"C:\\a": np.random.RandomState(0)}
+    with_attributes(tmp_path, generators=generators)
+    with zipfile.ZipFile(list_commits(tmp_path)[-1]) as archive:
+        names = archive.namelist()
+    assert any("generators" in name for name in names)
+    assert not any("\\" in name for name in names)
+    with_attributes(tmp_path, generators=generators)  # and it is read again

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 from bits import same_bits
-from resuming import StopAt, StopError, X, Y
+from resuming import StopAt, StopError, X, Y, build
 
 from fmkit import _describe
 from fmkit._commits import list_commits, read_commit, read_meta, write_commit
@@ -542,3 +542,52 @@ def test_data_that_are_no_batches_are_described(tmp_path):
     with pytest.raises(ValueError, match=r"data\.y: '"):
         fit(y[::-1], batch_size=8, epochs=2)
     fit(y, batch_size=8, epochs=2)
+
+
+@pytest.mark.parametrize(
+    "given",
+    # PyTorch's own loader refuses such a batch size.
+    [{"steps_per_epoch": 4}, *([{"batch_size": 8}] if BACKEND != "torch" else [])],
+)
+def test_integers_of_numpy_are_described_as_those_of_python(tmp_path, given):
+    of_numpy = {name: np.int64(number) for name, number in given.items()}
+    for epochs, arguments in ((1, of_numpy), (2, given)):
+        resume = ExactResume(tmp_path, every=2, verbose=0)
+        callbacks = [resume]
+        build().fit(X, Y, epochs=epochs, verbose=0, callbacks=callbacks, **arguments)
+    assert resume.resumed_from == (1, 0)
+
+
+@pytest.mark.parametrize("wrap", ["averages", "loss scale", "both", "held"])
+def test_a_rate_that_may_change_inside_a_wrapper_is_the_new_one(tmp_path, wrap):
+    class Model(keras.Sequential):
+        pass
+
+    def run(rate, *callbacks, **options):
+        inner = optimizer = keras.optimizers.SGD(rate)
+        if wrap in ("averages", "both"):
+            optimizer = ExponentialMovingAverage(optimizer, 0.9)
+        if wrap in ("loss scale", "both"):
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        model = Model([keras.Input((3,)), layers.Dense(2)])
+        if wrap == "held":
+            model.second = optimizer
+            optimizer.build(model.trainable_variables)
+            optimizer = "sgd"
+        model.compile(optimizer, "mse")
+        resume = ExactResume(tmp_path, every=2, verbose=0, **options)
+        given = Batches(X, X[:, :2], 8, map=None)
+        model.fit(given, epochs=3, verbose=0, callbacks=[resume, *callbacks])
+        return float(inner.learning_rate)
+
+    names = {
+        "averages": "optimizer.optimizer.learning_rate",
+        "loss scale": "optimizer.inner_optimizer.learning_rate",
+        "both": "optimizer.inner_optimizer.optimizer.learning_rate",
+        "held": "optimizers.model.second.learning_rate",
+    }
+    with pytest.raises(StopError):
+        run(0.125, StopAt(1, 3))
+    with pytest.raises(ValueError, match=names[wrap].replace(".", r"\.")):
+        run(0.5)
+    assert run(0.5, StopAt(9, 9), allow_changes=names[wrap]) == 0.5

@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 
 import keras
@@ -24,7 +25,7 @@ from fmkit._commits import CommitDirectory, Meta, _archive, list_commits, read_c
 from fmkit._commits._encoding import decode
 from fmkit.callbacks import ExactResume
 from fmkit.callbacks._resume import _callback_state
-from fmkit.callbacks._resume._background import Signals, Writer
+from fmkit.callbacks._resume._background import Signals, StartEpoch, Writer
 from fmkit.callbacks._resume._keeper import _close
 from fmkit.callbacks._resume._places import Place
 from fmkit.data import Batches
@@ -623,7 +624,7 @@ def test_a_fit_collected_in_the_thread_that_writes_keeps_its_directory(tmp_path)
     signals = Signals(lambda: None)
 
     def work():
-        _close(signals, writer, directory, Place())
+        _close(signals, writer, directory, Place(), StartEpoch(build()))
         time.sleep(0.2)
         with pytest.raises(OSError, match="in use"):
             CommitDirectory(tmp_path).acquire()
@@ -637,3 +638,44 @@ def test_a_fit_collected_in_the_thread_that_writes_keeps_its_directory(tmp_path)
             break
         time.sleep(0.05)
     CommitDirectory(tmp_path).acquire()
+
+
+def test_ctrl_c_while_closing_waits_for_what_is_being_written(tmp_path):
+    writer, directory = Writer(background=True), CommitDirectory(tmp_path)
+    directory.acquire(lambda: True)
+    go, seen = threading.Event(), []
+
+    def work():
+        go.wait()
+        seen.append(directory.is_held)
+
+    writer.start(work)
+    join = writer._thread.join
+
+    def interrupted():
+        if not go.is_set():
+            go.set()
+            raise KeyboardInterrupt
+        join()
+
+    writer._thread.join = interrupted
+    signals, start = Signals(lambda: None), StartEpoch(build())
+    with pytest.raises(KeyboardInterrupt):
+        _close(signals, writer, directory, Place(), start)
+    assert seen == [True]
+    assert not directory.is_held
+
+
+def test_the_holder_of_a_lock_is_named_wherever_locking_leaves_the_file(
+    tmp_path, monkeypatch
+):
+    path = tmp_path / "lock"
+    path.write_text("1234\n")
+
+    def lock(descriptor):  # as on Windows
+        os.lseek(descriptor, 2**20, os.SEEK_SET)
+        raise PermissionError
+
+    monkeypatch.setattr(_files, "_lock", lock)
+    with pytest.raises(_files.InUseError, match="process 1234"):
+        _files.Lock(path, "fit").acquire()

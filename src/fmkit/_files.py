@@ -237,6 +237,7 @@ def _open_locked(path: Path) -> int:
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())
     except (BlockingIOError, PermissionError):
+        os.lseek(descriptor, 0, os.SEEK_SET)  # `_lock` may have left it elsewhere
         holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
         os.close(descriptor)
         raise InUseError(f"process {holder}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, OrderedDict
 from typing import Any
 
 import keras
@@ -17,6 +18,8 @@ _ALLOWED = (
     "None, booleans, numbers, strings, bytes, and NumPy arrays of numbers, strings, "
     "dates or records."
 )
+# Other dicts come back as plain ones.
+_DICTS: dict[str, Any] = {"Counter": Counter, "OrderedDict": OrderedDict}
 # NumPy's kinds of dtypes that consist of their bytes alone: no object, no StringDType.
 _KINDS = "biufcmMSUV"
 
@@ -60,10 +63,13 @@ def encode(
     if isinstance(value, tuple):
         return {"__tuple__": [inner(item, key) for key, item in enumerate(value)]}
     if isinstance(value, dict):
-        if all(type(key) is str and not key.startswith("__") for key in value):
+        kind = value.__class__.__name__
+        special = _DICTS.get(kind) is value.__class__
+        plain = all(type(key) is str and not key.startswith("__") for key in value)
+        if plain and not special:
             return {key: inner(item, key) for key, item in value.items()}
         pairs = [[inner(key, "key"), inner(value[key], key)] for key in value]
-        return {"__dict__": pairs}
+        return {"__dict__": pairs, **({"kind": kind} if special else {})}
     if keras.ops.is_tensor(value) or isinstance(value, keras.Variable):
         return inner(keras.ops.convert_to_numpy(value), "tensor")
     raise _not_allowed(value, where, place)
@@ -102,7 +108,8 @@ def _encode_array(
 
 
 def _store(array: Array, arrays: dict[str, Array], where: str) -> str:
-    name = f"{where}/{len(arrays)}"
+    # On Windows zipfile makes slashes of backslashes.
+    name = f"{where}/{len(arrays)}".replace("\\", "|")
     arrays[name] = np.array(array)
     return name
 
@@ -140,5 +147,6 @@ def decode(value: Any, arrays: dict[str, Array]) -> Any:
         return array[()] if value["scalar"] else array
     if "__dict__" in value:
         pairs = value["__dict__"]
-        return {decode(key, arrays): decode(item, arrays) for key, item in pairs}
+        found = {decode(key, arrays): decode(item, arrays) for key, item in pairs}
+        return _DICTS.get(value.get("kind", ""), dict)(found)
     return {key: decode(item, arrays) for key, item in value.items()}

@@ -46,6 +46,7 @@ from fmkit._keras_private._callbacks import (
 )
 from fmkit._keras_private._calls import (
     FitCall,
+    initial_epoch,
     running_fit,
     set_initial_epoch,
 )
@@ -122,6 +123,7 @@ __all__ = [
     "generators_made_by",
     "global_seed_variable",
     "in_stateless_scope",
+    "initial_epoch",
     "is_activated",
     "is_in_fit",
     "is_masked",

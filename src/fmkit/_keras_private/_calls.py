@@ -13,6 +13,7 @@ from fmkit._keras_private._pieces import attribute
 
 __all__ = [
     "FitCall",
+    "initial_epoch",
     "running_fit",
     "running_iterator",
     "set_initial_epoch",
@@ -88,6 +89,11 @@ def running_iterator(callback: keras.callbacks.Callback) -> Any | None:
     model = attribute(callback, "_model")
     _, values = _frames.running_call("fit", "evaluate", "predict", model=model)
     return values.get("epoch_iterator")
+
+
+def initial_epoch(model: Any) -> int | None:
+    """Return what `set_initial_epoch` has set."""
+    return attribute(model, "_initial_epoch")  # type: ignore[no-any-return]
 
 
 def set_initial_epoch(model: Any, epoch: int | None) -> None:

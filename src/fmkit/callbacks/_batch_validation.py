@@ -10,6 +10,7 @@ import keras
 from fmkit._checks import check_int
 from fmkit.callbacks._batch_counter import BatchCounter
 from fmkit.callbacks._evaluation import evaluate_undisturbed
+from fmkit.callbacks._restored import Restored
 from fmkit.callbacks._saved_settings import check_settings
 
 __all__ = ["BatchValidation"]
@@ -70,7 +71,7 @@ class BatchValidation(keras.callbacks.Callback):
         )
         self.steps = None if steps is None else check_int("steps", steps)
         self.callbacks = list(callbacks)
-        self._restored = False
+        self._restored = Restored()
         self._reset()
 
     def _reset(self) -> None:
@@ -80,7 +81,7 @@ class BatchValidation(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Forget the last run, unless `set_state` has just restored this one."""
-        if not self._restored:
+        if not self._restored.take(self):
             self._reset()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -103,10 +104,6 @@ class BatchValidation(keras.callbacks.Callback):
             for name, value in self.records[-1].items():
                 if name.startswith("val_"):
                     logs.setdefault(name, value)
-
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """End the run that `set_state` may have restored."""
-        self._restored = False
 
     def _validate(self) -> dict[str, float]:
         values = evaluate_undisturbed(
@@ -137,6 +134,6 @@ class BatchValidation(keras.callbacks.Callback):
             ValueError: If the state was saved with a different `every`.
         """
         check_settings(type(self).__name__, state, {"every": self.every})
-        self._restored = True
+        self._restored.note()
         self.records = [dict(record) for record in state["records"]]
         self._counter.set_state(state)

@@ -22,6 +22,7 @@ from fmkit._generators import random_state
 from fmkit._job import current_job
 from fmkit.callbacks._batch_counter import BatchCounter
 from fmkit.callbacks._batches_seen import BatchesSeen, digest_of_batches
+from fmkit.callbacks._restored import Restored
 from fmkit.callbacks._resume._training_state import arrays_of
 from fmkit.callbacks._saved_settings import check_settings
 
@@ -81,7 +82,7 @@ class Fingerprint(keras.callbacks.Callback):
         super().__init__()
         self.file = check_path("file", file)
         self.every = check_int("every", every)
-        self._restored = False
+        self._restored = Restored()
         self._reset()
 
     def _reset(self) -> None:
@@ -97,7 +98,7 @@ class Fingerprint(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Begin a new file, unless `set_state` has restored this run; watch batches."""
-        if not self._restored:
+        if not self._restored.take(self):
             self._reset()
         self._seen = BatchesSeen()
         fit = private.running_fit(self)
@@ -126,8 +127,7 @@ class Fingerprint(keras.callbacks.Callback):
             self._write(self._counter.last + 1, digest_of_batches(seen))
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """End the run that `set_state` may have restored."""
-        self._restored = False
+        """Let go of the batches."""
         self._seen = BatchesSeen()
 
     def _write(self, step: int, batch: str | None) -> None:
@@ -197,7 +197,7 @@ class Fingerprint(keras.callbacks.Callback):
             ValueError: If the state was saved with a different `every`.
         """
         check_settings(type(self).__name__, state, {"every": self.every})
-        self._restored = True
+        self._restored.note()
         self._lines, self._end = int(state["lines"]), None
         self._names = str(state["names"])
         self._counter.set_state(state)

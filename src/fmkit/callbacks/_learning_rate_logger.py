@@ -8,6 +8,7 @@ import keras
 
 from fmkit import _keras_private as private
 from fmkit._checks import check_one_of
+from fmkit.callbacks._restored import Restored
 from fmkit.callbacks._saved_settings import check_settings
 
 __all__ = ["LearningRateLogger"]
@@ -58,7 +59,7 @@ class LearningRateLogger(keras.callbacks.Callback):
         super().__init__()
         self.every = check_one_of("every", every, ["epoch", "step"])
         self.name = name
-        self._restored = False
+        self._restored = Restored()
         self._place = 0
         self._reset()
         if self.every == "step":
@@ -84,7 +85,7 @@ class LearningRateLogger(keras.callbacks.Callback):
                 "fit(..., callbacks=[LearningRateLogger()])."
             )
         self._place = private.put_first(fit.callback_list, self)
-        if not self._restored:
+        if not self._restored.take(self):
             self._reset()
 
     def _log_step(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -106,7 +107,6 @@ class LearningRateLogger(keras.callbacks.Callback):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Move back to where it was in the list of callbacks."""
-        self._restored = False
         fit = private.running_fit(self)
         if fit is not None:
             private.put_back(fit.callback_list, self, self._place)
@@ -145,7 +145,7 @@ class LearningRateLogger(keras.callbacks.Callback):
             ValueError: If the state was saved with another `every` or `name`.
         """
         check_settings(type(self).__name__, state, self._settings())
-        self._restored = True
+        self._restored.note()
         self.steps = list(state["steps"])
         self.learning_rates = list(state["learning_rates"])
         self._epoch_start = int(state["epoch_start"])

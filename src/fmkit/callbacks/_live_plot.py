@@ -20,6 +20,7 @@ from fmkit._checks import check_number, check_path, did_you_mean
 from fmkit._files import open_regular, whole_file
 from fmkit._job import current_job
 from fmkit._requirements import ipython_shell, require
+from fmkit.callbacks._restored import Restored
 from fmkit.visualization import learning_curves
 
 __all__ = ["LivePlot"]
@@ -97,7 +98,7 @@ class LivePlot(keras.callbacks.Callback):
         self.path = None if path is None else check_path("path", path)
         self.metrics = [metrics] if isinstance(metrics, str) else metrics
         self.share = check_number("share", share, above=0, at_most=1)
-        self._restored = False
+        self._restored = Restored()
         self._reset()
 
     def _reset(self) -> None:
@@ -106,7 +107,7 @@ class LivePlot(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Check that a picture can be made; forget the last run, unless restored."""
-        if not self._restored:
+        if not self._restored.take(self):
             self._reset()
         self._budget = Budget(self.share)
         self._drawn = self._warned = False
@@ -135,7 +136,6 @@ class LivePlot(keras.callbacks.Callback):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Draw the whole run."""
-        self._restored = False
         names = self._names()
         if self._draws and names and not self._drawn:
             self._draw(names)
@@ -199,7 +199,7 @@ class LivePlot(keras.callbacks.Callback):
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continue the curves that `get_state` returned."""
-        self._restored = True
+        self._restored.note()
         self.epoch = list(state["epoch"])
         self.history = {name: list(each) for name, each in state["history"].items()}
 

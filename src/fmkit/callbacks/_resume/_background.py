@@ -17,7 +17,7 @@ from fmkit._commits import CommitDirectory, Shared
 from fmkit._job import Job
 from fmkit._requirements import ipython_shell
 
-__all__ = ["JobWriter", "Signals", "Writer", "close_after_cell"]
+__all__ = ["JobWriter", "Signals", "StartEpoch", "Writer", "close_after_cell"]
 
 _logger = logging.getLogger("fmkit.callbacks")
 
@@ -63,11 +63,23 @@ class Writer:
         return self._thread is threading.current_thread()
 
     def finish(self) -> None:
-        """Wait for the work to end, where nobody is left to raise an error to."""
+        """Wait for the work to end, where nobody is left to raise an error to.
+
+        Raises:
+            KeyboardInterrupt: If it came meanwhile, when the work has ended.
+        """
+        interrupt: BaseException | None = None
+        while self._thread is not None and self._thread.is_alive():
+            try:
+                self._thread.join()
+            except BaseException as error:  # noqa: BLE001 - raised below
+                interrupt = error
         try:
-            self.wait()
+            Writer.wait(self)
         except BaseException as error:  # noqa: BLE001 - the run has ended already
             _logger.warning("The last commit could not be written: %s", error)
+        if interrupt is not None:
+            raise interrupt
 
 
 class JobWriter(Writer):
@@ -144,10 +156,28 @@ class JobWriter(Writer):
         """Wait for this process's own work; give up waiting for that of others."""
         self._is_writing = False
         self._given_up.set()
-        try:
-            super().wait()
-        except BaseException as error:  # noqa: BLE001 - the run has ended already
-            _logger.warning("The last commit could not be written: %s", error)
+        super().finish()
+
+
+class StartEpoch:
+    """The epoch that `fit` starts from; Keras would keep it for the next `fit`."""
+
+    class _Epoch(int):
+        """Is another object than an equal epoch of another `fit`."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._epoch: int | None = None
+
+    def set(self, epoch: int) -> None:
+        self._epoch = self._Epoch(epoch)
+        private.set_initial_epoch(self._model, self._epoch)
+
+    def give_back(self) -> None:
+        # A `fit` that broke off may be collected when the next has set its own.
+        epoch, self._epoch = self._epoch, None
+        if epoch is not None and private.initial_epoch(self._model) is epoch:
+            private.set_initial_epoch(self._model, None)
 
 
 class Signals:

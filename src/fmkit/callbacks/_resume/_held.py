@@ -8,6 +8,7 @@ that are; here they are found and named by the way that leads to them.
 
 from __future__ import annotations
 
+import collections
 import enum
 import functools
 import random
@@ -34,7 +35,6 @@ _CONSTANT = (
     float,
     complex,
     str,
-    bytes,
     enum.Enum,
     type,
     types.ModuleType,
@@ -52,7 +52,9 @@ _CONSTANT = (
     keras.optimizers.schedules.LearningRateSchedule,
     keras.callbacks.Callback,
 )
-_VALUES = (types.NoneType, bool, int, float, str, np.generic, np.ndarray)
+_VALUES = (types.NoneType, bool, int, float, str, bytes, np.generic, np.ndarray)
+# A commit makes of any other subclass what it is a subclass of.
+_CONTAINERS = (dict, list, tuple, collections.Counter, collections.OrderedDict)
 # Larger ones are named instead: to compare them at each commit would cost.
 _LARGEST_VALUE = 4096
 # Of data: their order may be a list or an array of indices.
@@ -200,21 +202,32 @@ class _Search:
         """
         if isinstance(value, _CONSTANT) or id(value) in self.seen or depth > _DEPTH:
             return
+        if isinstance(value, bytes) and _is_value(value, self.largest):
+            return
         self.seen.add(id(value))
         items = _items(value)
         if items is not None and len(items) <= _LARGEST_VALUE:
             for key, item in items:
                 self.look_at(item, f"{place}[{key!r}]", depth, named=named)
-            unreadable = isinstance(value, set) and bool(items)
+            unreadable = bool(items) and (
+                isinstance(value, set) or self._is_lost(value, items)
+            )
         elif self._look_at_keras(value, place):
             unreadable = False
         elif named and (state := state_of(value)) is not None:
             self.held.states[place] = state
             unreadable = False
         else:
-            unreadable = self._look_at_other(value, place, depth)
+            # A long container is none of Keras's objects, even if Keras tracks it.
+            unreadable = items is not None or self._look_at_other(value, place, depth)
         if unreadable and named:
             self.held.unreadable[place] = type(value).__name__
+
+    def _is_lost(self, value: Any, items: list[tuple[Any, Any]]) -> bool:
+        """Whether what a container holds could be committed, but not the container."""
+        return not _is_value(value, self.largest) and all(
+            _is_value(item, self.largest) for _, item in items
+        )
 
     def _look_at_keras(self, value: Any, place: str) -> bool:
         if isinstance(value, keras.Variable) or _is_tensorflow(value, "Variable"):
@@ -270,17 +283,25 @@ def _is_value(value: Any, largest: int) -> bool:
     left, waiting = largest, [value]
     while waiting and left > 0:
         each = waiting.pop()
-        if isinstance(each, Mapping):
-            waiting.extend([*each.keys(), *each.values()])
-        elif isinstance(each, (list, tuple)):
+        if _is_container(each):
             waiting.extend(each)
+            if isinstance(each, dict):
+                waiting.extend(each.values())
         elif not isinstance(each, _VALUES) or not _can_be_stored(each):
             return False
-        size = getattr(each, "size", 1)
+        size = len(each) if isinstance(each, bytes) else getattr(each, "size", 1)
         if size > _LARGEST_VALUE and getattr(each, "ndim", 1) > 1:
             return False
         left -= size
     return left > 0
+
+
+def _is_container(value: Any) -> bool:
+    """Whether `value` comes back from a commit as it was."""
+    kind = value.__class__  # TensorFlow wraps dicts and tuples, and says so here
+    # Keras and TensorFlow track lists and dicts, and will again. PyTorch has `Size`.
+    tracked = kind.__module__.partition(".")[0] in ("keras", "tensorflow", "torch")
+    return kind in _CONTAINERS or (tracked and issubclass(kind, (dict, list, tuple)))
 
 
 def _can_be_stored(value: Any) -> bool:

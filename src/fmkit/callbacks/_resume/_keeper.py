@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import signal
@@ -9,6 +10,7 @@ import threading
 import time
 import warnings
 import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +28,7 @@ from fmkit._commits import (
     encode,
     warn_of_damage,
 )
+from fmkit._describe import describe
 from fmkit._generators import random_state, restore_random_state
 from fmkit._job import current_job
 from fmkit._layer_state import refresh
@@ -35,6 +38,7 @@ from fmkit.callbacks._resume._averages import AverageSnapshots, Snapshot
 from fmkit.callbacks._resume._background import (
     JobWriter,
     Signals,
+    StartEpoch,
     Writer,
     close_after_cell,
 )
@@ -112,6 +116,7 @@ class Keeper(keras.callbacks.Callback):
             self.directory, settings.snapshot_growth, self.job
         )
         self.place = place_in(fit, self.job, settings.data)
+        self.start_epoch = StartEpoch(self.network)
         self.signal: int | None = None
         # Runs when `fit` ends by an exception too: then Keras calls nothing, but
         # lets go of its list of callbacks.
@@ -122,12 +127,14 @@ class Keeper(keras.callbacks.Callback):
             self.writer,
             self.directory,
             self.place,
+            self.start_epoch,
         )
         close_after_cell(self.close, self.callback_list)
         self.restoring: Commit | None = None
         self.restored: Commit | None = None
         self.changes: list[Difference] = []
         self.other_job: str | None = None
+        self.warned_of: set[str] = set()
         self.saved: tuple[int, int] | None = None
         self.at_signal: tuple[int, int] | None = None
         self.epoch = fit.initial_epoch
@@ -285,7 +292,7 @@ class Keeper(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Note which epoch starts."""
-        private.set_initial_epoch(self.network, None)
+        self.start_epoch.give_back()
         self.epoch = epoch
         self.place.begin_epoch()
 
@@ -356,8 +363,10 @@ class Keeper(keras.callbacks.Callback):
         callback_list = self.callback_list()
         if callback_list is not None:
             private.take_out(callback_list, self)
-        private.set_initial_epoch(self.network, None)
         self.close()
+        if self.signal is None:
+            self.signal = self.signals.received  # no other process waits any more
+        self._stop_on_signal(0)
 
     # Start
 
@@ -385,7 +394,7 @@ class Keeper(keras.callbacks.Callback):
         return {
             **_program.describe_model(self.network, held),
             "backend": keras.backend.backend(),
-            "data": {**data, "steps_per_epoch": self.steps},
+            "data": {**data, "steps_per_epoch": describe(self.steps)},
             "fit": _program.describe_fit(self.arguments),
             "processes": self.job.count,
         }
@@ -408,6 +417,12 @@ class Keeper(keras.callbacks.Callback):
         self.steps_before = meta.steps_before
         self.committed_steps = self.steps_before + step
         self.committed_epoch = epoch
+        if meta.moment == "step" and self.place.lost and epoch < self.epochs:
+            raise ValueError(
+                f"{commit.path} is of step {step} inside epoch {epoch + 1}, where this "
+                f"run can't continue: {self.place.lost}. Give `fit` what it was given "
+                "before, or use another directory."
+            )
         self.place.seek(meta.data, step, commit.arrays)
         self.job.together(lambda: self._restore(commit))
         where = f"(from {commit.path.name})"
@@ -417,7 +432,7 @@ class Keeper(keras.callbacks.Callback):
             return
         of = f" of {self.steps}" if self.steps else ""
         self._say(f"resuming in epoch {epoch + 1}, at step {step}{of} {where}")
-        private.set_initial_epoch(self.network, epoch)
+        self.start_epoch.set(epoch)
         if meta.moment == "step":
             # What Keras and the callbacks do between here and that step, they
             # had done before the commit: restore once more, at the same point.
@@ -446,7 +461,7 @@ class Keeper(keras.callbacks.Callback):
         self.outcome.finished = True
         how = "was stopped" if stopped else "is finished"
         self._say(f"this run {how} after {epoch} epochs {where}: nothing is trained")
-        private.set_initial_epoch(self.network, self.epochs)
+        self.start_epoch.set(self.epochs)
         if stopped:
             self.network.stop_training = True  # as it was at the end of the run
         if self.outcome.follows_a_run:
@@ -469,7 +484,7 @@ class Keeper(keras.callbacks.Callback):
             arrays,
             metrics=meta.moment == "step" and not self._has_changed(*_IN_METRICS),
             held=held,
-            keep=self._kept_variables(),
+            keep=self._kept_variables(held),
         )
         if any(each.name.endswith(".adapted") for each in self.changes):
             refresh(self.network)  # what layers make of their variables
@@ -483,12 +498,17 @@ class Keeper(keras.callbacks.Callback):
     def _has_changed(self, *names: str) -> bool:
         return any(each.is_named_in(names) for each in self.changes)
 
-    def _kept_variables(self) -> list[Any]:
+    def _kept_variables(self, held: Held) -> list[Any]:
         """Return the variables that keep the value which this program gives them."""
-        if not self._has_changed("optimizer.learning_rate"):
-            return []
-        rate = self.network.optimizer.learning_rate
-        return [rate] if isinstance(rate, keras.Variable) else []
+        optimizers = {f"optimizers.{k}": each for k, each in held.optimizers.items()}
+        optimizers["optimizer"] = self.network.optimizer
+        return [
+            rate
+            for place, optimizer in optimizers.items()
+            for name, part in _parts(optimizer, place)
+            if self._has_changed(f"{name}.learning_rate")
+            and isinstance(rate := part.learning_rate, keras.Variable)
+        ]
 
     def _say_what_is_not_exact(self) -> None:
         if self.other_job is not None and self.outcome.resumed_from is not None:
@@ -548,6 +568,7 @@ class Keeper(keras.callbacks.Callback):
     def _commit_raw(self, where: dict[str, Any], at_epoch_end: bool) -> None:
         model = self.model  # on JAX this synchronises
         held = _training_state.held_by(model, self.place.data)
+        self._warn_of_lost(held)
         arrays: dict[str, Any] = {}
         # At the end of an epoch metrics are about to be reset.
         wanted: dict[str, Any] = {"metrics": not at_epoch_end, "held": held}
@@ -602,6 +623,21 @@ class Keeper(keras.callbacks.Callback):
         else:
             self.place.once_certain(write)
 
+    def _warn_of_lost(self, held: Held) -> None:
+        """Warn of what training has made too long to be read, or of such a kind."""
+        # Only of what commits held so far: Keras too makes attributes as it trains.
+        new = held.unreadable.keys() & self.values_at_start.keys() - self.warned_of
+        self.warned_of |= new
+        if new:
+            named = [f"{place} ({held.unreadable[place]})" for place in sorted(new)]
+            warnings.warn(
+                f"Training has made {', '.join(named)} what no commit can hold, so a "
+                "resumed run would be without it. A list or dict may have fewer than "
+                "4,096 elements. Keep what grows in a file, or in an object with "
+                "get_state and set_state.",
+                stacklevel=2,
+            )
+
     def _commit_in_parts(
         self,
         meta: Meta,
@@ -654,7 +690,6 @@ class Keeper(keras.callbacks.Callback):
         self.writer.wait()
         name = signal.Signals(number).name
         self._say(f"{name} received: {self._what_is_saved(step)}, stopping")
-        private.set_initial_epoch(self.network, None)
         self.close()
         if number == signal.SIGINT:
             raise KeyboardInterrupt
@@ -672,20 +707,36 @@ class Keeper(keras.callbacks.Callback):
         )
 
 
+def _parts(optimizer: Any, place: str) -> Iterator[tuple[str, Any]]:
+    """Yield an optimizer, and those inside it, by their names in a description."""
+    if optimizer is None:
+        return
+    yield place, optimizer
+    inner = getattr(optimizer, "inner_optimizer", None)
+    for name in ("optimizer", "inner_optimizer"):  # of fmkit's wrappers, of Keras's
+        yield from _parts(inner, f"{place}.{name}")
+
+
 def _close(
-    signals: Signals, writer: Writer, directory: CommitDirectory, place: Place
+    signals: Signals,
+    writer: Writer,
+    directory: CommitDirectory,
+    place: Place,
+    start_epoch: StartEpoch,
 ) -> None:
     if writer.is_here():
         # Python may collect a broken `fit` in any thread. This one can't wait for
         # itself.
-        parts = (signals, writer, directory, place)
+        parts = (signals, writer, directory, place, start_epoch)
         threading.Thread(target=_close, args=parts).start()
         return
+    start_epoch.give_back()
     signals.give_back()
-    place.close()
-    # The directory is free when nothing is being written there any more.
-    writer.finish()
-    directory.release()
+    with contextlib.ExitStack() as stack:  # all of it, though Ctrl-C may come again
+        # The directory is free when nothing is being written there any more.
+        stack.callback(directory.release)
+        stack.callback(writer.finish)
+        place.close()
 
 
 def _numbers(logs: dict[str, Any]) -> dict[str, float]:

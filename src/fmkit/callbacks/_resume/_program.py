@@ -170,7 +170,7 @@ def describe_training_data(arguments: dict[str, Any]) -> dict[str, Any]:
     described = {name: describe_data(arguments[name]) for name in _DATA}
     return {
         **described,
-        "batch_size": arguments["batch_size"],
+        "batch_size": describe(arguments["batch_size"]),
         "shuffle": describe(arguments["shuffle"]),
     }
 

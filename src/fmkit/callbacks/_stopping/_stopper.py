@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from fmkit._checks import check_one_of
+from fmkit.callbacks._restored import Restored
 from fmkit.callbacks._stopping._stop import Stop
 
 __all__ = ["Stopper"]
@@ -34,14 +35,14 @@ class Stopper(keras.callbacks.Callback):
         self.log_stop = bool(log_stop)
         self.stop: Stop | None = None
         self._epoch: int | None = None
-        self._restored = False
+        self._restored = Restored()
 
     def _reset(self) -> None:
         self.stop = None
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Forget the last run, unless `set_state` has just restored this one."""
-        if not self._restored:
+        if not self._restored.take(self):
             self._reset()
         self._epoch = None
 
@@ -60,7 +61,6 @@ class Stopper(keras.callbacks.Callback):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Show the message, if this callback stopped the run."""
-        self._restored = False
         if self.stop is not None:
             self._display(self.stop.message)
 
@@ -97,5 +97,5 @@ class Stopper(keras.callbacks.Callback):
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Continue from `state`, before `fit` or in its first epoch."""
-        self._restored = True
+        self._restored.note()
         self.stop = None if state["stop"] is None else Stop.from_dict(state["stop"])
