@@ -162,6 +162,7 @@ def test_the_copy_normalizes_as_the_model_was_adapted():
     assert found == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.backend("tensorflow")
 def test_the_copy_has_the_vocabulary_of_the_model():
     numbers = np.array([[70], [80], [90], [70]] * 24)
