@@ -109,29 +109,36 @@ def residual(seed: int) -> keras.Model:
     )
 
 
-def blocks(filters: tuple[int, ...], seed: int) -> keras.Model:
-    """Return pairs of convolutions with BatchNorm; all but the first pair pool.
+def blocks(filters: tuple[int, ...], first: int, seed: int) -> keras.Model:
+    """Return pairs of convolutions with BatchNorm, each pair at half the size.
 
-    Four pixels of the image become one with four channels: a convolution of a single
-    channel would take longer and compute less.
+    Without a `first` convolution at the full size, four pixels of the image become one
+    with four channels, which takes less time.
     """
     draws = iter(range(100 * seed, 100 * seed + 100))
     network = keras.Sequential([keras.Input((28, 28, 1))], name="blocks")
-    network.add(layers.Reshape((14, 2, 14, 2)))
-    network.add(layers.Permute((1, 3, 2, 4)))
-    network.add(layers.Reshape((14, 14, 4)))
-    for index, count in enumerate(filters):
-        for pools in (index > 0, False):
-            start = keras.initializers.HeNormal(seed=next(draws))
-            network.add(
-                layers.Conv2D(
-                    count, 3, padding="same", use_bias=False, kernel_initializer=start
-                )
+
+    def convolution(count: int, *, pools: bool) -> None:
+        start = keras.initializers.HeNormal(seed=next(draws))
+        network.add(
+            layers.Conv2D(
+                count, 3, padding="same", use_bias=False, kernel_initializer=start
             )
-            if pools:
-                network.add(layers.MaxPooling2D(2))
-            network.add(layers.BatchNormalization(momentum=0.9))
-            network.add(layers.Activation("relu"))
+        )
+        if pools:
+            network.add(layers.MaxPooling2D(2))
+        network.add(layers.BatchNormalization(momentum=0.9))
+        network.add(layers.Activation("relu"))
+
+    if first:
+        convolution(first, pools=False)
+    else:
+        network.add(layers.Reshape((14, 2, 14, 2)))
+        network.add(layers.Permute((1, 3, 2, 4)))
+        network.add(layers.Reshape((14, 14, 4)))
+    for index, count in enumerate(filters):
+        convolution(count, pools=index > 0 or first > 0)
+        convolution(count, pools=False)
     network.add(layers.GlobalAveragePooling2D())
     network.add(layers.Dense(10, dtype="float32"))  # logits to be averaged
     return network
@@ -187,9 +194,10 @@ def build(name: str, seed: int) -> keras.Model:
         )
     if name.startswith("residual"):
         return residual(seed)
-    if name in ("moved", "wide"):
-        filters = (32, 48, 56) if name == "moved" else (32, 64, 128)
-        return blocks(filters, seed)
+    if name == "moved":
+        return blocks((32, 48, 56), 0, seed)
+    if name == "wide":
+        return blocks((32, 64, 128), 16, seed)
     if name == "two_strided":
         return strided((32, 64), 5, seed)
     return strided((32, 64, 64), 4, seed)

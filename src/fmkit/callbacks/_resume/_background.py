@@ -159,18 +159,19 @@ class JobWriter(Writer):
         super().finish()
 
 
+class _Epoch(int):
+    """Is another object than an equal epoch of another `fit`."""
+
+
 class StartEpoch:
     """The epoch that `fit` starts from; Keras would keep it for the next `fit`."""
-
-    class _Epoch(int):
-        """Is another object than an equal epoch of another `fit`."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
         self._epoch: int | None = None
 
     def set(self, epoch: int) -> None:
-        self._epoch = self._Epoch(epoch)
+        self._epoch = _Epoch(epoch)
         private.set_initial_epoch(self._model, self._epoch)
 
     def give_back(self) -> None:
