@@ -558,6 +558,14 @@ def test_a_partner_comes_as_the_functions_before_made_it():
 
 
 @numpy_only
+def test_labels_in_a_dict_cannot_be_mixed():
+    x, y = pictures()
+    data = Batches(x, {"a": y}, 7, augment=CutMix(CLASSES), map=None)
+    with pytest.raises(ValueError, match="labels in one array"):
+        data.peek()
+
+
+@numpy_only
 @pytest.mark.parametrize("channels", [(), (2,)])
 def test_cutmix_labels_are_the_shares_of_the_pixels(channels):
     y = np.arange(500) % CLASSES
@@ -599,6 +607,10 @@ def test_cutmix_labels_are_the_shares_of_the_pixels(channels):
             "data",
         ),
         (lambda: Mixup(10, 501.0), "`alpha`"),
+        (
+            lambda: Mixup(5)({"a": np.zeros((2, 3))}, None, None),
+            "in one array, got dict",
+        ),
         *(
             (lambda each=each: augmented(each, pictures()[0]), "number from 0 to 255")
             for each in (

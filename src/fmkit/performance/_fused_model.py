@@ -230,7 +230,7 @@ def _functional(kind: type) -> type:
     `FusedModel`: those with a `call` of their own could then not be made.
     """
     image = keras.Input(())
-    of_keras: type = type(keras.Model(image, image))
+    of_keras: type = type(keras.Model(image, keras.layers.Identity()(image)))
     if issubclass(kind, of_keras):
         return kind
     names = ("__module__", "__qualname__", "__doc__")
