@@ -167,6 +167,7 @@ class StartEpoch:
     """The epoch that `fit` starts from; Keras would keep it for the next `fit`."""
 
     def __init__(self, model: Any) -> None:
+        private.initial_epoch(model)  # a Keras without it is refused before training
         self._model = model
         self._epoch: int | None = None
 
