@@ -9,6 +9,7 @@ from hypothesis.extra.numpy import arrays
 from keras import ops
 from scipy import special, stats
 from scipy.spatial.distance import jensenshannon
+from test_losses_exact import value_and_gradient
 
 from fmkit import information as info
 
@@ -217,25 +218,6 @@ def test_the_check_of_the_sum_can_be_turned_off():
     assert got == pytest.approx(np.log(2))
 
 
-def gradient_of(function, x):
-    """Return the gradient of a scalar function, as an array."""
-    x = ops.convert_to_tensor(np.asarray(x, "float32"))
-    if keras.backend.backend() == "jax":
-        import jax
-
-        return np.asarray(jax.grad(function)(x))
-    if keras.backend.backend() == "torch":
-        x.requires_grad_(True)
-        function(x).backward()
-        return x.grad.numpy()
-    import tensorflow as tf
-
-    with tf.GradientTape() as tape:
-        tape.watch(x)
-        value = function(x)
-    return tape.gradient(value, x).numpy()
-
-
 @pytest.mark.parametrize("rare", [1e-17, 1e-9, 1e-300])
 def test_the_divergence_of_a_rare_outcome_is_finite_and_right(rare):
     p, q = np.array([rare, 1.0]), np.array([0.5, 0.5])
@@ -252,7 +234,7 @@ def test_the_divergence_of_a_rare_outcome_in_float32_has_a_gradient():
     wide = stats.entropy([0.5, 0.5], [1e-30, 1.0])
     assert float(info.kl_divergence(even, rare)) == pytest.approx(wide, rel=1e-6)
     for measure in (info.kl_divergence, info.jensen_shannon_divergence):
-        slope = gradient_of(lambda p, of=measure: of(p, even), [1e-30, 1.0])
+        _, slope = value_and_gradient(lambda p, of=measure: of(p, even), [1e-30, 1.0])
         assert np.isfinite(slope).all()
 
 
@@ -272,7 +254,7 @@ def test_mutual_information_of_a_rare_dependent_cell_is_finite():
     # In float32 the product of the two sums, 1e-50, is 0.
     expected = 1e-25 * (1 + 25 * np.log(10))
     assert float(info.mutual_information(table)) == pytest.approx(expected, rel=1e-5)
-    slope = gradient_of(info.mutual_information, [[1.0, 0.0], [0.0, 1e-25]])
+    _, slope = value_and_gradient(info.mutual_information, [[1.0, 0.0], [0.0, 1e-25]])
     assert np.isfinite(slope).all()
 
 

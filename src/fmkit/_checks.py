@@ -16,8 +16,13 @@ from pathlib import Path
 from typing import Any
 
 
-def check_int(name: str, value: Any, *, minimum: int = 1) -> int:
-    """Return `value` as an `int`, or refuse it if it is not one, or too small."""
+def check_int(
+    name: str, value: Any, *, minimum: int = 1, bits: int | None = None
+) -> int:
+    """Return `value` as an `int`, or refuse it if it is not one, too small or large.
+
+    `bits`: how many an unsigned number has; `None` for no bound.
+    """
     # bool is an int to Python; as a count it is always a mistake.
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(
@@ -26,6 +31,8 @@ def check_int(name: str, value: Any, *, minimum: int = 1) -> int:
         )
     if value < minimum:
         raise ValueError(f"`{name}` must be at least {minimum}, got {name}={value!r}.")
+    if bits is not None and value >= 2**bits:
+        raise ValueError(f"`{name}` must be below 2**{bits}, got {name}={value!r}.")
     return int(value)
 
 

@@ -114,9 +114,7 @@ class Batches(private.DataSource):
         restart: bool = False,
     ) -> None:
         batch_size = check_int("batch_size", batch_size)
-        self.seed = check_int("seed", seed, minimum=0)
-        if self.seed >= 2**64:
-            raise ValueError(f"`seed` must be below 2**64, got seed={seed}.")
+        self.seed = check_int("seed", seed, minimum=0, bits=64)
         shard = _check_shard(shard)
         weights = _check_class_weight(class_weight, y, sample_weight)
         source = Source(x, y, sample_weight, map)
@@ -201,10 +199,8 @@ class Batches(private.DataSource):
 
     def _place(self, epoch: int, step: int) -> tuple[int, int]:
         """Return a place in the data, or refuse one that isn't there."""
-        epoch = check_int("epoch", epoch, minimum=0)
+        epoch = check_int("epoch", epoch, minimum=0, bits=63)
         step = check_int("step", step, minimum=0)
-        if epoch >= 2**63:
-            raise ValueError(f"`epoch` must be below 2**63, got epoch={epoch}.")
         if step >= len(self):
             raise ValueError(
                 f"`step` must be below {len(self)}, the number of batches of an "

@@ -45,9 +45,7 @@ def split(
     """
     x, y = np.asarray(x), np.asarray(y)
     fraction = check_number("validation_split", validation_split, above=0, below=1)
-    seed = check_int("seed", seed, minimum=0)
-    if seed >= 2**64:
-        raise ValueError(f"`seed` must be below 2**64, got seed={seed}.")
+    seed = check_int("seed", seed, minimum=0, bits=64)
     if y.ndim != 1 or y.dtype.kind not in "iu":
         raise ValueError(
             "`y` must be a vector of integer labels, shape (n,), got shape "

@@ -17,6 +17,7 @@ __all__ = [
     "LARGEST_DENOMINATOR",
     "InEpochs",
     "integer_tensor",
+    "is_beyond",
     "not_negative",
     "place_in_cycle",
 ]
@@ -88,15 +89,20 @@ def integer_tensor(step: Any) -> Any:
     return ops.cast(step, "int64" if wide else "int32")
 
 
+def is_beyond(steps: int, count: Any) -> bool:
+    """Whether a counter never comes so far: its dtype could not hold `steps`."""
+    is_narrow = keras.backend.standardize_dtype(count.dtype) == "int32"
+    return steps >= 2 ** (31 if is_narrow else 63)
+
+
 def place_in_cycle(step: Any, steps: int) -> Any:
-    """Return `step % steps`, for a counter that may be too narrow for `steps`."""
+    """Return `step % steps`, for a counter that may never end its first cycle."""
     is_number = isinstance(step, numbers.Integral)
-    is_narrow = not is_number and keras.backend.standardize_dtype(step.dtype) == "int32"
-    return step if is_narrow and steps >= 2**31 else step % steps
+    return step if not is_number and is_beyond(steps, step) else step % steps
 
 
 def not_negative(count: Any) -> Any:
     """Return `max(count, 0)`, by operators: on PyTorch `ops.maximum` gives int32."""
-    if keras.backend.backend() == "torch" and not isinstance(count, int):
+    if keras.backend.backend() == "torch":
         return count.clamp(min=0)
     return count * ops.cast(count > 0, count.dtype)

@@ -17,6 +17,7 @@ from fmkit.schedules._counts import (
     LARGEST_DENOMINATOR,
     InEpochs,
     integer_tensor,
+    is_beyond,
     not_negative,
     place_in_cycle,
 )
@@ -452,12 +453,11 @@ def _divide_exactly(count: Any, period: Fraction) -> tuple[Any, Any]:
     Operators, not `keras.ops`, which on PyTorch turns int64 into int32.
     """
     numerator, denominator = period.numerator, period.denominator
-    bits = 31 if keras.backend.standardize_dtype(count.dtype) == "int32" else 63
-    if denominator == 1 and numerator < 2**bits:
+    beyond = is_beyond(numerator, count)
+    if denominator == 1 and not beyond:
         whole = count // numerator
         return whole, ops.cast(count - whole * numerator, "float32") / numerator
-    if numerator >= 2**bits:
-        # A counter this narrow never reaches the end of the first period.
+    if beyond:
         return ops.zeros_like(count), ops.cast(count, "float32") / float(period)
     blocks = count // numerator
     inside = count - blocks * numerator

@@ -12,7 +12,13 @@ from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
 from fmkit._checks import check_int, check_number
-from fmkit.schedules._counts import InEpochs, integer_tensor, place_in_cycle
+from fmkit.schedules._counts import (
+    InEpochs,
+    integer_tensor,
+    is_beyond,
+    not_negative,
+    place_in_cycle,
+)
 
 __all__ = [
     "CosineDecay",
@@ -86,16 +92,13 @@ class _Shape(InEpochs, LearningRateSchedule):
 
 
 def _within(count: Any, steps: int | None) -> Any:
-    """Cut a count to 0 and `steps`. By operators: `ops.maximum` may give int32."""
+    """Cut a count to 0 and `steps`."""
     if isinstance(count, int):
         return max(0, count if steps is None else min(count, steps))
-    count = count * ops.cast(count > 0, count.dtype)
-    is_narrow = keras.backend.standardize_dtype(count.dtype) == "int32"
-    # A counter this narrow never comes to the end, which it could not hold.
-    if steps is None or (is_narrow and steps >= 2**31):
+    count = not_negative(count)
+    if steps is None or is_beyond(steps, count):
         return count
-    over = count - steps
-    return count - over * ops.cast(over > 0, count.dtype)
+    return count - not_negative(count - steps)
 
 
 def _divided(count: Any, steps: Any) -> Any:
