@@ -2,10 +2,10 @@
 
     python scripts/quiet.py examples/quickstart.py
 
-TensorFlow 2.21 prints these while it is loaded, before it reads TF_CPP_MIN_LOG_LEVEL,
-on every machine without a GPU; no setting of its own turns them off. Only lines that
-are exactly these are left out of the standard error. Everything else that is printed
-there is shown at once, and the program's exit status is this one's.
+TensorFlow 2.21 prints these while it is loaded, whatever its settings, since it has not
+read them yet: the lines on CUDA wherever there is no GPU. Only lines that are exactly
+these are left out of the standard error. Everything else that is printed there is shown
+at once, and the program's exit status is this one's.
 """
 
 import re
@@ -16,6 +16,11 @@ import sys
 CHATTER = re.compile(
     r"WARNING: All log messages before absl::InitializeLog\(\) is called are written "
     r"to STDERR"
+    # Where the processor has the instructions that oneDNN is quick with (AVX-512).
+    r"|I0000 .* port\.cc:\d+\] oneDNN custom operations are on\. You may see slightly "
+    r"different numerical results due to floating-point round-off errors from "
+    r"different computation orders\. To turn them off, set the environment variable "
+    r"`TF_ENABLE_ONEDNN_OPTS=0`\."
     r"|I0000 .* cudart_stub\.cc:\d+\] Could not find cuda drivers on your machine, GPU "
     r"will not be used\."
     # An error to TensorFlow: 303 says that there is no driver of NVIDIA's. With one
