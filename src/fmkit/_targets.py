@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from fmkit._math import one_hot_mask
 from fmkit._tracing import is_tracing
 
 Tensor = Any
@@ -108,6 +109,38 @@ def read_targets(y_true: Any, logits: Tensor, axis: int) -> tuple[Tensor, bool]:
     )
 
 
+def read_distribution(
+    y_true: Any, logits: Tensor, axis: int, sum_tolerance: float | None
+) -> tuple[Tensor, Tensor | None]:
+    """Return the targets as distributions, and of labels which are valid.
+
+    `axis` counts from the front. The row of a label that is not valid is all 0.
+    """
+    targets, integer = read_targets(y_true, logits, axis)
+    if not integer:
+        check_probabilities(y_true, axis, sum_tolerance)
+        return targets, None
+    size = logits.shape[axis]
+    check_labels(y_true, size)
+    one_hot = ops.cast(one_hot_mask(targets, size, axis), logits.dtype)
+    return one_hot, valid_labels(targets, size)
+
+
+def read_classes(
+    y_true: Any, logits: Tensor, axis: int
+) -> tuple[Tensor, Tensor | None]:
+    """Return a class for each position, and of labels which are valid.
+
+    `axis` counts from the front. Of a dense target it is the largest entry.
+    """
+    targets, integer = read_targets(y_true, logits, axis)
+    if not integer:
+        return ops.argmax(targets, axis=axis), None
+    size = logits.shape[axis]
+    check_labels(y_true, size)
+    return targets, valid_labels(targets, size)
+
+
 def read_binary(y_true: Any, y_pred: Any) -> tuple[Tensor, Tensor]:
     """Return targets and logits, both of shape (batch, ..., labels).
 
@@ -130,11 +163,14 @@ def read_binary(y_true: Any, y_pred: Any) -> tuple[Tensor, Tensor]:
     return ops.cast(y_true, logits.dtype), logits
 
 
-def check_binary(y_true: Any, ignore_class: int | None = None) -> bool:
-    """Refuse targets outside 0 ... 1; return whether their values are known."""
+def check_binary(y_true: Any, q: Tensor, ignore_class: int | None = None) -> Tensor:
+    """Refuse targets outside 0 ... 1; return them as they were read, in `q`.
+
+    Where their values are not known, such a target is NaN.
+    """
     values = known_values(y_true)
     if values is None:
-        return False
+        return nan_unless(ops.logical_and(q >= 0.0, q <= 1.0), q)
     good = (values >= 0) & (values <= 1)
     if ignore_class is not None:
         good |= values == ignore_class
@@ -145,7 +181,7 @@ def check_binary(y_true: Any, ignore_class: int | None = None) -> bool:
             f"({bad.size} such values). Pass `ignore_class` for a label that marks "
             "what is not known."
         )
-    return True
+    return q
 
 
 def _check_not_empty(logits: Tensor) -> None:

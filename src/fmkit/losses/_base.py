@@ -11,13 +11,15 @@ import numpy as np
 from keras import ops
 
 from fmkit import _keras_private as private
-from fmkit._checks import check_number
+from fmkit._checks import check_int, check_number
 from fmkit._math import Tensor, namespace
 from fmkit._targets import float32_or_float64
 
 
 class ExactLoss(keras.losses.Loss):
     """Base class: a loss function with its options, which are attributes.
+
+    The option `ignore_class` makes a `_mask`, which `call` must put on the costs.
 
     Keras casts logits and targets to the loss's dtype before `call`. In float16 that
     would already change a label of 2049, so a narrower dtype is raised to float32.
@@ -33,11 +35,17 @@ class ExactLoss(keras.losses.Loss):
     def __init__(
         self, name: str | None, reduction: str | None, dtype: Any, **options: Any
     ):
+        ignored = options.get("ignore_class")
+        if ignored is not None:
+            ignored = check_int("ignore_class", ignored, minimum=-(2**31))
+            options["ignore_class"] = ignored
         super().__init__(name, reduction, dtype=float32_or_float64(dtype))
         self._option_names = tuple(options)
         for option, value in options.items():
             # A config is plain: JSON has no tuples.
             setattr(self, option, list(value) if isinstance(value, tuple) else value)
+        if ignored is not None:
+            self._mask = IgnoreMask()
         torch = keras.backend.backend() == "torch"
         self._may_be_brief = torch and private.marks_masks()
 

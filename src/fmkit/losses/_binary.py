@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from fmkit._checks import check_int, check_number
+from fmkit._checks import check_number
 from fmkit._math import (
     Tensor,
     binary_surprisals,
@@ -18,10 +18,9 @@ from fmkit._math import (
     namespace,
     sigmoids,
 )
-from fmkit._targets import check_binary, nan_unless, read_binary
+from fmkit._targets import check_binary, read_binary
 from fmkit.losses._base import (
     ExactLoss,
-    IgnoreMask,
     check_gamma,
     check_weights,
     focused,
@@ -119,15 +118,12 @@ def read_known(
     A target outside 0 ... 1 is NaN.
     """
     q, logits = read_binary(y_true, y_pred)
-    checked = check_binary(y_true, ignore_class)
     known = None
     if ignore_class is not None:
         known = ops.not_equal(q, ignore_class)
         # Logits of ignored labels may be anything, even NaN.
         q, logits = ops.where(known, q, 0.0), ops.where(known, logits, 0.0)
-    if not checked:
-        q = nan_unless(ops.logical_and(q >= 0.0, q <= 1.0), q)
-    return q, logits, known
+    return check_binary(y_true, q, ignore_class), logits, known
 
 
 def mean_of_known(terms: Tensor, known: Tensor | None) -> Tensor:
@@ -197,20 +193,6 @@ class BinaryLoss(ExactLoss):
     """Base class: a loss of labels of which some may be ignored."""
 
     ignore_class: int | None
-
-    def __init__(
-        self,
-        name: str | None,
-        reduction: str | None,
-        dtype: Any,
-        *,
-        ignore_class: Any,
-        **options: Any,
-    ):
-        if ignore_class is not None:
-            ignore_class = check_int("ignore_class", ignore_class, minimum=-(2**31))
-        super().__init__(name, reduction, dtype, ignore_class=ignore_class, **options)
-        self._mask = None if ignore_class is None else IgnoreMask()
 
     def call(self, y_true: Any, y_pred: Any) -> Tensor:
         """Return the cost of each position; those without a known label are masked."""

@@ -16,7 +16,7 @@ from fmkit._math import (
     namespace,
     sigmoids,
 )
-from fmkit._targets import check_binary, nan_unless, read_binary
+from fmkit._targets import check_binary, read_binary
 from fmkit.losses._base import ExactLoss
 from fmkit.losses._binary import mean_of_known
 from fmkit.losses._divergence import DIRECTIONS, divergence
@@ -70,8 +70,7 @@ def binary_kl_divergence_from_logits(
     if temperature != 1.0:
         z = z / temperature
     if target_form == "probabilities":
-        if not check_binary(y_true):
-            target = nan_unless(ops.logical_and(target >= 0.0, target <= 1.0), target)
+        target = check_binary(y_true, target)
     elif temperature != 1.0:
         target = target / temperature
 

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from fmkit._checks import check_int, check_number
+from fmkit._checks import check_number
 from fmkit._math import (
     Tensor,
     in_one_node,
@@ -29,7 +29,6 @@ from fmkit._targets import (
 )
 from fmkit.losses._base import (
     ExactLoss,
-    IgnoreMask,
     check_gamma,
     check_sum_tolerance,
     check_weights,
@@ -275,8 +274,6 @@ class CrossentropyFromLogits(ExactLoss):
         )
         if class_weights is not None:
             class_weights = check_weights("class_weights", class_weights)
-        if ignore_class is not None:
-            ignore_class = check_int("ignore_class", ignore_class, minimum=-(2**31))
         super().__init__(
             name,
             reduction,
@@ -290,7 +287,6 @@ class CrossentropyFromLogits(ExactLoss):
             sum_tolerance=sum_tolerance,
             axis=axis,
         )
-        self._mask = None if ignore_class is None else IgnoreMask()
 
     def call(self, y_true: Any, y_pred: Any) -> Tensor:
         """Return the cost of each position; ignored ones are masked."""

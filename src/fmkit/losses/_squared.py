@@ -9,16 +9,8 @@ import keras
 from keras import ops
 
 from fmkit._checks import check_number, check_one_of
-from fmkit._math import Tensor, in_one_node, namespace, one_hot_mask, softmax_minus
-from fmkit._targets import (
-    check_labels,
-    check_probabilities,
-    merge_axes,
-    nan_unless,
-    read_logits,
-    read_targets,
-    valid_labels,
-)
+from fmkit._math import Tensor, in_one_node, namespace, softmax_minus
+from fmkit._targets import merge_axes, nan_unless, read_distribution, read_logits
 from fmkit.losses._base import ExactLoss, check_sum_tolerance
 
 _ACTIVATIONS = ("linear", "softmax")
@@ -81,15 +73,7 @@ def mean_squared_error_from_logits(
     k, M = _check_options(activation, k, M, sum_tolerance)
     y_true, y_pred, axis = merge_axes(y_true, y_pred, axis)
     logits, axis = read_logits(y_pred, axis)
-    targets, integer = read_targets(y_true, logits, axis)
-    valid = None
-    if integer:
-        size = logits.shape[axis]
-        check_labels(y_true, size)
-        valid = valid_labels(targets, size)
-        targets = ops.cast(one_hot_mask(targets, size, axis), logits.dtype)
-    else:
-        check_probabilities(y_true, axis, sum_tolerance)
+    targets, valid = read_distribution(y_true, logits, axis, sum_tolerance)
     aim = targets if M == 1.0 else M * targets
     weight = 1.0 if k == 1.0 else 1.0 + (k - 1.0) * targets
 

@@ -9,13 +9,7 @@ from keras import ops
 
 from fmkit._checks import check_int, check_one_of
 from fmkit._math import Tensor, one_hot_mask
-from fmkit._targets import (
-    check_labels,
-    nan_unless,
-    read_logits,
-    read_targets,
-    valid_labels,
-)
+from fmkit._targets import nan_unless, read_classes, read_logits, read_targets
 from fmkit.metrics._base import OfPredictions, Sums, sums_by, weights_of
 
 
@@ -51,18 +45,12 @@ def top_k_accuracy(y_true: Any, y_pred: Any, k: int = 5, *, axis: int = -1) -> T
     """
     k = check_int("k", k)
     y_pred, axis = read_logits(y_pred, axis)
-    targets, integer = read_targets(y_true, y_pred, axis)
     size = y_pred.shape[axis]
     if k > size:
         raise ValueError(
             f"`k` must be at most the {size} classes of the predictions, got k={k!r}."
         )
-    valid: Any = None
-    if integer:
-        check_labels(y_true, size)
-        valid = valid_labels(targets, size)
-    else:
-        targets = ops.argmax(targets, axis=axis)
+    targets, valid = read_classes(y_true, y_pred, axis)
     picked = one_hot_mask(targets, size, axis)
     own = ops.sum(ops.where(picked, y_pred, 0.0), axis=axis, keepdims=True)
     below = ops.sum(ops.cast(y_pred < own, y_pred.dtype), axis=axis)

@@ -11,12 +11,9 @@ from fmkit._checks import check_int, check_one_of
 from fmkit._math import Tensor, namespace, sigmoids
 from fmkit._targets import (
     check_binary,
-    check_labels,
-    nan_unless,
     read_binary,
+    read_classes,
     read_logits,
-    read_targets,
-    valid_labels,
 )
 from fmkit.metrics._base import FORMS, OfPredictions, Sums, sums_by, weights_of
 
@@ -137,13 +134,7 @@ def binary_expected_calibration_error(
 def _confidence_and_hit(y_true: Any, y_pred: Any, *, form: str, axis: int) -> Tensor:
     """Return confidence, and 1 where the prediction is right: shape (..., 1, 2)."""
     y_pred, axis = read_logits(y_pred, axis)
-    targets, integer = read_targets(y_true, y_pred, axis)
-    valid: Any = None
-    if integer:
-        check_labels(y_true, y_pred.shape[axis])
-        valid = valid_labels(targets, y_pred.shape[axis])
-    else:
-        targets = ops.argmax(targets, axis=axis)
+    targets, valid = read_classes(y_true, y_pred, axis)
     p = ops.softmax(y_pred, axis=axis) if form == "logits" else y_pred
     guess = ops.cast(ops.argmax(y_pred, axis=axis), targets.dtype)
     hit = ops.cast(ops.equal(guess, targets), p.dtype)
@@ -163,8 +154,7 @@ def _probability_and_target(
             f"The predictions have {p.shape[-1]} labels, and the metric was made for "
             f"num_labels={num_labels}. Pass `num_labels={p.shape[-1]}`."
         )
-    if not check_binary(y_true):
-        q = nan_unless(ops.logical_and(q >= 0.0, q <= 1.0), q)
+    q = check_binary(y_true, q)
     if form == "logits":
         p, _ = sigmoids(p, namespace(p))
     return ops.stack([p, q], axis=-1)

@@ -13,19 +13,15 @@ from fmkit._math import (
     Tensor,
     entropy_from_logits,
     namespace,
-    one_hot_mask,
     sigmoids,
     softmax_minus,
 )
 from fmkit._targets import (
     check_binary,
-    check_labels,
-    check_probabilities,
     nan_unless,
     read_binary,
+    read_distribution,
     read_logits,
-    read_targets,
-    valid_labels,
 )
 from fmkit.metrics._base import FORMS, OfPredictions
 
@@ -100,15 +96,7 @@ def brier_score(
     """
     check_one_of("form", form, FORMS)
     y_pred, axis = read_logits(y_pred, axis)
-    targets, integer = read_targets(y_true, y_pred, axis)
-    size = y_pred.shape[axis]
-    valid: Any = None
-    if integer:
-        check_labels(y_true, size)
-        valid = valid_labels(targets, size)
-        targets = ops.cast(one_hot_mask(targets, size, axis), y_pred.dtype)
-    else:
-        check_probabilities(y_true, axis, sum_tolerance)
+    targets, valid = read_distribution(y_true, y_pred, axis, sum_tolerance)
     if form == "logits":
         residual = softmax_minus(targets, y_pred, axis)
     else:
@@ -145,8 +133,7 @@ def binary_brier_score(y_true: Any, y_pred: Any, *, form: str = "logits") -> Ten
     """
     check_one_of("form", form, FORMS)
     q, y_pred = read_binary(y_true, y_pred)
-    if not check_binary(y_true):
-        q = nan_unless(ops.logical_and(q >= 0.0, q <= 1.0), q)
+    q = check_binary(y_true, q)
     residual = y_pred - q
     if form == "logits":
         # From the smaller probability, which has all its digits.
