@@ -56,7 +56,7 @@ class Do(Stateless):
 @pytest.mark.parametrize(
     ("directory", "kind", "message"),
     [
-        ("", ValueError, "`directory` must be the path of a folder, got an empty text"),
+        ("", ValueError, "`directory` must be a path, got an empty text"),
         (None, TypeError, "`directory` must be a path.*got directory=None"),
         (3, TypeError, "`directory` must be a path.*got directory=3"),
         (b"run", TypeError, "`directory` must be a path"),

@@ -11,9 +11,11 @@ import difflib
 import math
 import numbers
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
 
 
 def check_int(
@@ -84,17 +86,24 @@ def check_one_of(name: str, value: Any, options: Iterable[str]) -> str:
 
 def check_path(name: str, value: Any) -> Path:
     """Return an absolute path, so that `os.chdir` does not change it."""
-    if not isinstance(value, (str, os.PathLike)) or isinstance(value, bytes):
+    if not isinstance(value, (str, os.PathLike)):
         raise TypeError(
             f"`{name}` must be a path, as a text or pathlib.Path, got {name}={value!r} "
             f"({type(value).__name__})."
         )
     if not os.fspath(value):
         raise ValueError(
-            f"`{name}` must be the path of a folder, got an empty text. Write '.' for "
-            "the working directory."
+            f"`{name}` must be a path, got an empty text. For the working directory "
+            "write '.'."
         )
     return Path(os.path.abspath(value))
+
+
+def or_none(
+    check: Callable[..., _T], name: str, value: Any, **bounds: Any
+) -> _T | None:
+    """Return `None` for `None`, and for another value what `check` returns."""
+    return None if value is None else check(name, value, **bounds)
 
 
 def did_you_mean(value: Any, options: Iterable[str]) -> str:

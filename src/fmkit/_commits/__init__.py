@@ -20,6 +20,7 @@ from fmkit._commits._format import (
     read_meta,
     write_commit,
 )
+from fmkit._commits._members import dtype_of
 from fmkit._commits._meta import Meta, VariableEntry
 from fmkit._commits._parts import PartPlace, Shared
 from fmkit._commits._sharded import Box, Piece, ShardedArray, box_of, cut
@@ -40,6 +41,7 @@ __all__ = [
     "commit_number",
     "cut",
     "decode",
+    "dtype_of",
     "encode",
     "group_variables",
     "is_storable",

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from fmkit._checks import check_int
+from fmkit._checks import check_int, or_none
 from fmkit.callbacks._batch_counter import BatchCounter
 from fmkit.callbacks._evaluation import evaluate_undisturbed
 from fmkit.callbacks._restored import Restored
@@ -66,10 +66,8 @@ class BatchValidation(keras.callbacks.Callback):
             )
         self.validation_data = validation_data
         self.every = check_int("every", every)
-        self.batch_size = (
-            None if batch_size is None else check_int("batch_size", batch_size)
-        )
-        self.steps = None if steps is None else check_int("steps", steps)
+        self.batch_size = or_none(check_int, "batch_size", batch_size)
+        self.steps = or_none(check_int, "steps", steps)
         self.callbacks = list(callbacks)
         self._restored = Restored()
         self._reset()

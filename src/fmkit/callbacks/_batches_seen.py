@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from fmkit._arrays import as_array
 from fmkit._describe import digest_of_arrays
 
 __all__ = ["BatchesSeen", "digest_of_batches"]
@@ -72,11 +73,5 @@ def digest_of_batches(batches: list[Any]) -> str | None:
     # Of several processes on JAX, each has a part of the batch.
     if not all(getattr(leaf, "is_fully_addressable", True) for leaf in leaves):
         return None
-    arrays = map(_as_array, leaves)
+    arrays = map(as_array, leaves)
     return digest_of_arrays(arrays, whole=True)[:16] if leaves else None
-
-
-def _as_array(leaf: Any) -> Any:
-    if keras.ops.is_tensor(leaf):
-        return np.asarray(keras.ops.convert_to_numpy(leaf))
-    return np.asarray(leaf)

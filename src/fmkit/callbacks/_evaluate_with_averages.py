@@ -14,7 +14,7 @@ from keras import ops
 
 from fmkit import _keras_private as private
 from fmkit._batch_norm import batch_norm_statistics, update_batch_norm
-from fmkit._checks import check_one_of, check_path
+from fmkit._checks import check_one_of, check_path, or_none
 from fmkit._files import whole_file
 from fmkit._monitor import greater_is_better
 from fmkit._swap import Averages, active_swaps, find_averages, find_keepers, swapped
@@ -115,7 +115,7 @@ class EvaluateWithAverages(keras.callbacks.Callback):
             )
         self.batch_norm_data = batch_norm_data
         self.raw_validation_data = raw_validation_data
-        self.best = None if best is None else check_path("best", best)
+        self.best = or_none(check_path, "best", best)
         if self.best is not None and self.best.suffix != ".keras":
             raise ValueError(f"`best` must end with '.keras', got best={str(best)!r}.")
         self.monitor = monitor

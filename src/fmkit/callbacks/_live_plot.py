@@ -16,7 +16,7 @@ from typing import Any
 
 import keras
 
-from fmkit._checks import check_number, check_path, did_you_mean
+from fmkit._checks import check_number, check_path, did_you_mean, or_none
 from fmkit._files import open_regular, whole_file
 from fmkit._job import current_job
 from fmkit._requirements import ipython_shell, require
@@ -95,7 +95,7 @@ class LivePlot(keras.callbacks.Callback):
         share: float = 0.02,
     ) -> None:
         super().__init__()
-        self.path = None if path is None else check_path("path", path)
+        self.path = or_none(check_path, "path", path)
         self.metrics = [metrics] if isinstance(metrics, str) else metrics
         self.share = check_number("share", share, above=0, at_most=1)
         self._restored = Restored()

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from fmkit._arrays import as_array
 from fmkit._buffers import Buffers
 from fmkit.data._order import Indices
 from fmkit.preprocessing import Preprocess, preprocess
@@ -226,7 +227,7 @@ def _to_arrays(name: str, value: Any) -> Any:
     """Turn leaves into arrays; what is mapped from disk stays there."""
 
     def to_array(leaf: Any) -> Any:
-        array = _as_array(leaf)
+        array = as_array(leaf)
         if array.dtype == object or array.ndim == 0:
             raise TypeError(
                 f"`{name}` must be an array (or a dict or tuple of arrays) with the "
@@ -239,15 +240,6 @@ def _to_arrays(name: str, value: Any) -> Any:
     if isinstance(value, list):
         return to_array(value)
     return keras.tree.map_structure(to_array, value)
-
-
-def _as_array(leaf: Any) -> np.ndarray[Any, Any]:
-    # np.asarray of a memmap is a view of the same pages, not a copy.
-    if isinstance(leaf, (np.ndarray, list)):
-        return np.asarray(leaf)
-    if keras.ops.is_tensor(leaf):
-        return np.asarray(keras.ops.convert_to_numpy(leaf))
-    return np.asarray(leaf)
 
 
 def _common_length(parts: dict[str, Any]) -> int:

@@ -7,7 +7,8 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
+
+from fmkit._arrays import as_array
 
 Array = np.ndarray[Any, Any]
 # Of the scales 1/T: loss, gradient and Hessian.
@@ -38,7 +39,7 @@ def logits_and_labels(source: Any, data: Any) -> tuple[Any, Any]:
 
 
 def float64(x: Any) -> Array:
-    return np.asarray(ops.convert_to_numpy(x) if ops.is_tensor(x) else x, "float64")
+    return np.asarray(as_array(x), "float64")
 
 
 def read(logits: Any, labels: Any, activation: str) -> tuple[Array, Array]:

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 
 from fmkit import _keras_private as private
-from fmkit._checks import check_int, check_number, check_one_of, check_path
+from fmkit._checks import check_int, check_number, check_one_of, check_path, or_none
 from fmkit._files import InUseError, Lock
 from fmkit.evaluation._results import make_folder
 from fmkit.evaluation._session import Session
@@ -158,9 +158,9 @@ class SidecarEvaluator:
             mode=check_one_of("mode", mode, ["auto", "min", "max"]),
             keep_best=bool(keep_best),
             tensorboard=bool(tensorboard),
-            batch_size=_or_none(check_int, "batch_size", batch_size),
-            max_evaluations=_or_none(check_int, "max_evaluations", max_evaluations),
-            idle_seconds=_or_none(
+            batch_size=or_none(check_int, "batch_size", batch_size),
+            max_evaluations=or_none(check_int, "max_evaluations", max_evaluations),
+            idle_seconds=or_none(
                 check_number, "idle_seconds", idle_seconds, at_least=0
             ),
             stop_with_run=bool(stop_with_run),
@@ -205,10 +205,6 @@ class SidecarEvaluator:
     def _say(self, message: str) -> None:
         if self._settings.verbose:
             private.print_msg(f"SidecarEvaluator: {message}.")
-
-
-def _or_none(check: Callable[..., Any], name: str, value: Any, **bounds: Any) -> Any:
-    return None if value is None else check(name, value, **bounds)
 
 
 @contextmanager

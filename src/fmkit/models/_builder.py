@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from fmkit._checks import check_int, check_number, check_one_of
+from fmkit._checks import check_int, check_number, check_one_of, or_none
 
 Activation = str | Callable[..., Any] | None
 Initializer = str | float | tuple[str, Mapping[str, Any]] | Callable[..., Any]
@@ -34,7 +34,7 @@ class Layers:
         self._penalty = (l1, l2 / 2 if half_l2 else l2)
         self._kernel = kernel_initializer
         self._bias = bias_initializer
-        self._seed = None if seed is None else check_int("seed", seed, minimum=0)
+        self._seed = or_none(check_int, "seed", seed, minimum=0)
         self._positions = itertools.count()
         self.data_format = check_one_of(
             "data_format",

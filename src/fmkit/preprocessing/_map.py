@@ -15,7 +15,7 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
-from fmkit._checks import check_int
+from fmkit._checks import check_int, or_none
 
 
 def preprocess(x: Any, y: Any = None) -> Any:
@@ -101,9 +101,7 @@ class Preprocess:
         self.sample_rank = check_int("sample_rank", sample_rank, minimum=0)
         self.flatten = bool(flatten)
         self.channel_axis = channel_axis
-        self.num_classes = (
-            None if num_classes is None else check_int("num_classes", num_classes)
-        )
+        self.num_classes = or_none(check_int, "num_classes", num_classes)
         if not np.all(np.isfinite(self.mean)):
             raise ValueError(f"`mean` must be finite, got mean={mean!r}.")
         if not np.all(np.isfinite(self.std)) or np.any(self.std == 0):

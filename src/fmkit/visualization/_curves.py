@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fmkit._arrays import as_array
 from fmkit._checks import check_int, check_one_of, did_you_mean
 from fmkit.visualization._history import Curve, read_history
 from fmkit.visualization._style import (
@@ -24,7 +25,7 @@ from fmkit.visualization._style import (
     write_labels,
     write_legend,
 )
-from fmkit.visualization._values import as_array, as_numbers
+from fmkit.visualization._values import as_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fmkit._arrays import as_array
 from fmkit._checks import check_int
 from fmkit.visualization._fonts import font_for
 from fmkit.visualization._style import VERMILLION, axes_or_new
-from fmkit.visualization._values import as_array, as_class_numbers, names_of
+from fmkit.visualization._values import as_class_numbers, names_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

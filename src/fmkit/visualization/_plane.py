@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
+from fmkit._arrays import as_array
 from fmkit._checks import check_int
 from fmkit.visualization._style import (
     BLUE,
@@ -16,7 +17,6 @@ from fmkit.visualization._style import (
     write_labels,
     write_legend,
 )
-from fmkit.visualization._values import as_array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

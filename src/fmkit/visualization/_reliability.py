@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fmkit._arrays import as_array
 from fmkit._checks import check_int, check_one_of
 from fmkit._math import numpy_ops, softmax
 from fmkit.visualization._style import (
@@ -18,7 +19,7 @@ from fmkit.visualization._style import (
     write_labels,
     write_legend,
 )
-from fmkit.visualization._values import as_array, as_class_numbers
+from fmkit.visualization._values import as_class_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

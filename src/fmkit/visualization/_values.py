@@ -1,19 +1,13 @@
-"""Arrays from tensors, lists, class numbers and scores."""
+"""Numbers, class numbers and names of classes, from what a plot is given."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-import keras
 import numpy as np
 
-
-def as_array(values: Any) -> np.ndarray:
-    """Return `values` as a NumPy array; a tensor of any backend too."""
-    if keras.ops.is_tensor(values):
-        values = keras.ops.convert_to_numpy(values)
-    return np.asarray(values)
+from fmkit._arrays import as_array
 
 
 def as_numbers(name: str, values: Any) -> np.ndarray:

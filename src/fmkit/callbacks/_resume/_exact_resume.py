@@ -11,7 +11,7 @@ from typing import Any
 import keras
 
 from fmkit import _keras_private as private
-from fmkit._checks import check_int, check_number, check_one_of, check_path
+from fmkit._checks import check_int, check_number, check_one_of, check_path, or_none
 from fmkit.callbacks._resume._held import state_of
 from fmkit.callbacks._resume._keeper import Keeper, Outcome
 
@@ -138,10 +138,8 @@ class ExactResume(keras.callbacks.Callback):
         self.unit, self.every = _parse_every(every)
         self.keep = check_int("keep", keep)
         self.keep_best = check_int("keep_best", keep_best, minimum=0)
-        self.snapshot_growth = (
-            None
-            if snapshot_growth is None
-            else check_number("snapshot_growth", snapshot_growth, at_least=1)
+        self.snapshot_growth = or_none(
+            check_number, "snapshot_growth", snapshot_growth, at_least=1
         )
         self.monitor = monitor
         self.mode = check_one_of("mode", mode, ["min", "max"])

@@ -15,6 +15,7 @@ import numpy as np
 
 import fmkit
 from fmkit import _keras_private as private
+from fmkit._arrays import as_array
 from fmkit._describe import (
     describe,
     digest_of_arrays,
@@ -183,7 +184,7 @@ def describe_data(data: Any) -> Any:
         return None
     leaves = keras.tree.flatten(data)
     if all(_is_array(leaf) for leaf in leaves):
-        return digest_of_arrays([_as_array(leaf) for leaf in leaves])
+        return digest_of_arrays([as_array(leaf) for leaf in leaves])
     described = {"class": f"{type(data).__module__}.{type(data).__qualname__}"}
     spec = getattr(data, "element_spec", None)
     return described if spec is None else {**described, "elements": str(spec)}
@@ -192,12 +193,6 @@ def describe_data(data: Any) -> Any:
 def _is_array(value: Any) -> bool:
     pandas = library_of(value) == "pandas"
     return isinstance(value, np.ndarray) or pandas or keras.ops.is_tensor(value)
-
-
-def _as_array(value: Any) -> np.ndarray[Any, Any]:
-    if keras.ops.is_tensor(value):
-        value = keras.ops.convert_to_numpy(value)
-    return np.asarray(value)
 
 
 def distribution() -> str | None:

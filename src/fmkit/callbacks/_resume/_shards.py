@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from fmkit._commits import Box, ShardedArray, box_of
+from fmkit._commits import Box, ShardedArray, box_of, dtype_of
 from fmkit._job import Job
 
 __all__ = ["Layout", "Shard", "assign_shards", "layout_of"]
@@ -53,19 +53,10 @@ def layout_of(part: Any, job: Job) -> Layout:
     def read() -> Array:
         return np.asarray(keras.ops.convert_to_numpy(part))
 
-    dtype, shape = np.dtype(_dtype_of(value)), tuple(value.shape)
+    dtype = dtype_of(keras.backend.standardize_dtype(value.dtype))
+    shape = tuple(value.shape)
     whole = Shard(box_of((), shape), tuple(range(job.count)), read)
     return Layout(dtype, shape, [whole])
-
-
-def _dtype_of(value: Any) -> Any:
-    name = keras.backend.standardize_dtype(value.dtype)
-    try:
-        return np.dtype(name)
-    except TypeError:
-        import ml_dtypes
-
-        return getattr(ml_dtypes, name)
 
 
 def _layout_on_jax(value: Any) -> Layout:
