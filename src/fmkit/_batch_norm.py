@@ -65,7 +65,7 @@ def update_batch_norm(
     layers = _measured_layers(model)
     if not layers:
         return
-    pooled = [_Pooled() for _ in layers for _ in range(2)]
+    pooled = [(layer, _Pooled(), _Pooled()) for layer in layers]
     examples = 0
     with _measuring(model, layers):
         for number, batch in enumerate(_batches(data, batch_size)):
@@ -74,9 +74,7 @@ def update_batch_norm(
             count = int(ops.shape(keras.tree.flatten(batch)[0])[0])
             model(batch, training=True)
             examples += count
-            for layer, mean, spread in zip(
-                layers, pooled[::2], pooled[1::2], strict=True
-            ):
+            for layer, mean, spread in pooled:
                 mean.add(_float64(layer.moving_mean), count)
                 spread.add(_float64(layer.moving_variance), count)
     if not examples:
@@ -84,7 +82,7 @@ def update_batch_norm(
             "`data` held no batch, so there is nothing to measure. An iterator that "
             "was used before is at its end: give the data set itself."
         )
-    for layer, mean, spread in zip(layers, pooled[::2], pooled[1::2], strict=True):
+    for layer, mean, spread in pooled:
         layer.moving_mean.assign(mean.mean)
         layer.moving_variance.assign(spread.mean + mean.squares / examples)
 

@@ -12,8 +12,10 @@ from fmkit._swap import keepers_in
 __all__ = ["greater_is_better"]
 
 
-def greater_is_better(monitor: str, model: Any = None) -> bool:
-    """Return whether a greater value of `monitor` is better, by Keras's own rule.
+def greater_is_better(monitor: str, model: Any = None, mode: str = "auto") -> bool:
+    """Return whether a greater value of `monitor` is better.
+
+    A `mode` of "max" or "min" says so; "auto" follows Keras's own rule.
 
     The model's own metrics and losses come first, under their names in the logs, which
     begin with an output's name if there are several. For any other name
@@ -23,6 +25,8 @@ def greater_is_better(monitor: str, model: Any = None) -> bool:
     Raises:
         ValueError: If Keras has no rule for that name.
     """
+    if mode != "auto":
+        return mode == "max"
     directions = {} if model is None else private.metric_directions(model)
     name = monitor.removeprefix("val_")
     if name not in directions:

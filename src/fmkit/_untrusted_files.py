@@ -31,11 +31,9 @@ class Stream(Protocol):
 
     def read(self, size: int = -1, /) -> bytes:
         """Return up to `size` bytes."""
-        ...
 
     def readinto(self, buffer: memoryview, /) -> int | None:
         """Fill `buffer` from its start; return how many bytes came."""
-        ...
 
 
 class DatasetFileError(ValueError):

@@ -6,6 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 
+def last_index(batch: int, params: Mapping[str, Any] | None) -> int:
+    """Return the index of the last batch that is done, given that of a batch hook.
+
+    Keras gives the last execution of an epoch the index it would end on if it were
+    full; `params` says how many batches the epoch has, if it is known.
+    """
+    steps = (params or {}).get("steps")
+    return batch if steps is None else min(batch, steps - 1)
+
+
 class BatchCounter:
     """Counts batches through the epochs, from the indices Keras gives its hooks.
 
@@ -25,10 +35,7 @@ class BatchCounter:
 
     def is_due(self, batch: int, params: dict[str, Any] | None = None) -> bool:
         """Count up to the index `batch`; return whether a multiple was passed."""
-        # Keras gives the last execution of an epoch the index it would end on if it
-        # were full; `params` says how many batches the epoch has, if it is known.
-        steps = (params or {}).get("steps")
-        batch = batch if steps is None else min(batch, steps - 1)
+        batch = last_index(batch, params)
         if batch <= self.last:  # a restored run may begin at 0 inside an epoch
             self.last = -1
         before = self.batches // self.every

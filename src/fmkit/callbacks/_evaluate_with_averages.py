@@ -281,10 +281,7 @@ class EvaluateWithAverages(keras.callbacks.Callback):
                 f"`best` needs monitor={self.monitor!r} in the logs of each epoch, as "
                 f"one number; there are {sorted(logs)}."
             )
-        if self.mode == "auto":
-            rises = greater_is_better(self.monitor, self.model)
-        else:
-            rises = self.mode == "max"
+        rises = greater_is_better(self.monitor, self.model, self.mode)
         for name, value in results.items():
             value = float(value)
             better = value > self.best_value if rises else value < self.best_value

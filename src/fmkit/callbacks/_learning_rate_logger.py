@@ -8,6 +8,7 @@ import keras
 
 from fmkit import _keras_private as private
 from fmkit._checks import check_one_of
+from fmkit.callbacks._batch_counter import last_index
 from fmkit.callbacks._restored import Restored
 from fmkit.callbacks._saved_settings import check_settings
 
@@ -92,10 +93,7 @@ class LearningRateLogger(keras.callbacks.Callback):
         self._latest = self._rates()
         if logs is not None:
             logs.update(self._latest)
-        # With steps in groups Keras numbers the last group as if it were whole.
-        last = (self.params or {}).get("steps")
-        batch = batch if last is None else min(batch, last - 1)
-        self.steps.append(self._epoch_start + batch)
+        self.steps.append(self._epoch_start + last_index(batch, self.params))
         self.learning_rates.append(next(iter(self._latest.values())))
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:

@@ -58,7 +58,8 @@ class BestModel:
         """
         value = self._value_in(by_data)
         if self._rises is None:
-            self._rises = self._resolve_mode(model)
+            _, metric = self._settings.monitored
+            self._rises = greater_is_better(metric, model, self._settings.mode)
         if np.isnan(value) or (self.entry and not self._is_better(value)):
             return None
         with whole_file(self._path, suffix=".keras") as file:
@@ -87,11 +88,6 @@ class BestModel:
                 f"{did_you_mean(monitor, options)}"
             )
         return value
-
-    def _resolve_mode(self, model: Any) -> bool:
-        if self._settings.mode != "auto":
-            return self._settings.mode == "max"
-        return greater_is_better(self._settings.monitored[1], model)
 
 
 def _clear_place(path: Path) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import numpy as np
 
 from fmkit._commits import Commit, DamagedCommitError, read_commit
+from fmkit._describe import uncounted
 from fmkit.evaluation._checkpoint import (
     Array,
     Checkpoint,
@@ -126,7 +126,7 @@ def is_same_place(one: str, other: str) -> bool:
     Keras counts layers of a kind through a whole process (dense_1, dense_2), and a
     model made from its config has paths without the name of the model.
     """
-    one, other = (re.sub(r"_[0-9]+(?=/|$)", "", path) for path in (one, other))
+    one, other = uncounted(one), uncounted(other)
     return one == other or one.endswith("/" + other) or other.endswith("/" + one)
 
 

@@ -19,12 +19,10 @@ from fmkit._files import whole_file
 from fmkit._layer_state import refresh
 from fmkit.evaluation._checkpoint import Checkpoint, NotReadableError, Target, assign
 from fmkit.evaluation._described import find_description, make_model
-from fmkit.evaluation._listing import CheckpointFile, list_checkpoints
+from fmkit.evaluation._listing import SUFFIXES, CheckpointFile, list_checkpoints
 from fmkit.evaluation._session import read_checkpoint
 
 __all__ = ["ExportedCheckpoint", "export_checkpoint"]
-
-_SUFFIXES = (".weights.h5", ".keras")
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ def export_checkpoint(
         True
     """
     source, target = check_path("checkpoint", checkpoint), check_path("path", path)
-    suffix = next((each for each in _SUFFIXES if target.name.endswith(each)), None)
+    suffix = next((each for each in SUFFIXES if target.name.endswith(each)), None)
     if suffix is None:
         raise ValueError(f"`path` must end in .keras or .weights.h5, got {path!r}.")
     if os.path.lexists(target) and not overwrite:

@@ -11,6 +11,7 @@ from pathlib import Path
 from fmkit._commits import commit_number, list_commits
 
 __all__ = [
+    "SUFFIXES",
     "CheckpointFile",
     "Signature",
     "list_checkpoints",
@@ -20,7 +21,8 @@ __all__ = [
 
 Signature = tuple[int, int, int]
 
-_SUFFIXES = (".weights.h5", ".keras")
+# Of the files that Keras writes.
+SUFFIXES = (".weights.h5", ".keras")
 # "weights.03-0.45", "epoch_3", "03", but not the 0 of "best-0.93".
 _EPOCH = re.compile(
     r"(?:(?:epoch|ep|weights|model|ckpt|checkpoint|cp)[-_.=]?)?(\d+)(?=[-_]|$)", re.I
@@ -92,7 +94,7 @@ def _names_in(directory: Path) -> list[str]:
 
 def _other_files(directory: Path) -> Iterator[CheckpointFile]:
     for name in _names_in(directory):
-        suffix = next((each for each in _SUFFIXES if name.endswith(each)), None)
+        suffix = next((each for each in SUFFIXES if name.endswith(each)), None)
         if suffix is None or name.startswith("."):
             continue
         signature = signature_of(directory / name)

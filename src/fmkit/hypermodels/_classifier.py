@@ -258,7 +258,10 @@ class HyperClassifier(keras_tuner.HyperModel):
             rate = self._rate_of_optimizer(hp, kind)
         else:
             rate = _ranges.declare(hp, "learning_rate", self.rates)
-        momentum = self._only_for(hp, ["momentum"], "momentum", "momentum")
+        momentum = None
+        if "momentum" in self._possible_optimizers():
+            with hp.conditional_scope("optimizer", ["momentum"]):
+                momentum = self._declare(hp, "momentum")
         if kind == "adam":
             optimizer = keras.optimizers.Adam(rate)
         else:
@@ -268,7 +271,7 @@ class HyperClassifier(keras_tuner.HyperModel):
 
     def _rate_of_optimizer(self, hp: keras_tuner.HyperParameters, kind: str) -> float:
         assert isinstance(self.rates, dict)
-        possible = self._possible_values("optimizer")
+        possible = self._possible_optimizers()
         missing = [each for each in possible if each not in self.rates]
         if missing:
             raise ValueError(
@@ -282,16 +285,8 @@ class HyperClassifier(keras_tuner.HyperModel):
                 found[each] = _ranges.declare(hp, name, self.rates[each])
         return found[kind]
 
-    def _only_for(
-        self, hp: keras_tuner.HyperParameters, kinds: list[str], parent: str, name: str
-    ) -> Any:
-        if not set(kinds) & set(self._possible_values("optimizer")):
-            return None
-        with hp.conditional_scope("optimizer", kinds):
-            return self._declare(hp, name)
-
-    def _possible_values(self, name: str) -> list[str]:
-        setting = self.settings[name]
+    def _possible_optimizers(self) -> list[str]:
+        setting = self.settings["optimizer"]
         return [str(v) for v in (setting if isinstance(setting, tuple) else [setting])]
 
     def _scheduler(
@@ -342,12 +337,8 @@ class HyperClassifier(keras_tuner.HyperModel):
 
     def _settings_that_change_the_loss(self) -> list[str]:
         """Name the tuned settings that change the value of the loss directly."""
-        l2 = self.settings.get("l2")
-        return [
-            name
-            for name, setting in (("loss", self.settings["loss"]), ("l2", l2))
-            if _ranges.is_tuned(setting)
-        ]
+        names = ("loss", "l2")  # of which not every space has the second
+        return [name for name in names if _ranges.is_tuned(self.settings.get(name))]
 
     def _validation(self, data: Any) -> Batches | None:
         if data is None or isinstance(data, Batches):

@@ -451,7 +451,7 @@ def gamma_of(width: Any) -> float:
     return float(np.roots([1.0, 7.0, 16.0 - t, 12.0 - t]).real.max())
 
 
-def read_rule(given: Any, **defaults: Any) -> AverageRule:
+def read_rule(given: Any) -> AverageRule:
     """Return a rule; a number is the decay of an `ExponentialRule`.
 
     Raises:
@@ -464,7 +464,7 @@ def read_rule(given: Any, **defaults: Any) -> AverageRule:
         if isinstance(rule, AverageRule):
             return rule
     elif not isinstance(given, (str, bytes)) and np.ndim(given) == 0:
-        return ExponentialRule(given, **defaults)
+        return ExponentialRule(given)
     raise TypeError(
         f"A rule must be a decay such as 0.99, or a rule such as EqualRule(), got "
         f"{given!r} ({type(given).__name__})."

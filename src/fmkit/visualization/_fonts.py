@@ -58,13 +58,10 @@ def _installed_fonts() -> list[tuple[str, str]]:
         entry.name: entry.fname
         for entry in font_manager.fontManager.ttflist
         # A "last resort" font has a box for every character there is.
-        if entry.style == "normal" and "lastresort" not in _squeezed(entry.name)
+        if entry.style == "normal"
+        and "lastresort" not in entry.name.lower().replace(" ", "")
     }
     return sorted(fonts.items(), key=lambda item: (order.get(item[0], 99), item[0]))
-
-
-def _squeezed(name: str) -> str:
-    return name.lower().replace(" ", "")
 
 
 @functools.lru_cache(maxsize=512)

@@ -63,7 +63,7 @@ def _read_log(path: Path, wanted: set[str]) -> dict[str, Curve]:
             f"{len(rows)} lines."
         )
     curves = {}
-    for name in (reader.fieldnames or [])[:]:
+    for name in reader.fieldnames or []:
         # CSVLogger writes NA where an epoch has no such metric.
         try:
             points = {

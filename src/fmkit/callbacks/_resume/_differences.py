@@ -6,10 +6,9 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from fmkit._describe import ABSENT, ANYTHING, differences
+from fmkit._describe import ABSENT, differences
 
 __all__ = [
-    "ANYTHING",
     "Difference",
     "as_in_this_job",
     "check_job",

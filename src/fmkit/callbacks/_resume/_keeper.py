@@ -376,12 +376,11 @@ class Keeper(keras.callbacks.Callback):
         if self.batches is not None and keras.backend.backend() == "tensorflow":
             private.build_variables(model, self.batches.peek)
         elif private.reads_on_device(self.epoch_iterator):
-            private.build_variables(model, self._symbolic_batch)
+            private.build_variables(
+                model, lambda: private.symbolic_batch(self.epoch_iterator)
+            )
         if model.optimizer is not None and not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
-
-    def _symbolic_batch(self) -> Any:
-        return private.symbolic_batch(self.epoch_iterator)
 
     @private.tensorflow_unloaded()
     def _describe(self, held: Held) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def deal(
             assert shard.read is not None
             read = functools.partial(_part_of, shard, boxes[job.index])
             if copy:
-                read = functools.partial(_same, np.array(read(), copy=True))
+                read = functools.partial(np.asarray, np.array(read(), copy=True))
             nbytes = _size(boxes[job.index]) * layout.dtype.itemsize
             box, is_own = boxes[job.index], job.index in own
             pieces.append(Piece(key[0], box, is_own, nbytes, read))
@@ -88,10 +88,6 @@ def deal(
 
 def _size(box: Box) -> int:
     return int(np.prod([stop - start for start, stop in box], dtype=np.int64))
-
-
-def _same(array: Array) -> Array:
-    return array
 
 
 def _part_of(shard: Shard, box: Box) -> Array:

@@ -17,6 +17,7 @@ import fmkit
 from fmkit import _keras_private as private
 from fmkit._arrays import as_array
 from fmkit._describe import (
+    ANYTHING,
     describe,
     digest_of_arrays,
     layer_names,
@@ -24,7 +25,6 @@ from fmkit._describe import (
     uncounted,
 )
 from fmkit._layer_state import adapted_state
-from fmkit.callbacks._resume._differences import ANYTHING
 from fmkit.callbacks._resume._held import Held
 from fmkit.data import Batches
 
