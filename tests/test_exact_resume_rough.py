@@ -544,9 +544,9 @@ def test_a_signal_says_what_is_saved(tmp_path, capsys):
 
     assert "state saved, stopping" in terminated(tmp_path / "a", data(), every=1000)
     said = terminated(tmp_path / "b", endless(), every="epoch")
-    assert "the next start goes on from epoch 2, step 0, and trains again" in said
+    assert "the next start continues from epoch 2, step 0, and trains again" in said
     said = terminated(tmp_path / "c", endless(), every="2 epochs")
-    assert "nothing is saved yet, the next start begins anew" in said
+    assert "nothing is saved yet, the next run starts from the beginning" in said
 
 
 @pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # of JAX, if loaded

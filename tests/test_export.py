@@ -328,7 +328,7 @@ def test_errors_say_what_to_give(run, tmp_path):
     shutil.copy(list_commits(commits)[0], alone)
     with pytest.raises(ValueError, match="Give `model`"):
         export_checkpoint(alone, tmp_path / "a.keras")
-    with pytest.raises(ValueError, match="another model"):
+    with pytest.raises(ValueError, match="different model"):
         export_checkpoint(commits, tmp_path / "a.keras", model=models.linear(3))
     assert os.listdir(tmp_path) == ["alone"]
 

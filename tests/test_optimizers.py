@@ -682,7 +682,7 @@ def test_averages_of_plain_tensorflow_variables():
         np.testing.assert_array_equal(module.b.numpy(), [2.75])
     assert bits([module.a, module.b]) == raw
     with (
-        pytest.raises(ValueError, match="another network"),
+        pytest.raises(ValueError, match="different network"),
         optimizer.averaged(Module()),
     ):
         pass
@@ -990,7 +990,7 @@ def test_averages_of_another_network_are_refused(tmp_path):
     with pytest.raises(ValueError, match="averages to restore are of another network"):
         other.optimizer.load_own_variables(store)
     with (
-        pytest.raises(ValueError, match="averages are of another network"),
+        pytest.raises(ValueError, match="averages are of a different network"),
         model.optimizer.averaged(other),
     ):
         pass

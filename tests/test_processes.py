@@ -100,7 +100,7 @@ def test_processes_that_end_apart_are_refused():
     first, second = both(lambda job: check_agreement(job, 4, job.index == 1))
     assert str(first) == str(second)
     assert "After epoch 5" in str(first)
-    assert "[1] end the training and [0] go on" in str(first)
+    assert "[1] end the training and [0] continue" in str(first)
     assert both(lambda job: check_agreement(job, 4, True)) == [None, None]
 
 
@@ -371,7 +371,7 @@ def test_what_another_number_of_processes_changes_is_said_or_refused():
     said = check_job(
         (4, "DataParallel(batch 4)"), (2, "DataParallel(batch 2)"), strict=False
     )
-    assert "4 processes made the commit, 2 processes go on" in said
+    assert "4 processes made the commit, 2 processes continue" in said
     assert "was DataParallel(batch 4), and is DataParallel(batch 2)" in said
     assert "the last bits" in said
     assert "processes 2 to 3 are left out" in said

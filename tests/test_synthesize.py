@@ -293,7 +293,7 @@ def test_what_is_missing_or_of_another_model_is_said(run, tmp_path):
     with pytest.raises(ValueError, match=r"no model\.json to make the model from"):
         synthesize(tmp_path, 0.1)
     other = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="other")])
-    with pytest.raises(ValueError, match=r"of another model"):
+    with pytest.raises(ValueError, match=r"of a different model"):
         synthesize(tmp_path, 0.1, model=other)
 
 

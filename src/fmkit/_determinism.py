@@ -14,9 +14,10 @@ _XLA_FLAG = "--xla_gpu_deterministic_ops=true"
 def enable_op_determinism() -> None:
     """Let operations give the same bits each time they run on the same inputs.
 
-    To be called at the start of a program, before the first operation, and together
-    with `set_random_seed`. It lasts until the process ends. The same machine, library
-    versions and number of threads are assumed; the order of the data is not its matter.
+    Call it at the start of a program, before the first operation, and together with
+    `set_random_seed`. It lasts until the process ends. The same machine, library
+    versions and number of threads are assumed; it does not affect the order of the
+    data.
 
     - TensorFlow: `tf.config.experimental.enable_op_determinism()`. On CPU and GPU. Also
       `tf.data` runs functions that draw random numbers one after another. An operation

@@ -381,9 +381,9 @@ def _check_owner(model: keras.Model, averages: Sequence[Averages]) -> None:
     missing = [path_of(v) for v in model.trainable_variables if id(v) not in known]
     if missing:
         raise ValueError(
-            f"The averages are of another network than model {model.name!r}: there is "
-            f"none of {missing[:3]}. Give the model whose `fit` used this optimizer, "
-            "and compile again after adding layers."
+            f"The averages are of a different network from model {model.name!r}: there "
+            f"is none of {missing[:3]}. Give the model whose `fit` used this "
+            "optimizer, and compile again after adding layers."
         )
 
 

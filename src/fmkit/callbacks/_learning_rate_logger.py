@@ -27,7 +27,7 @@ class LearningRateLogger(keras.callbacks.Callback):
 
     `TensorBoard` shows the rate of each step with `every="step"` and its own
     `update_freq="batch"`. For epochs it replaces an entry named `learning_rate` by the
-    rate of the step to come: with `name="rate"` this callback's entry stands there too.
+    rate of the step to come: with `name="rate"` this callback's entry is there too.
 
     Args:
         every: `"epoch"`, or `"step"` for the rate of each step in the logs of the

@@ -32,9 +32,9 @@ ENOUGH = 2**18
 
 
 class LivePlot(keras.callbacks.Callback):
-    """Draws the learning curves anew while a model trains.
+    """Redraws the learning curves while a model trains.
 
-    In a notebook the picture stands below the cell and is replaced in place. Elsewhere
+    In a notebook the picture appears below the cell and is replaced in place. Elsewhere
     it is a PNG, which is always whole: a viewer that watches the file never reads half
     of one, and what a full disk or a crash interrupts leaves the earlier picture. Each
     metric has axes of its own, with training and validation together; a value that is

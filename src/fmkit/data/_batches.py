@@ -40,7 +40,9 @@ class Batches(private.DataSource):
     size, epoch $e$ of `fit` takes batches $e k$ to $(e + 1) k - 1$ of all epochs of
     the data in a row, so that every sample has its turn. As `validation_data`, in
     `evaluate` and in `predict`, the samples come in their own order and the
-    position does not move. A `for` loop goes through one epoch:
+    position does not move. A `for` loop goes through one epoch.
+
+    How the rows are read:
 
     - on TensorFlow, `fit` reads a `tf.data.Dataset` that gathers and maps about
       4,096 rows at a time; on JAX and PyTorch, NumPy does the same with 2,048;
@@ -306,7 +308,7 @@ class Batches(private.DataSource):
         epoch, step = self._position
         if step >= steps and not goes_on:
             raise ValueError(
-                f"The Batches stand at step {step} of epoch {epoch}, and an epoch of "
+                f"The Batches are at step {step} of epoch {epoch}, and an epoch of "
                 f"steps_per_epoch={steps} ends before it. Type seek({epoch}, 0), or "
                 "make them with restart=False."
             )
@@ -357,8 +359,8 @@ class Batches(private.DataSource):
         steps = check_int(name, steps)
         if steps > len(self) and not goes_on:
             instead = (
-                "Train more epochs instead, or go on with the next one inside an "
-                "epoch of `fit`: Batches(restart=False)."
+                "Train more epochs instead, or let an epoch of `fit` run on into "
+                "the next one: Batches(restart=False)."
                 if request.training
                 else "Leave it out."
             )

@@ -111,8 +111,8 @@ def _check_model(
     if differences:
         listed = "\n".join(f"  {line}" for line in differences[:5])
         raise ValueError(
-            f"{file.path} is a commit of another model than {target.model.name!r}:\n"
-            f"{listed}\nGive the model that the run trains."
+            f"{file.path} is a commit of a different model from "
+            f"{target.model.name!r}:\n{listed}\nGive the model that the run trains."
         )
 
 

@@ -194,7 +194,7 @@ def _another_model(file: CheckpointFile, entries: dict[str, Array], model: Any) 
     listed = [f"  {line} there" for line in sorted(there - here)[:5]]
     listed += [f"  {line} here" for line in sorted(here - there)[:5]]
     return (
-        f"{file.path} is of another model than {model.name!r}:\n"
+        f"{file.path} is of a different model from {model.name!r}:\n"
         + "\n".join(listed)
         + "\nGive the model that the run trains."
     )

@@ -295,7 +295,7 @@ def _variables_at(model: Any, weights: list[tuple[int, str]]) -> list[Any]:
     for place, path in weights:
         if place >= len(own) or not is_same_place(path, path_of(own[place])):
             raise ValueError(
-                f"The snapshots are of another model than {model.name!r}: they hold "
-                f"{path!r} as weight {place}. Give the model that the run trains."
+                f"The snapshots are of a different model from {model.name!r}: they "
+                f"hold {path!r} as weight {place}. Give the model that the run trains."
             )
     return [own[place] for place, _ in weights]

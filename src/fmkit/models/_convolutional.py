@@ -49,8 +49,8 @@ def simple_cnn(
         l1: $\lambda_1$ of the penalty on the weights.
         l2: $\lambda_2$ of the penalty on the weights.
         half_l2: Count $\lambda_2 \sum w^2 / 2$, as TensorFlow 1 does.
-        kernel_initializer: Start of the weights, see the module's text.
-        bias_initializer: Start of the offsets.
+        kernel_initializer: Initial weights; see `fmkit.models`.
+        bias_initializer: Initial biases.
         seed: Makes weights and dropout reproducible on one backend.
         data_format: `"channels_last"` or `"channels_first"`; by default Keras's
             `image_data_format()`. Whether the second runs is up to the backend
@@ -125,8 +125,8 @@ def small_resnet(
         l1: $\lambda_1$ of the penalty on the weights.
         l2: $\lambda_2$ of the penalty on the weights.
         half_l2: Count $\lambda_2 \sum w^2 / 2$, as TensorFlow 1 does.
-        kernel_initializer: Start of the weights, see the module's text.
-        bias_initializer: Start of the output's offsets.
+        kernel_initializer: Initial weights; see `fmkit.models`.
+        bias_initializer: Initial biases of the output.
         seed: Makes weights and dropout reproducible on one backend.
         data_format: `"channels_last"` or `"channels_first"`; by default Keras's
             `image_data_format()`. Whether the second runs is up to the backend

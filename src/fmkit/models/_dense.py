@@ -55,8 +55,8 @@ def mlp(
         l1: $\lambda_1$ of the penalty on the weights.
         l2: $\lambda_2$ of the penalty on the weights.
         half_l2: Count $\lambda_2 \sum w^2 / 2$, as TensorFlow 1 does.
-        kernel_initializer: Start of the weights, see the module's text.
-        bias_initializer: Start of the offsets.
+        kernel_initializer: Initial weights; see `fmkit.models`.
+        bias_initializer: Initial biases.
         seed: Makes weights and dropout reproducible on one backend.
         name: Name of the model.
 
@@ -113,8 +113,8 @@ def linear(
         l1: $\lambda_1$ of the penalty on the weights.
         l2: $\lambda_2$ of the penalty on the weights.
         half_l2: Count $\lambda_2 \sum w^2 / 2$, as TensorFlow 1 does.
-        kernel_initializer: Start of the weights, see the module's text.
-        bias_initializer: Start of the offset.
+        kernel_initializer: Initial weights; see `fmkit.models`.
+        bias_initializer: Initial bias.
         seed: Makes the weights reproducible on one backend.
         name: Name of the model.
 

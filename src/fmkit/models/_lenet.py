@@ -76,9 +76,9 @@ def lenet5(
         l1: $\lambda_1$ of the penalty on the weights.
         l2: $\lambda_2$ of the penalty on the weights.
         half_l2: Count $\lambda_2 \sum w^2 / 2$, as TensorFlow 1 does.
-        kernel_initializer: Start of the weights; `None` for the variant's own,
+        kernel_initializer: Initial weights; `None` for the variant's own,
             `"glorot_uniform"` or `"lecun_uniform"`.
-        bias_initializer: Start of the offsets.
+        bias_initializer: Initial biases.
         seed: Makes weights and dropout reproducible on one backend.
         data_format: `"channels_last"` or `"channels_first"`; by default Keras's
             `image_data_format()`. Whether the second runs is up to the backend

@@ -304,7 +304,7 @@ class EqualRule(AverageRule):
 
     Args:
         start_step: As in `AverageRule`.
-        update_interval: As in `AverageRule`; `from_epochs` takes one a epoch.
+        update_interval: As in `AverageRule`; `from_epochs` takes one per epoch.
         name: As in `AverageRule`.
 
     Raises:
@@ -372,7 +372,7 @@ class PowerRule(AverageRule):
     Args:
         width: $0 < \sigma < 0.2886$, the share of the training that the average spans:
             0.05 and 0.1 are usual. Or give `gamma`.
-        gamma: $\gamma > 0$, in the place of `width`.
+        gamma: $\gamma > 0$, in place of `width`.
         start_step: As in `AverageRule`.
         update_interval: As in `AverageRule`.
         name: As in `AverageRule`; by default `"power_0.1"` for width 0.1.

@@ -241,14 +241,14 @@ def _functional(kind: type) -> type:
     return made
 
 
-# What a `FusedModel` in the place of a model would not call.
+# What a `FusedModel` in place of a model would not call.
 _OWN = ("train_step", "test_step", "predict_step", "compute_loss", "compute_metrics")
 
 
 def fused(
     model: keras.Model, *, inputs: Any = None, steps_per_execution: int | None = None
 ) -> FusedModel:
-    """Return a `FusedModel` in the place of a model.
+    """Return a `FusedModel` in place of a model.
 
     It shares the model's layers, and so its weights; and if the model is compiled, its
     optimizer, loss and metrics. Train one of the two at a time.

@@ -12,7 +12,7 @@ __all__ = ["keep_compiled_programs"]
 def keep_compiled_programs(directory: str | os.PathLike[str]) -> None:
     """Keep in a folder what JAX compiles, so that the next start need not.
 
-    To be called before the model is made: its first weights are drawn by compiled
+    Call it before the model is made: its first weights are drawn by compiled
     programs too. It holds for the whole process. The programs are the same as without
     it, and so are the bits.
 

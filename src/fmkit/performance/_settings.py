@@ -139,7 +139,7 @@ def fit_settings(
         steps_per_epoch: As in `fit`. It must be said of data that don't tell how many
             batches they have.
         epochs: How many epochs it will train.
-        device: `"cpu"` or `"gpu"`; `None` for what the backend would use.
+        device: `"cpu"`, `"gpu"` or `"tpu"`; `None` for what the backend would use.
         measure: Time the candidates.
         seconds: Seconds of steps to time per candidate, after its compilation.
 
@@ -289,8 +289,8 @@ def _jit(model: keras.Model, steps: int, device: str) -> tuple[bool, str]:
             f"(about {XLA_PAYS_AFTER:,} for a small network)."
         )
     return True, (
-        f"Dense layers only, and {steps:,} steps repay XLA's compilation; "
-        '"auto" would mean no XLA on a CPU.'
+        f"XLA handles all of these layers well, and {steps:,} steps repay its "
+        'compilation; "auto" would mean no XLA on a CPU.'
     )
 
 

@@ -36,8 +36,8 @@ def read_image(source: str | os.PathLike[str] | np.ndarray) -> np.ndarray:
 
     Args:
         source: A file (PNG, JPEG, GIF, BMP, TIFF, WebP or PPM), or an array `(height,
-            width)`, or with 1, 3 or 4 channels behind: uint8, boolean, or floats from
-            0 to 1.
+            width)`, or with a last axis of 1, 3 or 4 channels: uint8, boolean, or
+            floats from 0 to 1.
 
     Returns:
         uint8 `(28, 28)`: 0 is paper, 255 the strongest stroke.
@@ -79,8 +79,9 @@ def _bytes(array: np.ndarray) -> np.ndarray:
     channels = array.shape[2] if array.ndim == 3 else 1
     if array.ndim not in (2, 3) or channels not in (1, 3, 4) or not array.size:
         raise ValueError(
-            "A picture is an array (height, width), or with 1, 3 or 4 channels behind; "
-            f"got the shape {array.shape}. Give one picture, such as images[0]."
+            "A picture is an array (height, width), or with a last axis of 1, 3 or 4 "
+            f"channels; got the shape {array.shape}. Give one picture, such as "
+            "images[0]."
         )
     if array.dtype.kind == "f":
         if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):

@@ -62,7 +62,7 @@ def learning_curves(
         The axes with the curves.
 
     Raises:
-        TypeError: If `history` is none of the three.
+        TypeError: If `history` is none of these.
         ValueError: If a metric is not in the history, or its values don't match
             the epochs one by one.
 

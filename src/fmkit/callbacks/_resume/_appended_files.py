@@ -98,7 +98,7 @@ def _cut(callback: str, path: Path, length: int | None) -> None:
         warnings.warn(
             f"{callback} had written {length} bytes to {path} at the commit, and "
             f"{found} are there: the rest was lost, in a power failure or by another "
-            "program. The training goes on as it should, the file has a gap.",
+            "program. The training continues correctly, but the file has a gap.",
             stacklevel=2,
         )
     elif found > length:

@@ -123,8 +123,8 @@ def _hint(refused: list[Difference]) -> str:
         return ""
     return (
         f"The data were cut into {shards[0].old} shards, and are into {shards[0].new} "
-        "here: another number of processes can go on if a step has the same samples, "
-        "Batches(..., batch_size=samples // count, shard=(index, count)).\n"
+        "here: another number of processes can continue if a step has the same "
+        "samples, Batches(..., batch_size=samples // count, shard=(index, count)).\n"
     )
 
 
@@ -161,7 +161,7 @@ def _samples_of_a_step(batches: dict[str, Any]) -> int:
 def check_job(
     saved: tuple[int, str | None], here: tuple[int, str | None], *, strict: bool
 ) -> str | None:
-    """Return what is not exact if other processes, or another mesh, go on.
+    """Return what is not exact if other processes, or another mesh, continue.
 
     Args:
         saved: How many processes made the commit, and their distribution.
@@ -176,7 +176,9 @@ def check_job(
     (before, layout), (now, layout_here) = saved, here
     changes = []
     if before != now:
-        changes.append(f"{_processes(before)} made the commit, {_processes(now)} go on")
+        changes.append(
+            f"{_processes(before)} made the commit, {_processes(now)} continue"
+        )
     if layout != layout_here:
         changes.append(f"the distribution was {layout}, and is {layout_here}")
     told = "; ".join(changes)

@@ -31,10 +31,9 @@ class ExactResume(keras.callbacks.Callback):
         model.fit(batches, epochs=10, callbacks=[ExactResume("run", every=100)])
 
     The state is written to `directory` as commits: files that appear whole, by
-    one rename, or not at all. `fit` finds the newest sound one and goes on inside
-    the epoch, at the step it stands for; no batch comes twice, none is missing. A
-    run that is finished returns its history, and goes on if more epochs are asked
-    for.
+    one rename, or not at all. `fit` finds the newest sound one and continues inside
+    the epoch, at the step that was saved; no batch comes twice, none is missing. A
+    run that is finished returns its history, and continues if given more epochs.
 
     What takes part: the data, `fmkit.data.Batches` and most others: arrays,
     `PyDataset`, PyTorch's `DataLoader`, Grain, `tf.data`; all that the model holds in
@@ -49,7 +48,7 @@ class ExactResume(keras.callbacks.Callback):
     Where several processes train together (`jax.distributed` under a
     `keras.distribution`, `torch.distributed`), each gives the same arguments, and
     `every` counts steps or epochs. Each writes its part of a commit; another number of
-    processes can go on from it.
+    processes can continue from it.
 
     Args:
         directory: Where the commits go. One run, one directory.
@@ -58,19 +57,19 @@ class ExactResume(keras.callbacks.Callback):
             `"10 minutes"`, `"200 steps"`, or a `datetime.timedelta`. The end of
             the training is always committed.
         keep: How many of the newest commits stay on disk.
-        keep_best: How many of the best epochs' commits stay besides.
+        keep_best: How many commits of the best epochs are kept in addition.
         snapshot_growth: Where the optimizer keeps averages by a `PowerRule`, a
             snapshot of them stays with a commit each time their length has grown by
             this factor, for `fmkit.evaluation.synthesize`; `None` for none.
-        monitor: By what `keep_best` judges, from an epoch's logs.
+        monitor: The value in an epoch's logs that `keep_best` ranks by.
         mode: `"min"` if a lower `monitor` is better, or `"max"`.
         stop_on_signal: On `SIGTERM` or Ctrl-C, commit at the next step and end
             the training (`SystemExit(143)` or `KeyboardInterrupt`). A second
             signal ends it at once.
         background: Write to the disk beside the training. At most one commit is
             on its way; a kill meanwhile leaves the one before it.
-        allow_changes: Names of settings of the program that may be others than in
-            the commit, as the error message lists them: `["metrics"]` stands for all
+        allow_changes: Names of settings of the program that may differ from the
+            commit's, as the error message lists them: `["metrics"]` stands for all
             that begins so, `["optimizer.learning_rate"]` makes the new rate count.
         data: What knows its place in data that `fit` can't ask: an object with
             `get_state` and `set_state`, or `state_dict` and `load_state_dict`, that
@@ -81,7 +80,7 @@ class ExactResume(keras.callbacks.Callback):
         verbose: 0 is silent, 1 says where the training starts.
 
     Attributes:
-        resumed_from: `(epoch, step)` that the last `fit` went on from, or `None`.
+        resumed_from: `(epoch, step)` that the last `fit` continued from, or `None`.
         finished: Whether the last `fit` found a finished run, or ended as one.
 
     Raises:
@@ -153,7 +152,7 @@ class ExactResume(keras.callbacks.Callback):
 
     @property
     def resumed_from(self) -> tuple[int, int] | None:
-        """`(epoch, step)` that the last `fit` went on from, or `None`."""
+        """`(epoch, step)` that the last `fit` continued from, or `None`."""
         return self._outcome.resumed_from
 
     @property

@@ -59,7 +59,7 @@ __all__ = ["Keeper", "Outcome"]
 
 _logger = logging.getLogger("fmkit.callbacks")
 
-# What metrics count anew with, if it may change.
+# If one of these changes, metrics start from zero.
 _IN_METRICS = ("metrics", "weighted_metrics", "loss", "loss_weights")
 
 
@@ -86,7 +86,7 @@ class Keeper(keras.callbacks.Callback):
     Args:
         settings: The `ExactResume`, whose attributes are read.
         fit: The call of `fit`.
-        outcome: Is told what becomes of it.
+        outcome: Receives the result.
     """
 
     def __init__(self, settings: Any, fit: private.FitCall, outcome: Outcome) -> None:
@@ -698,10 +698,10 @@ class Keeper(keras.callbacks.Callback):
         if self.saved == (self.epoch, step):
             return "state saved"
         if self.saved is None:
-            return "nothing is saved yet, the next start begins anew"
+            return "nothing is saved yet, the next run starts from the beginning"
         epoch, step = self.saved
         return (
-            f"the next start goes on from epoch {epoch + 1}, step {step}, and trains "
+            f"the next start continues from epoch {epoch + 1}, step {step}, and trains "
             "again what came after it"
         )
 

@@ -153,7 +153,7 @@ def _digest(array: Array) -> str:
 
 
 def check_agreement(job: Job, epoch: int, last: bool) -> None:
-    """Refuse to go on when some processes end here and others do not.
+    """Refuse to continue when some processes end here and others do not.
 
     Raises:
         RuntimeError: In all of them, naming which do what.
@@ -163,7 +163,7 @@ def check_agreement(job: Job, epoch: int, last: bool) -> None:
         raise RuntimeError(
             f"After epoch {epoch + 1}, of the processes of this job "
             f"{[i for i, each in enumerate(told) if each]} end the training and "
-            f"{[i for i, each in enumerate(told) if not each]} go on. Give `fit` the "
-            "same `epochs` and callbacks everywhere, and the callbacks logs that are "
-            "averaged over the processes."
+            f"{[i for i, each in enumerate(told) if not each]} continue. Give `fit` "
+            "the same `epochs` and callbacks everywhere, and the callbacks logs that "
+            "are averaged over the processes."
         )
