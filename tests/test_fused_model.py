@@ -558,6 +558,30 @@ def test_a_call_of_ones_own_is_called_where_there_are_inputs_too():
     np.testing.assert_array_equal(*map(keras.ops.convert_to_numpy, (found, model(x))))
 
 
+class Named(K.Layer):
+    def call(self, x):
+        return {"b": 2 * x, "a": (x, [x + 1])}
+
+
+class Listed(K.Layer):
+    def call(self, x):
+        return [x]
+
+
+@pytest.mark.parametrize(
+    "last",
+    [lambda: K.LSTM(4, return_state=True), Named, Listed, lambda: K.Dense(2)],
+    ids=["LSTM", "dict", "list of one", "one"],
+)
+def test_all_outputs_of_a_sequential_model_come_in_its_own_structure(last):
+    model = keras.Sequential([keras.Input((5, 3)), last()])
+    x = np.ones((2, 5, 3), "float32")
+    found, expected = fused(model)(x), model(x)
+    keras.tree.assert_same_structure(found, expected)
+    for pair in zip(*map(keras.tree.flatten, (found, expected)), strict=True):
+        np.testing.assert_array_equal(*map(keras.ops.convert_to_numpy, pair))
+
+
 def test_a_scaled_loss_stays_scaled_once():
     keras.config.set_dtype_policy("mixed_float16")
     model = sequential()
@@ -580,6 +604,66 @@ def test_what_cannot_be_fused_by_one_call_is_refused():
     with pytest.raises(ValueError, match="steps_per_execution"):
         fused(model, steps_per_execution=-1)
     assert not fused(sequential()).compiled
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "train_step",
+        "fit",
+        "evaluate",
+        "predict",
+        "metrics",
+        "reset_metrics",
+        "get_metrics_result",
+    ],
+)
+def test_a_class_with_a_method_of_its_own_that_would_be_lost_is_refused(name):
+    # A copy of Keras's own, as one that calls `super()`.
+    kind = type("Own", (WithACall,), {name: getattr(keras.Model, name)})
+    with pytest.raises(ValueError, match=f"Own has a `{name}` of its own.* Derive the"):
+        fused(kind(), inputs=keras.Input((3, 2)))
+    # Negative control: the same class without it.
+    assert fused(WithACall(), inputs=keras.Input((3, 2)))
+
+
+class Counting(K.Layer):
+    """Has a metric, which Keras finds in any model."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = keras.metrics.Sum("seen")
+
+    def call(self, x):
+        self.seen.update_state(keras.ops.ones_like(x[:, 0]))
+        return x
+
+
+class CountingModel(WithACall):
+    """Has it itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = keras.metrics.Sum("seen")
+
+    def call(self, x):
+        self.seen.update_state(keras.ops.ones_like(x[:, 0]))
+        return super().call(x)
+
+
+@pytest.mark.parametrize("compiles", [False, True])
+def test_a_metric_of_the_models_own_that_would_be_lost_is_refused(compiles):
+    def made(model):
+        if compiles:
+            model.compile("sgd", "mse", metrics=["mae"])
+        return fused(model, inputs=keras.Input((3, 2)))
+
+    with pytest.raises(ValueError, match="has a metric 'seen' of its own.* Derive the"):
+        made(CountingModel())
+    # Those of layers and of `compile` are not lost.
+    in_a_layer = keras.Sequential([keras.Input((3, 2)), Counting(), K.Dense(3)])
+    assert "seen" in {metric.name for metric in made(in_a_layer).metrics}
+    assert made(WithACall()).compiled is compiles
 
 
 @only_where_it_fuses

@@ -211,6 +211,27 @@ def test_evaluation_of_arrays_is_one_program_for_many_steps(monkeypatch):
     assert programs.steps == [3, 3, 3, 2, 0, 3, 3, 1, 0]
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("way", ["evaluate", "validation"])
+def test_weights_without_labels_are_left_out_as_keras_does(way):
+    found = []
+    for kind in (FusedModel, keras.Model):
+        inputs = keras.Input((sources.FEATURES,))
+        x = keras.layers.Dense(2, kernel_initializer="ones")(inputs)
+        # The loss is the layer's own: the sum of the squares that come in.
+        model = kind(inputs, keras.layers.ActivityRegularization(l2=0.1)(x))
+        optimizer = keras.optimizers.SGD(1e-4)
+        model.compile(optimizer, jit_compile=True, steps_per_execution=STEPS)
+        if way == "validation":
+            given = (X, None, WEIGHT)
+            history = model.fit(X, shuffle=False, verbose=0, validation_data=given)
+            found.append(history.history["val_loss"][0])
+        else:
+            found.append(model.evaluate(X, sample_weight=WEIGHT, verbose=0))
+    np.testing.assert_allclose(*found, rtol=1e-4)
+    assert found[0] > 0
+
+
 @pytest.mark.backend("tensorflow")
 def test_prediction_is_one_program_for_many_steps(monkeypatch):
     programs = Programs(monkeypatch)

@@ -23,7 +23,7 @@ from fmkit import _keras_private as private
 from fmkit._checks import check_int
 from fmkit.data import Batches
 
-__all__ = ["FusedModel", "fused"]
+__all__ = ["FusedModel", "fused", "parts_of_its_own"]
 
 # Of an execution of `fused`, where nothing else is said.
 _STEPS = 50
@@ -241,8 +241,20 @@ def _functional(kind: type) -> type:
     return made
 
 
-# What a `FusedModel` in place of a model would not call.
-_OWN = ("train_step", "test_step", "predict_step", "compute_loss", "compute_metrics")
+# What a `FusedModel` in place of a model would not use.
+_OWN = (
+    "train_step",
+    "test_step",
+    "predict_step",
+    "compute_loss",
+    "compute_metrics",
+    "get_metrics_result",
+    "reset_metrics",
+    "metrics",
+    "fit",
+    "evaluate",
+    "predict",
+)
 
 
 def fused(
@@ -252,6 +264,11 @@ def fused(
 
     It shares the model's layers, and so its weights; and if the model is compiled, its
     optimizer, loss and metrics. Train one of the two at a time.
+
+    On TensorFlow and JAX it is compiled with XLA and several steps in one program. On
+    a CPU that can be slow with convolutions, pooling or recurrence: take
+    `settings = fit_settings(fused(model), data)` there, and compile the new model with
+    `**settings.compile`.
 
     Args:
         model: A `Sequential`, a functional model, or one with a `call` of its own,
@@ -267,8 +284,8 @@ def fused(
         The new model; compiled if `model` is, by Keras's own `compile`.
 
     Raises:
-        ValueError: If the model has a step of its own, such as `train_step`, or if it
-            has not been called and `inputs` is missing.
+        ValueError: If the model's class has a `train_step`, `fit` or the like of its
+            own, or a metric; or if it has not been called and `inputs` is missing.
 
     Examples:
         >>> import keras
@@ -278,11 +295,11 @@ def fused(
         >>> fast.optimizer is model.optimizer, fast.why_not_fused is None
         (True, True)
     """
-    own = [name for name in _OWN if _defined_by_user(type(model), name)]
+    own = parts_of_its_own(model)
     if own:
         raise ValueError(
-            f"{type(model).__name__} has a `{own[0]}` of its own, which a FusedModel "
-            "made from its layers would not call. Derive the class from "
+            f"{type(model).__name__} has a {own[0]} of its own, which a FusedModel "
+            "made from its layers would not use. Derive the class from "
             "fmkit.performance.FusedModel instead of keras.Model."
         )
     made = FusedModel(*_ends(model, inputs), name=model.name)
@@ -299,6 +316,22 @@ def fused(
         arguments |= {"optimizer": model.optimizer, "auto_scale_loss": False}
         made.compile(**arguments)
     return made
+
+
+def parts_of_its_own(model: Any) -> list[str]:
+    """Return what keeps a model from being replaced by `fused`, in words.
+
+    A metric counts if it belongs to the model, as one that its `call` updates: Keras
+    leaves out those of a model within another. It finds those of layers, and `fused`
+    passes on those of `compile`.
+    """
+    own = [f"`{name}`" for name in _OWN if _defined_by_user(type(model), name)]
+    if own:
+        return own
+    # As of any layer: without the metrics of `compile`, which a model has in front.
+    metrics = keras.layers.Layer.metrics.fget(model)
+    of_layers = {id(metric) for layer in model.layers for metric in layer.metrics}
+    return [f"metric {m.name!r}" for m in metrics if id(m) not in of_layers]
 
 
 def _defined_by_user(kind: type, name: str) -> bool:
@@ -330,9 +363,11 @@ def _graph_of(model: Any) -> tuple[Any, Any] | None:
     """Return the inputs and outputs of a model that knows them."""
     if not model.built or not getattr(model, "inputs", None):
         return None
-    if isinstance(model, keras.Sequential):
-        return model.inputs[0], model.outputs[0]
-    return model.input, model.output
+    if not isinstance(model, keras.Sequential):
+        return model.input, model.output
+    # It tells its outputs one by one; their structure is that of its last layer.
+    structure = keras.Sequential.compute_output_spec(model, model.inputs[0])
+    return model.inputs[0], keras.tree.pack_sequence_as(structure, model.outputs)
 
 
 def _take_arrays_as_batches(given: dict[str, Any], method: str) -> None:
@@ -359,6 +394,8 @@ def _take_arrays_as_batches(given: dict[str, Any], method: str) -> None:
 
 def _batches(x: Any, y: Any = None, weight: Any = None, *, size: Any) -> Any:
     """Return `Batches` of what Keras would read as it is, or `None`."""
+    if y is None and weight is not None:
+        return None  # Keras leaves such weights out, and `Batches` refuse them
     given = [each for each in (x, y, weight) if each is not None]
     if any(isinstance(each, (list, tuple)) for each in given):
         return None  # in which Keras may see something else
