@@ -1,5 +1,6 @@
 """Settings for `fit`: what the rules say, and what measuring leaves behind."""
 
+import os
 import random
 
 import keras
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from abilities import MANY_STEPS
 
+from fmkit import _keras_private as private
 from fmkit.data import Batches
 from fmkit.performance import (
     FitSettings,
@@ -15,6 +17,7 @@ from fmkit.performance import (
     fused,
     keep_compiled_programs,
 )
+from fmkit.performance import _programs as programs
 from fmkit.performance import _settings as rules
 from fmkit.performance._measure import Candidate, measure_candidates
 
@@ -78,7 +81,7 @@ def test_the_settings_say_why_and_go_into_compile_and_fit():
     model.fit(**settings.fit, epochs=2, verbose=0)
     assert batches.position == (2, 0)
     assert int(model.optimizer.iterations) == 14
-    assert str(settings).count("\n") == 2
+    assert len(str(settings).splitlines()) == 3 + len(settings.hints)
     assert set(settings.reasons) == {*settings.compile, *settings.fit}
 
 
@@ -100,6 +103,64 @@ def test_a_fused_model_gets_at_most_100_steps_or_64_mb(epoch, pixels, taken):
     model = fused(keras.Sequential([keras.Input((pixels,)), K.Flatten()]))
     settings = fit_settings(model, x, x[:, 0], batch_size=2)
     assert settings.compile["steps_per_execution"] == taken
+
+
+@pytest.mark.backend("tensorflow", "jax")
+@pytest.mark.needs("tensorflow")
+@pytest.mark.parametrize(("known", "taken"), [(True, 25), (False, 37)])
+def test_a_dataset_is_bounded_too_if_it_says_the_size_of_its_batches(known, taken):
+    import tensorflow as tf
+
+    def row(n):
+        return tf.zeros((2**20,), "uint8"), tf.zeros((), "uint8")
+
+    def never(n):
+        raise AssertionError("nobody reads a batch to choose settings")
+
+    # As the arrays above: 74 batches, of which 31 are 64 MB.
+    rows = tf.data.Dataset.range(148).map(
+        lambda n: tf.py_function(never, [n], n.dtype)
+    )
+    rows = rows.map(row).batch(2, drop_remainder=known)
+    model = fused(keras.Sequential([keras.Input((2**20,)), K.Flatten()]))
+    settings = fit_settings(model, rows)
+    assert settings.compile["steps_per_execution"] == taken
+    told = "may take more than 64 MB" in settings.reasons["steps_per_execution"]
+    assert told is not known
+    plain = fit_settings(network(), rows).reasons["steps_per_execution"]
+    assert "64 MB" not in plain  # which holds one batch at a time
+
+
+def tensor_of_tensorflow(array):
+    import tensorflow as tf
+
+    return tf.constant(array)
+
+
+def table(array):
+    import pandas as pd
+
+    return pd.DataFrame(array)
+
+
+@pytest.mark.parametrize(
+    ("kind", "width"),
+    [
+        (np.asarray, 4 * 2),
+        (keras.ops.convert_to_tensor, 4 * 2),
+        pytest.param(
+            tensor_of_tensorflow, 4 * 2, marks=pytest.mark.needs("tensorflow")
+        ),
+        # Eight bytes at most: its columns may be of several types.
+        pytest.param(table, 4 * 8, marks=pytest.mark.needs("pandas")),
+    ],
+    ids=["NumPy", "the backend's", "TensorFlow's", "pandas"],
+)
+def test_the_size_of_a_batch_of_rows_is_known(kind, width):
+    from fmkit.performance._given import look_at
+
+    rows = kind(np.zeros((26, 4), "int16"))
+    assert look_at(rows, None, 3, None).bytes_of_a_batch == 3 * width
 
 
 class Whole:
@@ -155,6 +216,34 @@ def test_any_data_say_how_many_batches_they_have(arguments, steps):
     assert "array" in str(settings) or given["x"] is not X
 
 
+@pytest.mark.parametrize(
+    ("given", "size"),
+    [
+        ({"steps_per_epoch": 4}, 7),
+        ({"steps_per_epoch": 40}, 1),
+        ({"steps_per_epoch": 4, "batch_size": 3}, 3),
+        ({}, 32),
+    ],
+)
+def test_arrays_are_cut_into_batches_as_keras_cuts_them(given, size):
+    settings = fit_settings(network(), X, Y, **given)
+    assert settings.fit["batch_size"] == size
+
+
+@pytest.mark.backend("torch")  # a step in Python, and the same code on all
+def test_keras_cuts_26_rows_for_4_steps_into_batches_of_7():
+    sizes = []
+
+    class Looking(K.Layer):
+        def call(self, x):
+            sizes.append(x.shape[0])
+            return x
+
+    model = compiled(Looking())
+    model.fit(X, Y, steps_per_epoch=4, verbose=0)
+    assert sizes[-4:] == [7, 7, 7, 5]
+
+
 @pytest.mark.needs("pandas", "scipy")
 def test_tables_and_sparse_arrays_are_rows_too():
     import pandas as pd
@@ -195,7 +284,8 @@ def test_what_does_not_tell_its_batches_is_named():
 
 
 @pytest.mark.backend("jax")
-def test_convolutions_are_not_put_into_a_loop_on_a_cpu():
+@pytest.mark.parametrize("of_keras", [False, True])
+def test_convolutions_are_not_put_into_a_loop_on_a_cpu(of_keras, monkeypatch):
     def steps(model, device="cpu"):
         batches = Batches(np.zeros((640, 8, 8, 1), "uint8"), np.zeros(640), 64)
         settings = fit_settings(model, batches, device=device)
@@ -204,28 +294,66 @@ def test_convolutions_are_not_put_into_a_loop_on_a_cpu():
     layers = keras.layers
     convolutional = keras.Sequential([keras.Input((8, 8, 1)), layers.Conv2D(2, 3)])
     dense = keras.Sequential([keras.Input((8, 8, 1)), layers.Dense(2)])
-    few, why = steps(fused(convolutional))
-    assert few == 1
-    assert "Conv2D inside a loop over steps" in why
+    # Whether Keras has a loop itself, as from 3.16 on, which puts any model into it.
+    monkeypatch.setattr(private, "stacks_batches", lambda: of_keras)
+    for model in (fused(convolutional), *[convolutional] * of_keras):
+        few, why = steps(model)
+        assert few == 1
+        assert "Conv2D inside a loop over steps" in why
     for model, device in (
-        (convolutional, "cpu"),
+        *[(convolutional, "cpu")] * (not of_keras),
+        (dense, "cpu"),
         (fused(dense), "cpu"),
+        (convolutional, "gpu"),
         (fused(convolutional), "gpu"),
     ):
         assert steps(model, device)[0] == 10
 
 
-@pytest.mark.backend("jax")
-def test_compiled_programs_are_kept_for_the_next_start(tmp_path):
+def test_hints_name_what_saves_more_where_the_benchmarks_say_so(monkeypatch):
+    def hints(model, device="cpu"):
+        settings = fit_settings(model, data(), device=device)
+        assert str(settings).endswith("\n".join(settings.hints))
+        return " ".join(settings.hints)
+
+    class OwnStep(keras.Sequential):
+        def train_step(self, *arguments):
+            return super().train_step(*arguments)
+
+    monkeypatch.setattr(private, "stacks_batches", lambda: False)
+    dense, convolutional = network(K.Dense(4)), network(K.Conv2D(2, 3))
+    assert "performance.fused(model)" in hints(dense)
+    assert ("fused" in hints(convolutional)) is (BACKEND == "torch")
+    own = OwnStep([keras.Input((4, 4, 1)), K.Flatten(), K.Dense(3)])
+    for other in (fused(dense), own):  # is one, or can't become one
+        assert "fused" not in hints(other)
+    assert "fused" not in hints(dense, "gpu")
+    monkeypatch.setattr(private, "stacks_batches", lambda: True)
+    assert ("fused" in hints(dense)) is (BACKEND != "jax")
+
+
+@pytest.fixture
+def jax_cache():
+    """JAX's cache of programs, put back as it was."""
     import jax
+    from jax.experimental.compilation_cache import compilation_cache
 
     names = [
         "jax_compilation_cache_dir",
         "jax_persistent_cache_min_compile_time_secs",
         "jax_persistent_cache_min_entry_size_bytes",
     ]
-    reset = jax.experimental.compilation_cache.compilation_cache.reset_cache
     before = {name: getattr(jax.config, name) for name in names}
+    yield compilation_cache
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.mark.backend("jax")
+@pytest.mark.usefixtures("jax_cache")
+def test_compiled_programs_are_kept_for_the_next_start(tmp_path):
+    import jax
 
     def trained():
         jax.clear_caches()  # as in a new process
@@ -235,18 +363,45 @@ def test_compiled_programs_are_kept_for_the_next_start(tmp_path):
         return [weights.tobytes() for weights in model.get_weights()]
 
     expected = trained()
-    try:
-        keep_compiled_programs(tmp_path / "programs")
-        reset()
-        assert trained() == expected
-        kept = {path.name for path in (tmp_path / "programs").iterdir()}
-        assert kept
-        assert trained() == expected
-        assert {path.name for path in (tmp_path / "programs").iterdir()} == kept
-    finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
-        reset()
+    keep_compiled_programs(tmp_path / "programs")
+    assert trained() == expected
+    kept = {path.name for path in (tmp_path / "programs").iterdir()}
+    assert kept
+    assert trained() == expected
+    assert {path.name for path in (tmp_path / "programs").iterdir()} == kept
+
+
+@pytest.mark.backend("jax")
+@pytest.mark.usefixtures("jax_cache")
+def test_another_folder_takes_over_and_a_relative_one_stays_where_it_is(
+    tmp_path, monkeypatch
+):
+    import jax
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "other"):
+        keep_compiled_programs(name)
+        assert jax.config.jax_compilation_cache_dir == os.path.join(os.getcwd(), name)
+        jax.clear_caches()
+        jax.jit(lambda x: x + 1)(np.ones(3, "float32"))
+        assert list((tmp_path / name).iterdir())
+    assert "keep_compiled" not in " ".join(fit_settings(network(), data()).hints)
+    jax.config.update("jax_compilation_cache_dir", None)
+    assert "keep_compiled" in " ".join(fit_settings(network(), data()).hints)
+    keep_compiled_programs("gs://bucket/programs")  # not a folder of this machine
+    assert jax.config.jax_compilation_cache_dir == "gs://bucket/programs"
+
+
+@pytest.mark.backend("jax")
+def test_a_jax_that_cannot_change_the_folder_says_so(tmp_path, jax_cache, monkeypatch):
+    keep_compiled_programs(tmp_path / "one")
+    with monkeypatch.context() as patch:
+        patch.delattr(jax_cache, "reset_cache")
+        keep_compiled_programs(tmp_path / "one")  # which is in use already
+        with pytest.raises(RuntimeError, match=r"one' until the process .*other'"):
+            keep_compiled_programs(tmp_path / "other")
+    assert programs.folder_of_programs() == str(tmp_path / "one")
+    keep_compiled_programs(tmp_path / "other")
 
 
 @pytest.mark.backend("tensorflow", "torch")
@@ -285,19 +440,39 @@ def test_auto_jit_compile_is_no_xla_on_a_cpu():
     assert compiled(jit_compile=True).jit_compile is True
 
 
+class Refusing(K.Layer):
+    def __init__(self):
+        super().__init__(name="no_xla")
+        self.supports_jit = False
+
+    def call(self, x):
+        return x
+
+
 def test_a_layer_that_refuses_xla_is_named():
-    class Refusing(K.Layer):
-        def __init__(self):
-            super().__init__(name="no_xla")
-            self.supports_jit = False
-
-        def call(self, x):
-            return x
-
     settings = fit_settings(network(Refusing()), data(), epochs=100)
     assert settings.compile["jit_compile"] is False
     if BACKEND != "torch":
         assert "'no_xla'" in settings.reasons["jit_compile"]
+
+
+def test_what_keras_would_turn_off_is_not_timed(monkeypatch):
+    timed = []
+
+    def measured(model, batches, candidates, seconds):
+        timed.extend(candidates)
+        # XLA would win, if it were among them.
+        return tuple(
+            Measurement(c.jit_compile, c.steps_per_execution, 0.0, 2.0 - c.jit_compile)
+            for c in candidates
+        )
+
+    monkeypatch.setattr(rules, "measure_candidates", measured)
+    for layer, xla in ((Refusing(), False), (K.Dense(4), BACKEND != "torch")):
+        timed.clear()
+        settings = fit_settings(compiled(layer), data(), measure=True)
+        assert settings.compile["jit_compile"] is xla
+        assert any(each.jit_compile for each in timed) is xla
 
 
 # The measurement

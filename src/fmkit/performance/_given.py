@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import keras
+import numpy as np
 
 from fmkit._checks import check_int
 from fmkit.data import Batches
 
 __all__ = ["Given", "look_at"]
+
+# Of a number in a table, which may have columns of several types.
+_BYTES_AT_MOST = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +67,7 @@ def look_at(
             "It gathers and scales ahead of the steps; a prefetch behind it gains "
             "nothing."
         )
-        size = sum(leaf.nbytes for leaf in batch)
+        size = sum(map(_bytes_of, batch))
         return Given(fit, steps_per_epoch or len(data), size, why)
     steps = steps_per_epoch or _batches_of(data)
     if steps is None:
@@ -71,7 +76,8 @@ def look_at(
             "`fit_settings` and `fit` a `steps_per_epoch`."
         )
     why = "Keras reads its batches as it always does; Batches would be read ahead."
-    return Given(fit, steps, None, why, steps_per_epoch is not None)
+    bytes_of_a_batch = _bytes_of_a_batch(data)
+    return Given(fit, steps, bytes_of_a_batch, why, steps_per_epoch is not None)
 
 
 def _arrays(
@@ -83,15 +89,46 @@ def _arrays(
             "Arrays must have rows, all the same number; got the shapes "
             f"{[tuple(leaf.shape) for leaf in leaves]}."
         )
-    size = 32 if size is None else check_int("batch_size", size)
+    if size is not None:
+        size = check_int("batch_size", size)
+    else:  # as Keras has it
+        size = -(-rows[0] // steps_per_epoch) if steps_per_epoch else 32
     fit: dict[str, Any] = {"x": x, "y": y, "batch_size": size}
     if steps_per_epoch is not None:
         fit["steps_per_epoch"] = steps_per_epoch
-    width = sum(int(getattr(leaf, "nbytes", 0)) for leaf in leaves) // rows[0]
+    width = sum(map(_bytes_of, leaves)) // rows[0]
     steps = steps_per_epoch or -(-rows[0] // size)
     why = f"Batches(x, y, {size}) takes less time for the same rows, above all on "
     why += "TensorFlow."
-    return Given(fit, steps, width * size or None, why, steps_per_epoch is not None)
+    return Given(fit, steps, width * size, why, steps_per_epoch is not None)
+
+
+def _bytes_of_a_batch(data: Any) -> int | None:
+    """Return the size of a batch of a `tf.data.Dataset`, if it says all its shapes.
+
+    After `batch(n)` it does only with `drop_remainder=True`.
+    """
+    if not (hasattr(data, "cardinality") and hasattr(data, "element_spec")):
+        return None
+    specs = keras.tree.flatten(data.element_spec)
+    shapes = [getattr(spec, "shape", None) for spec in specs]
+    if not all(shape is not None and shape.is_fully_defined() for shape in shapes):
+        return None
+    return sum(map(_bytes_of, specs))
+
+
+def _bytes_of(leaf: Any) -> int:
+    """Return how many bytes the numbers of an array, a tensor or a table take.
+
+    TensorFlow's tensors have neither `nbytes` nor `size`, and PyTorch's `size` is a
+    method. What SciPy's sparse arrays count in `size` is what they store.
+    """
+    count = getattr(leaf, "size", None)
+    if not isinstance(count, (int, np.integer)):
+        count = math.prod(leaf.shape)
+    dtype = getattr(leaf, "dtype", None)
+    width = getattr(dtype, "itemsize", None) or getattr(dtype, "size", None)
+    return int(count) * int(width or _BYTES_AT_MOST)
 
 
 def _batches_of(data: Any) -> int | None:

@@ -10,11 +10,13 @@ from typing import Any
 import keras
 import numpy as np
 
+from fmkit import _keras_private as private
 from fmkit._checks import check_int, check_number, check_one_of
 from fmkit.data import Batches
-from fmkit.performance._fused_model import FusedModel
+from fmkit.performance._fused_model import FusedModel, parts_of_its_own
 from fmkit.performance._given import Given, look_at
 from fmkit.performance._measure import Candidate, Measurement, measure_candidates
+from fmkit.performance._programs import folder_of_programs
 
 __all__ = ["FitSettings", "fit_settings"]
 
@@ -76,6 +78,8 @@ class FitSettings:
         fit: For `model.fit(..., **settings.fit)`: the data, as `fit` should get them.
         reasons: One sentence for each choice.
         measurements: What was timed, if anything, the chosen candidate first.
+        hints: What would save more time and is no argument, such as `fused`; one
+            sentence each.
 
     Examples:
         >>> import numpy as np
@@ -88,14 +92,16 @@ class FitSettings:
     fit: dict[str, Any]
     reasons: dict[str, str]
     measurements: tuple[Measurement, ...] = ()
+    hints: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """Return one line for each choice and its reason."""
+        """Return one line for each choice and its reason, and one for each hint."""
         values = {**self.compile, **self.fit}
-        return "\n".join(
+        lines = [
             f"{name}={_short(values[name])}: {why}"
             for name, why in self.reasons.items()
-        )
+        ]
+        return "\n".join([*lines, *self.hints])
 
 
 def _short(value: Any) -> str:
@@ -121,8 +127,9 @@ def fit_settings(
 
     By default it follows rules that hold for most networks: no XLA for networks with
     convolutions, pooling or custom layers on TensorFlow's CPU, none for runs too short
-    to repay the compilation, always on JAX, never on PyTorch. With such layers a
-    `FusedModel` on JAX's CPU makes one step in a program.
+    to repay the compilation, always on JAX, never on PyTorch. With such layers an
+    execution on JAX's CPU has one step where XLA would loop over several: in a
+    `FusedModel`, and from Keras 3.16 on in any model.
 
     With `measure=True` it times them: a copy of the model trains on a few of the
     batches with each candidate, and the one with the smallest estimated time for the
@@ -135,7 +142,8 @@ def fit_settings(
         data: What `fit` will train on: `Batches`, arrays, or anything else that it
             takes as `x`.
         y: As in `fit`, with arrays.
-        batch_size: As in `fit`, with arrays.
+        batch_size: As in `fit`, with arrays. `None` for what Keras takes: 32, or the
+            rows divided by `steps_per_epoch`, rounded up.
         steps_per_epoch: As in `fit`. It must be said of data that don't tell how many
             batches they have.
         epochs: How many epochs it will train.
@@ -168,11 +176,12 @@ def fit_settings(
         device = _device()
     check_one_of("device", device, ["cpu", "gpu", "tpu"])
     most = _most_steps(model, given.bytes_of_a_batch)
+    hints = _hints(model, device)
     by_rule = Choice(
         *_execution(model, given, device, most), *_jit(model, steps, device)
     )
     if not measure:
-        return by_rule.settings(given)
+        return by_rule.settings(given, hints)
     if not isinstance(data, Batches):
         raise ValueError(
             "`measure=True` trains on the data several times, which only Batches can "
@@ -181,7 +190,7 @@ def fit_settings(
         )
     candidates = _candidates(model, by_rule)
     measured = measure_candidates(model, data, candidates, seconds)
-    return _fastest(measured, steps).settings(given, measured, steps)
+    return _fastest(measured, steps).settings(given, hints, measured, steps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,6 +205,7 @@ class Choice:
     def settings(
         self,
         given: Given,
+        hints: tuple[str, ...],
         measured: tuple[Measurement, ...] = (),
         steps: int = 0,
     ) -> FitSettings:
@@ -212,6 +222,7 @@ class Choice:
                 "x": given.why,
             },
             tuple(sorted(measured, key=lambda one: one.total(steps))),
+            hints,
         )
 
 
@@ -226,21 +237,31 @@ def _execution(
     model: keras.Model, given: Given, device: str, most: int
 ) -> tuple[int, str]:
     """Choose `steps_per_execution` for epochs of so many steps, with the reason."""
-    epoch = given.steps
     backend = keras.backend.backend()
     if backend == "torch":
         return 1, (
             "On PyTorch Keras calls Python in each step whatever it is, or refuses "
             "more than 1; so callbacks may run after each."
         )
-    strategy = getattr(model, "distribute_strategy", None)
-    if getattr(strategy, "num_replicas_in_sync", 1) > 1 and device == "cpu":
+    if _replicas(model) > 1 and device == "cpu":
         return 1, "TensorFlow fails with more than 1 on several CPU devices."
-    looped = isinstance(model, FusedModel) and (backend, device) == ("jax", "cpu")
+    on_cpu = (backend, device) == ("jax", "cpu")
+    looped = on_cpu and (isinstance(model, FusedModel) or _keras_loops_too())
     if looped and (unknown := _unknown_layers(model)):
         return 1, (
             f"On a CPU, XLA is several times slower with {', '.join(unknown)} inside "
             "a loop over steps."
+        )
+    return _even_executions(model, given, most)
+
+
+def _even_executions(model: keras.Model, given: Given, most: int) -> tuple[int, str]:
+    """Choose about `most` steps, or no more for a `FusedModel`, with the reason."""
+    epoch, unbounded = given.steps, ""
+    if isinstance(model, FusedModel) and given.bytes_of_a_batch is None:
+        unbounded = (
+            " The size of a batch can't be told without reading one, so the batches "
+            f"of an execution may take more than {FUSED_BYTES >> 20} MB."
         )
     # Even executions: no short one at the end of the epoch. About as many steps as
     # pays, but never more than a program of a FusedModel should hold.
@@ -251,18 +272,18 @@ def _execution(
         steps = max(n for n in range(1, steps) if epoch % n == 0)
         return steps, (
             f"Keras makes whole executions, and {epoch} steps_per_epoch are "
-            f"{epoch // steps} of {steps}."
+            f"{epoch // steps} of {steps}.{unbounded}"
         )
     return steps, (
         f"An epoch of {epoch} steps is {executions} call{'s' * (executions > 1)} "
-        "from Python; callbacks run between calls, not between steps."
+        f"from Python; callbacks run between calls, not between steps.{unbounded}"
     )
 
 
 def _jit(model: keras.Model, steps: int, device: str) -> tuple[bool, str]:
     """Choose `jit_compile` for a run of `steps` steps, with the reason."""
     backend = keras.backend.backend()
-    refusing = [x.name for x in _layers(model) if not getattr(x, "supports_jit", True)]
+    refusing = _refusing(model)
     if backend == "torch":
         return False, (
             "PyTorch's own kernels start at once; torch.compile takes long to start "
@@ -272,8 +293,7 @@ def _jit(model: keras.Model, steps: int, device: str) -> tuple[bool, str]:
         return False, f"Layer {refusing[0]!r} does not support XLA."
     if backend == "jax":
         return True, "Without it JAX runs operations one by one."
-    strategy = getattr(model, "distribute_strategy", None)
-    if getattr(strategy, "num_replicas_in_sync", 1) > 1:
+    if _replicas(model) > 1:
         return False, "Keras does not combine XLA with several replicas."
     if device != "cpu":
         return True, "XLA fuses the operations between the large kernels."
@@ -292,6 +312,56 @@ def _jit(model: keras.Model, steps: int, device: str) -> tuple[bool, str]:
         f"XLA handles all of these layers well, and {steps:,} steps repay its "
         'compilation; "auto" would mean no XLA on a CPU.'
     )
+
+
+def _hints(model: keras.Model, device: str) -> tuple[str, ...]:
+    """Return what would save more time than these arguments, in sentences."""
+    backend, hints = keras.backend.backend(), list[str]()
+    if _gains_by_fusing(model, device):
+        gain = "many steps in one program; then ask fit_settings again."
+        if backend == "torch":
+            gain = "each step as one graph."
+        hints.append(f"performance.fused(model) usually trains in less time: {gain}")
+    if backend == "jax" and folder_of_programs() is None:
+        hints.append(
+            "performance.keep_compiled_programs(folder) keeps what XLA compiles for "
+            "the next start."
+        )
+    return tuple(hints)
+
+
+def _gains_by_fusing(model: keras.Model, device: str) -> bool:
+    """Whether `fused` takes the model, and the benchmarks show a gain for its kind."""
+    spread = _replicas(model) > 1 or keras.distribution.distribution() is not None
+    if isinstance(model, FusedModel) or spread or parts_of_its_own(model):
+        return False
+    if device != "cpu":
+        return False  # not measured
+    if keras.backend.backend() == "torch":
+        return True
+    return not _unknown_layers(model) and not _keras_loops_too()
+
+
+def _keras_loops_too() -> bool:
+    """Whether Keras itself puts several steps into one program, as on JAX from 3.16 on.
+
+    Not where that can't be asked, since Keras has moved what tells it.
+    """
+    try:
+        return keras.backend.backend() == "jax" and private.stacks_batches()
+    except private.MissingPieceError:
+        return False
+
+
+def _replicas(model: keras.Model) -> int:
+    """Return on how many devices TensorFlow computes each step; 1 elsewhere."""
+    strategy = getattr(model, "distribute_strategy", None)
+    return int(getattr(strategy, "num_replicas_in_sync", 1))
+
+
+def _refusing(model: Any) -> list[str]:
+    """Return the names of the layers that don't support XLA."""
+    return [x.name for x in _layers(model) if not getattr(x, "supports_jit", True)]
 
 
 def _unknown_layers(model: Any) -> list[str]:
@@ -331,10 +401,7 @@ def _device() -> str:
 def _candidates(model: keras.Model, by_rule: Choice) -> list[Candidate]:
     """Return what is worth timing on this backend; what XLA compiles comes last."""
     backend, many = keras.backend.backend(), by_rule.steps_per_execution
-    xla = backend == "jax" or (
-        backend == "tensorflow"
-        and all(getattr(layer, "supports_jit", True) for layer in _layers(model))
-    )
+    xla = backend != "torch" and not _refusing(model)
     plain = backend != "jax" or not by_rule.jit_compile
     found = [Candidate(False, 1), Candidate(False, many)] if plain else []
     if xla:
