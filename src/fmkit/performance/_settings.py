@@ -348,7 +348,7 @@ def _keras_loops_too() -> bool:
     Not where that can't be asked, since Keras has moved what tells it.
     """
     try:
-        return keras.backend.backend() == "jax" and private.stacks_batches()
+        return bool(keras.backend.backend() == "jax" and private.stacks_batches())
     except private.MissingPieceError:
         return False
 
