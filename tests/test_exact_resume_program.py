@@ -1,5 +1,6 @@
 """What makes another program of a run: all that changes bits is refused by its name."""
 
+import functools
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ from resuming import StopAt, StopError, X, Y, build
 from fmkit import _describe
 from fmkit._commits import list_commits, read_commit, read_meta, write_commit
 from fmkit._describe import describe, digest_of_arrays
+from fmkit.augmentation import AlternatingFlip, Shift
 from fmkit.callbacks import ExactResume
 from fmkit.callbacks._resume import _program
 from fmkit.data import Batches
@@ -278,6 +280,58 @@ def test_an_edited_function_of_the_same_name_is_another(tmp_path, old, new, name
     with pytest.raises(ValueError, match=f"(?s)made by another program.*{named}"):
         train(tmp_path, epochs=2, **new)
     train(tmp_path, epochs=2, **old)
+
+
+def scaled(factor, x, y):
+    return factor * x, y
+
+
+SETTING = AlternatingFlip()
+
+
+def with_a_global(x, y, draws):
+    return SETTING(x, y, draws)
+
+
+def within(value):
+    def changed(x, y, draws):
+        return value, x, y
+
+    return changed
+
+
+@pytest.mark.backend("torch")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda n: functools.partial(scaled, n),
+        lambda n: Callable(n).__call__,
+        lambda n: within(Shift(n)),
+        lambda n: within((n, "a")),
+        lambda n: within([Shift(n), scaled]),
+        lambda n: within(functools.partial(scaled, n)),
+        lambda n: within(keras.layers.Dropout(n / 10)),
+    ],
+    ids=["partial", "method", "object", "tuple", "list", "inner partial", "layer"],
+)
+def test_what_a_function_is_made_with_is_a_part_of_it(make):
+    assert describe(make(1)) == describe(make(1))
+    assert describe(make(1)) != describe(make(3))
+
+
+@pytest.mark.backend("torch")
+def test_an_object_among_the_globals_of_a_function_is_a_part_of_it(monkeypatch):
+    before = describe(with_a_global)
+    monkeypatch.setitem(globals(), "SETTING", Shift(1))
+    assert describe(with_a_global) != before
+
+
+@pytest.mark.backend("torch")
+def test_what_a_program_fills_as_it_runs_is_no_part_of_a_function():
+    log = []
+    before = describe(within(log))
+    log += [0.5, 0.25]
+    assert describe(within(log)) == before
 
 
 def test_a_named_difference_may_pass(tmp_path):

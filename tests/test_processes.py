@@ -371,7 +371,7 @@ def test_what_another_number_of_processes_changes_is_said_or_refused():
     said = check_job(
         (4, "DataParallel(batch 4)"), (2, "DataParallel(batch 2)"), strict=False
     )
-    assert "4 processes made the commit, 2 processes continue" in said
+    assert "made by 4 processes, and continues in 2 processes" in said
     assert "was DataParallel(batch 4), and is DataParallel(batch 2)" in said
     assert "the last bits" in said
     assert "processes 2 to 3 are left out" in said
@@ -379,5 +379,5 @@ def test_what_another_number_of_processes_changes_is_said_or_refused():
     assert (
         "processes 1 to 3 begin with the generators and callbacks of process 0" in said
     )
-    with pytest.raises(ValueError, match="2 processes made the commit, one process go"):
+    with pytest.raises(ValueError, match="made by 2 processes, and continues in one"):
         check_job((2, None), (1, None), strict=True)

@@ -7,6 +7,7 @@ memory addresses are left out.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import inspect
@@ -45,6 +46,14 @@ ROWS = 4096
 
 _NAMES = ("name", "input_layers", "output_layers")
 _DEPTH = 8
+_NUMBERS = (bool, int, float)
+_PLAIN = (*_NUMBERS, str, np.ndarray)
+_WITH_SETTINGS = (
+    functools.partial,
+    types.MethodType,
+    keras.layers.Layer,
+    keras.losses.Loss,
+)
 _LIBRARIES = ("keras", "fmkit", "tensorflow", "jax", "torch", "numpy", "builtins")
 
 
@@ -100,9 +109,13 @@ def describe(value: Any, depth: int = 0) -> Any:
         array = np.asarray(keras.ops.convert_to_numpy(value))
         return f"{array.dtype}{list(array.shape)} {digest_of_arrays([array])}"
     if isinstance(value, functools.partial):
-        return {"function": inner(value.func), **inner(value.keywords)}
+        given = {"arguments": inner(value.args)} if value.args else {}
+        return {"function": inner(value.func), **given, **inner(value.keywords)}
     if isinstance(value, types.MethodType):
-        return inner(value.__func__)
+        owner = value.__self__
+        # What a model is made of is described elsewhere.
+        of = None if isinstance(owner, keras.Model) else inner(owner)
+        return {"method": inner(value.__func__), "of": of}
     if isinstance(value, types.FunctionType):
         return _describe_function(value, depth)
     if isinstance(value, type):
@@ -198,7 +211,7 @@ def _code_of_class(kind: type) -> str | None:
 
 
 def _code_of_function(function: types.FunctionType, seen: set[int], depth: int) -> str:
-    """Digest what a function does, with the functions and numbers that it names."""
+    """Digest what a function does, with the functions and settings that it names."""
     seen.add(id(function))
     digest = hashlib.blake2b(digest_size=8)
     code = function.__code__
@@ -209,17 +222,31 @@ def _code_of_function(function: types.FunctionType, seen: set[int], depth: int) 
         cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)
     ]
     globals_ = [function.__globals__.get(name) for name in code.co_names]
-    numbers = [g for g in globals_ if isinstance(g, (bool, int, float))]
+    numbers = [g for g in globals_ if isinstance(g, _NUMBERS)]
     digest.update(repr(numbers).encode())
     for value in [*closure, *globals_]:
         if not isinstance(value, types.FunctionType) or _is_of_library(value):
             continue
         if id(value) not in seen:
             digest.update(_code_of_function(value, seen, depth).encode())
-    for value in closure:
-        if isinstance(value, (bool, int, float, str, np.ndarray)):
-            digest.update(repr(describe(value)).encode())
+    # A text among the globals may be a path, which is another one elsewhere.
+    others = [g for g in globals_ if not isinstance(g, (*_NUMBERS, str))]
+    for value in filter(_is_setting, [*closure, *others]):
+        digest.update(repr(describe(value, depth + 2)).encode())
     return digest.hexdigest()
+
+
+def _is_setting(value: Any) -> bool:
+    """Whether a value stays as it is, unlike what a program may fill as it runs."""
+    if isinstance(value, tuple):
+        return all(isinstance(v, types.FunctionType) or _is_setting(v) for v in value)
+    if isinstance(value, list):  # of functions; one of numbers or texts may be a log
+        is_log = not value or any(isinstance(v, _PLAIN) for v in value)
+        return not is_log and _is_setting(tuple(value))
+    if isinstance(value, (type, keras.Model)):
+        return False
+    is_frozen = dataclasses.is_dataclass(value) and type(value).__hash__ is not None
+    return is_frozen or isinstance(value, (*_PLAIN, *_WITH_SETTINGS))
 
 
 def _is_filled(cell: types.CellType) -> bool:

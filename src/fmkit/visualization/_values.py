@@ -44,7 +44,9 @@ def names_of(
     """Return a name for each class, or refuse class numbers without a name."""
     count = max((int(array.max()) + 1 for array in numbers if array.size), default=0)
     if class_names is None:
-        shape = np.shape(as_array(scores)) if scores is not None else ()
+        shape: tuple[int, ...] = ()
+        if scores is not None:
+            shape = as_array(scores).shape
         return [str(k) for k in range(max(count, shape[1] if len(shape) == 2 else 0))]
     if count > len(class_names):
         raise ValueError(

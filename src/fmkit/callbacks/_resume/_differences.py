@@ -177,7 +177,8 @@ def check_job(
     changes = []
     if before != now:
         changes.append(
-            f"{_processes(before)} made the commit, {_processes(now)} continue"
+            f"the commit was made by {_processes(before)}, and continues in "
+            f"{_processes(now)}"
         )
     if layout != layout_here:
         changes.append(f"the distribution was {layout}, and is {layout_here}")
