@@ -178,6 +178,31 @@ def test_a_step_of_torch_compile_ends_with_the_weights_of_a_plain_one(names):
     assert np.abs(ends(keras.Model, []) - plain).max() > 0.01
 
 
+def test_it_counts_as_the_learning_rate_does_where_gradients_are_accumulated():
+    seen = {"rate": set(), "momentum": set()}
+
+    def noted(name, value):
+        def schedule(step):
+            seen[name].add(int(step))
+            return value + 0.0 * ops.cast(step, "float32")
+
+        return schedule
+
+    class Rate(keras.optimizers.schedules.LearningRateSchedule):
+        def __call__(self, step):
+            return noted("rate", RATE)(step)
+
+    optimizer = keras.optimizers.SGD(
+        Rate(), momentum=0.5, gradient_accumulation_steps=2
+    )
+    model = network(optimizer, run_eagerly=True)
+    trained(model, HyperparameterScheduler("momentum", noted("momentum", 0.7)))
+    assert int(optimizer.iterations) == 3
+    # PyTorch asks for the rate only where it is used, in every second batch.
+    assert seen["momentum"] == set(range(6))
+    assert {1, 3, 5} <= seen["rate"] <= seen["momentum"]
+
+
 def test_a_schedule_may_count_epochs_and_end_at_zero():
     scheduler = HyperparameterScheduler(
         "momentum", PolynomialDecay(0.8, 2), steps_per_epoch=3

@@ -1,5 +1,6 @@
 """Schedules against TensorFlow 1 in float64, Python's integers and hand arithmetic."""
 
+import functools
 import math
 import re
 from fractions import Fraction
@@ -95,6 +96,22 @@ def test_the_tutorials_rates_by_hand():
     np.testing.assert_allclose(
         rates(schedule, [0, 1, 2, 3]), [0.1, 0.099, 0.09801, 0.0970299], rtol=1e-6
     )
+
+
+def test_the_epochs_of_an_exponential_decay_have_the_steps_of_the_batches():
+    make = functools.partial(
+        schedules.ExponentialDecay.from_epochs, 0.1, 0.5, staircase=True
+    )
+    # 100 samples in batches of 8 are 12.5 steps, or 13 with the smaller batch.
+    exact, whole = make(num_examples=100, batch_size=8), make(steps_per_epoch=13)
+    assert exact.get_config()["decay_steps"] == [25, 2]
+    assert whole.get_config()["decay_steps"] == 13
+    assert make(steps_per_epoch=12.5).get_config() == exact.get_config()
+    for bad in ({}, {"num_examples": 100}, {"batch_size": 8, "steps_per_epoch": 3}):
+        with pytest.raises(ValueError, match="Pass either num_examples=60_000, batch"):
+            make(**bad)
+    with pytest.raises(ValueError, match="`steps_per_epoch` must be a finite"):
+        make(steps_per_epoch=0)
 
 
 @pytest.mark.parametrize("period", [1, 3, 1000003, 2**31 - 1, 2**40 + 1])
@@ -606,7 +623,35 @@ def test_each_cycle_begins_at_exactly_its_step_up_to_the_end_of_an_int32(factor)
             assert before < 1e-5
             assert at == np.float32(0.5)
             assert float(schedule(start)) == np.float32(0.5)
-    assert float(schedule(2**40)) <= 0.5
+    while start <= 2**40:  # Python's integers have no end
+        start, steps = start + steps, steps * factor
+        start = start if factor > 1 else 10**15
+    assert float(schedule(start)) == np.float32(0.5)
+    assert float(schedule(start - 1)) < 1e-5
+
+
+FAR = 2**31
+
+
+@pytest.mark.parametrize(
+    ("schedule", "at_1000"),
+    [
+        (schedules.CosineDecay(0.5, 10, warmup_steps=FAR), 0.5 * 1000 / FAR),
+        (schedules.WarmupStableDecay(0.5, FAR, 10), 0.5),
+        (schedules.ExponentialDecay(0.5, 10, 0.5, transition_begin=FAR), 0.5),
+        (
+            schedules.ExponentialDecay(0.5, 10, 0.5, warmup_steps=FAR),
+            0.5 * 1000 / FAR,
+        ),
+        (schedules.join([0.5, 0.1], [FAR]), 0.5),
+    ],
+)
+def test_a_length_that_a_counter_never_reaches_is_no_error(schedule, at_1000):
+    for dtype in ("int32", "int64"):
+        step = ops.convert_to_tensor(np.array(1000, dtype))
+        assert float(schedule(step)) == pytest.approx(at_1000, rel=1e-6)
+    assert float(schedule(1000)) == pytest.approx(at_1000, rel=1e-6)
+    assert float(schedule(FAR + 10)) != pytest.approx(at_1000, rel=1e-6)
 
 
 def test_a_cosine_longer_than_an_int32_falls_as_slowly_as_asked():

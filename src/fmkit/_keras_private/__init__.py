@@ -70,6 +70,7 @@ from fmkit._keras_private._model import (
     train_step_replaced,
 )
 from fmkit._keras_private._optimizer import (
+    count_of_schedules,
     in_stateless_scope,
     move_arrays,
     rate_of_last_step,
@@ -113,6 +114,7 @@ __all__ = [
     "bind_hook",
     "build_variables",
     "compile_arguments",
+    "count_of_schedules",
     "divides_activity_losses",
     "epoch_counter",
     "event_files",

@@ -9,6 +9,7 @@ import keras
 from fmkit._keras_private._pieces import attribute, piece
 
 __all__ = [
+    "count_of_schedules",
     "in_stateless_scope",
     "move_arrays",
     "rate_of_last_step",
@@ -20,12 +21,19 @@ in_stateless_scope = piece(
 )
 
 
+def count_of_schedules(optimizer: Any) -> Any:
+    """Return the count that `optimizer` calls a learning-rate schedule with.
+
+    With gradient accumulation that is of every batch, and `iterations` of the updates.
+    """
+    return attribute(optimizer, "_iterations")
+
+
 def rate_of_last_step(optimizer: Any) -> float:
     """Return the learning rate that the latest step of `optimizer` took."""
     rate = attribute(optimizer, "_learning_rate")
     if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
-        # The raw count: with gradient accumulation schedules see every micro-step.
-        step = int(keras.ops.convert_to_numpy(attribute(optimizer, "_iterations")))
+        step = int(keras.ops.convert_to_numpy(count_of_schedules(optimizer)))
         rate = rate(max(step - 1, 0))
     else:
         rate = optimizer.learning_rate

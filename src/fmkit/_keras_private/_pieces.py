@@ -104,7 +104,9 @@ PIECES = {
         "train without them, or on another backend",
     ),
     "_learning_rate": Piece("`LearningRateLogger`", "train without it"),
-    "_iterations": Piece("`LearningRateLogger`", "train without it"),
+    "_iterations": Piece(
+        "`LearningRateLogger` and `HyperparameterScheduler`", "train without them"
+    ),
     "_trainable_variables": Piece(
         "`ExactResume` of a model that holds optimizers of its own", "train without it"
     ),

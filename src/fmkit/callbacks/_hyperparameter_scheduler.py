@@ -30,8 +30,9 @@ class HyperparameterScheduler(keras.callbacks.Callback):
     Momentum, weight decay, a dropout rate, label smoothing: whatever a training step
     reads as an attribute. Keras compiles such a number into the step as a constant, so
     that setting the attribute later has no effect. Here the step computes it from the
-    optimizer's count of updates, as it computes a learning rate: exact in every step
-    of an execution and in `performance.FusedModel`, and the same after a resume.
+    optimizer's count of steps, as it computes a learning rate: exact in every step
+    of an execution and in `performance.FusedModel`, and the same after a resume. With
+    `gradient_accumulation_steps` Keras counts every batch there, and so does this.
 
     The attribute itself keeps the number that it was given, for saving, for
     `evaluate`, and after `fit`. What Python decides once, such as whether to keep a
@@ -46,11 +47,11 @@ class HyperparameterScheduler(keras.callbacks.Callback):
         name: Name of the attribute, such as `"momentum"`, `"beta_1"`, `"weight_decay"`
             or `"rate"`.
         schedule: Of `fmkit.schedules` or Keras, or another function of the count of
-            updates (an integer tensor, from 0 up) in operations of `keras.ops`.
+            steps (an integer tensor, from 0 up) in operations of `keras.ops`.
         of: The layer or loss with this attribute, an optimizer, or a list of them. By
             default the model's optimizer, inside of any wrapper, or each of several.
-        steps_per_epoch: Count in epochs of so many updates: the schedule is called
-            with the number of whole epochs. `None` counts updates.
+        steps_per_epoch: Count in epochs of so many steps: the schedule is called
+            with the number of whole epochs. `None` counts steps.
 
     Raises:
         TypeError: If `schedule` can't be called.
@@ -144,7 +145,8 @@ class HyperparameterScheduler(keras.callbacks.Callback):
             _, _, values, _ = given[0]
             scope = keras.StatelessScope(zip(optimizer.variables, values, strict=True))
         with scope:
-            count = ops.convert_to_tensor(optimizer.iterations)
+            part = leaves(optimizer)[0]
+            count = ops.convert_to_tensor(private.count_of_schedules(part))
         if self.steps_per_epoch is not None:
             count = count // self.steps_per_epoch
         return ops.cast(self.schedule(count), "float32")
@@ -159,7 +161,7 @@ class HyperparameterScheduler(keras.callbacks.Callback):
                 )
 
     def get_state(self) -> dict[str, Any]:
-        """Return the settings; the count of updates is the optimizer's."""
+        """Return the settings; the count of steps is the optimizer's."""
         return {"settings": self._settings()}
 
     def set_state(self, state: dict[str, Any]) -> None:

@@ -17,9 +17,11 @@ __all__ = [
     "LARGEST_DENOMINATOR",
     "InEpochs",
     "integer_tensor",
+    "is_before",
     "is_beyond",
     "not_negative",
     "place_in_cycle",
+    "steps_since",
 ]
 
 # Two fractions with denominators up to this differ by at least its inverse square,
@@ -35,7 +37,8 @@ class InEpochs:
         """Make the schedule from lengths in epochs instead of steps.
 
         The arguments are those of the class; a name that ends in `_steps` there ends in
-        `_epochs` here. An epoch may be cut: each length is rounded up to whole steps.
+        `_epochs` here. An epoch may be cut: each length is rounded up to whole steps,
+        so several may end a step or two after the epochs that they add up to.
 
             CosineDecay.from_epochs(0.1, 40, warmup_epochs=0.5, steps_per_epoch=469)
 
@@ -93,6 +96,21 @@ def is_beyond(steps: int, count: Any) -> bool:
     """Whether a counter never comes so far: its dtype could not hold `steps`."""
     is_narrow = keras.backend.standardize_dtype(count.dtype) == "int32"
     return steps >= 2 ** (31 if is_narrow else 63)
+
+
+def is_before(step: Any, start: int) -> Any:
+    """Return `step < start`, also of a start that a counter never reaches."""
+    is_number = isinstance(step, numbers.Integral)
+    return step == step if not is_number and is_beyond(start, step) else step < start
+
+
+def steps_since(step: Any, start: int) -> Any:
+    """Return `max(step - start, 0)`, also of a start that a counter never reaches."""
+    if isinstance(step, numbers.Integral):
+        return max(int(step) - start, 0)
+    if is_beyond(start, step):
+        return ops.zeros_like(step)
+    return not_negative(step - start)
 
 
 def place_in_cycle(step: Any, steps: int) -> Any:

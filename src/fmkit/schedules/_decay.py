@@ -17,9 +17,11 @@ from fmkit.schedules._counts import (
     LARGEST_DENOMINATOR,
     InEpochs,
     integer_tensor,
+    is_before,
     is_beyond,
     not_negative,
     place_in_cycle,
+    steps_since,
 )
 
 __all__ = ["CyclicDecay", "ExponentialDecay", "join"]
@@ -39,7 +41,7 @@ class ExponentialDecay(LearningRateSchedule):
 
     This is TensorFlow 1's `tf.train.exponential_decay`. The quotient is taken in
     integers, so each stair comes at exactly its step: up to $2^{53}$ for Python
-    integers and for TensorFlow and PyTorch counters, up to the end of its int32 on JAX.
+    integers and TensorFlow's counter, up to the end of an int32 on JAX and PyTorch.
     Keras's class of this name divides in float32 and steps too early at large counts.
 
     The decay may be preceded by a linear warm-up of `warmup_steps` steps from
@@ -113,8 +115,9 @@ class ExponentialDecay(LearningRateSchedule):
         initial_learning_rate: float,
         decay_rate: float,
         *,
-        num_examples: int,
-        batch_size: int,
+        num_examples: int | None = None,
+        batch_size: int | None = None,
+        steps_per_epoch: float | None = None,
         epochs_per_decay: int = 1,
         staircase: bool = False,
         end_value: float | None = None,
@@ -126,13 +129,15 @@ class ExponentialDecay(LearningRateSchedule):
 
         The period is `epochs_per_decay * num_examples / batch_size` steps, kept as an
         exact fraction. If `batch_size` does not divide `num_examples`, `fit` on arrays
-        ends each epoch with a smaller batch and so has slightly more steps per epoch.
+        ends each epoch with a smaller batch and so has slightly more steps per epoch:
+        `steps_per_epoch=len(batches)` counts those.
 
         Args:
             initial_learning_rate: As in the class.
             decay_rate: As in the class.
             num_examples: Size of the training set.
             batch_size: Examples in one step.
+            steps_per_epoch: Optimizer steps of one epoch, in place of these two.
             epochs_per_decay: Epochs in one period.
             staircase: As in the class.
             end_value: As in the class.
@@ -142,10 +147,26 @@ class ExponentialDecay(LearningRateSchedule):
 
         Returns:
             The schedule, counted in steps.
+
+        Raises:
+            ValueError: If an argument is outside its range, or if neither or both of
+                `num_examples` with `batch_size` and `steps_per_epoch` are given.
+            TypeError: If an argument is not a number.
         """
-        epoch = Fraction(
-            check_int("num_examples", num_examples), check_int("batch_size", batch_size)
-        )
+        given = num_examples, batch_size, steps_per_epoch
+        are_given = [value is not None for value in given]
+        if are_given not in ([True, True, False], [False, False, True]):
+            raise ValueError(
+                "Pass either num_examples=60_000, batch_size=100 or "
+                f"steps_per_epoch=600, got num_examples={num_examples}, "
+                f"batch_size={batch_size}, steps_per_epoch={steps_per_epoch}."
+            )
+        if steps_per_epoch is None:
+            size = check_int("num_examples", num_examples)
+            epoch = Fraction(size, check_int("batch_size", batch_size))
+        else:
+            steps = check_number("steps_per_epoch", steps_per_epoch, above=0)
+            epoch = Fraction(steps).limit_denominator(LARGEST_DENOMINATOR)
         begin = check_int("begin_epochs", begin_epochs, minimum=0)
         warmup = check_int("warmup_epochs", warmup_epochs, minimum=0)
         return cls(
@@ -165,18 +186,17 @@ class ExponentialDecay(LearningRateSchedule):
             return ops.convert_to_tensor(self._rate_at(int(step)), dtype="float32")
         step = integer_tensor(step)
         begin = self.warmup_steps + self.transition_begin
-        rate = self._decayed(step - begin if begin else step)
+        rate = self._decayed(steps_since(step, begin))
         if not self.warmup_steps:
             return rate
         warmup = self.warmup_initial + (
             ops.cast(step, "float32")
             * ((self.initial_learning_rate - self.warmup_initial) / self.warmup_steps)
         )
-        return ops.where(step < self.warmup_steps, warmup, rate)
+        return ops.where(is_before(step, self.warmup_steps), warmup, rate)
 
     def _decayed(self, count: Any) -> Any:
-        """Rate of the decay proper at an integer tensor `count`."""
-        count = not_negative(count)
+        """Rate of the decay proper at an integer tensor `count`, from 0 up."""
         if _may_be_double(count):
             rate = self._in_double(count)
         else:
@@ -393,8 +413,8 @@ class _Joined(LearningRateSchedule):
         step = integer_tensor(step)
         rate = _rate_of(self.schedules[0], step)
         for start, schedule in zip(self.boundaries, self.schedules[1:], strict=True):
-            later = _rate_of(schedule, not_negative(step - start))
-            rate = ops.where(step < start, rate, later)
+            later = _rate_of(schedule, steps_since(step, start))
+            rate = ops.where(is_before(step, start), rate, later)
         return rate
 
     def get_config(self) -> dict[str, Any]:

@@ -15,9 +15,10 @@ from fmkit._checks import check_int, check_number
 from fmkit.schedules._counts import (
     InEpochs,
     integer_tensor,
-    is_beyond,
+    is_before,
     not_negative,
     place_in_cycle,
+    steps_since,
 )
 
 __all__ = [
@@ -59,10 +60,11 @@ class _Shape(InEpochs, LearningRateSchedule):
         is_number = isinstance(step, numbers.Integral)
         step = int(step) if is_number else integer_tensor(step)
         xp = np if is_number else ops
-        rate = self._curve(_within(step - self.warmup_steps, None), xp)
-        if self.warmup_steps:
-            share = _divided(_within(step, self.warmup_steps), self.warmup_steps)
-            rate = xp.where(step < self.warmup_steps, self._warmup(share, xp), rate)
+        warmup = self.warmup_steps
+        rate = self._curve(steps_since(step, warmup), xp)
+        if warmup:
+            share = _divided(_within(step, warmup), warmup)
+            rate = xp.where(is_before(step, warmup), self._warmup(share, xp), rate)
         return ops.convert_to_tensor(rate, dtype="float32") if is_number else rate
 
     def _warmup(self, share: Any, xp: Any) -> Any:
@@ -91,14 +93,12 @@ class _Shape(InEpochs, LearningRateSchedule):
         }
 
 
-def _within(count: Any, steps: int | None) -> Any:
+def _within(count: Any, steps: int) -> Any:
     """Cut a count to 0 and `steps`."""
     if isinstance(count, int):
-        return max(0, count if steps is None else min(count, steps))
+        return max(0, min(count, steps))
     count = not_negative(count)
-    if steps is None or is_beyond(steps, count):
-        return count
-    return count - not_negative(count - steps)
+    return count - steps_since(count, steps)
 
 
 def _divided(count: Any, steps: Any) -> Any:
@@ -213,11 +213,12 @@ class CosineDecayRestarts(_Shape):
             return self._between(_cosine(_divided(place, steps), xp))
         share = _divided(_within(count, steps), steps)
         # Each further cycle begins where the sum of those before it ends. There are at
-        # most 31 in an int32, the counter of JAX; a later start is beyond any training.
+        # most 31 in an int32; a later start is beyond any training.
+        last = count if isinstance(count, int) else 2**31 - 2
         start = steps
-        while start < 2**31 - 1:
+        while start <= last:
             steps *= self.cycle_factor
-            inside = _divided(_within(count - start, steps), steps)
+            inside = _divided(_within(steps_since(count, start), steps), steps)
             share = xp.where(count < start, share, inside)
             start += steps
         return self._between(_cosine(share, xp))
@@ -334,7 +335,7 @@ class WarmupStableDecay(_Shape):
 
     def _curve(self, count: Any, xp: Any) -> Any:
         del xp
-        fallen = _within(count - self.stable_steps, self.decay_steps)
+        fallen = _within(steps_since(count, self.stable_steps), self.decay_steps)
         return self._between(_divided(self.decay_steps - fallen, self.decay_steps))
 
     def get_config(self) -> dict[str, Any]:
