@@ -68,6 +68,38 @@ def test_it_stops_where_the_loss_diverges_and_suggests_a_rate_below():
     assert limit / 100 < found.suggestion < limit
 
 
+def test_with_accumulated_gradients_a_step_is_an_update():
+    optimizer = keras.optimizers.SGD(gradient_accumulation_steps=3)
+    found = learning_rate_range(
+        build(optimizer),
+        Batches(X, Y, 32, map=None, shuffle=False),
+        lowest=1e-6,
+        highest=1e-3,
+        steps=20,
+    )
+    # Three batches of a third are the whole.
+    whole = learning_rate_range(
+        build(), X, Y, batch_size=96, lowest=1e-6, highest=1e-3, steps=20
+    )
+    np.testing.assert_allclose(found.rates, whole.rates, rtol=1e-6)
+    np.testing.assert_allclose(found.losses, whole.losses, rtol=1e-5)
+    assert whole.losses[-1] < whole.losses[0]
+
+
+@pytest.mark.needs("torch")
+@pytest.mark.filterwarnings("ignore:`shuffle=True` was passed:UserWarning")
+def test_it_leaves_the_generator_of_a_dataloader_where_it_was():
+    import torch
+
+    rows = torch.utils.data.TensorDataset(torch.tensor(X), torch.tensor(Y))
+    loader = torch.utils.data.DataLoader(rows, 32, shuffle=True)
+    model, before = build(), torch.get_rng_state()
+    learning_rate_range(model, loader, steps=10)
+    assert (torch.get_rng_state() == before).all()
+    model.fit(loader, verbose=0)  # the control: it draws
+    assert (torch.get_rng_state() != before).any()
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("optimizer", ["adam", "averages"])
 def test_it_leaves_no_trace(optimizer):

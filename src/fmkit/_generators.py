@@ -63,11 +63,12 @@ def undisturbed(*generators: str) -> Iterator[None]:
     """Put global generators back, at the end of a block, to where they were before it.
 
     Args:
-        generators: Which ones, among `GENERATORS`; all of them if none is named. The
-            state of Keras's and of each CUDA device is read from the device.
+        generators: Which ones, among `GENERATORS`; all of them if none is named, with
+            PyTorch's also where it is not the backend, for its `DataLoader`. The state
+            of Keras's and of each CUDA device is read from the device.
     """
     names = generators or GENERATORS
-    state = random_state(names)
+    state = random_state(names, others=not generators)
     try:
         yield
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import statistics
 from collections.abc import Iterator
 from typing import Any
 
@@ -70,6 +71,9 @@ def learning_rate_range(
     the rate of the steepest descent, which is lower than the highest rate that works:
     a schedule that begins low may go up to several times it.
 
+    With `gradient_accumulation_steps` a step is an update, and its loss the mean of its
+    batches.
+
     The copy has the weights of the model, and a new optimizer with the settings of the
     model's. Weights, optimizer and metrics of the model, the position of `Batches`, and
     all global generators stay as they are. Data that count or draw by themselves, such
@@ -119,11 +123,15 @@ def learning_rate_range(
     with undisturbed():
         # Trained by the same program as ever, with one step per execution.
         clone: Any = copy_of(model, "`learning_rate_range`", steps_per_execution=1)
-        schedule = ExponentialDecay(lowest, steps - 1, highest / lowest)
-        for part in leaves(clone.optimizer):
-            part.learning_rate = schedule
-        run = _Run(steps)
-        clone.fit(data, y, batch_size, epochs=steps, verbose=0, callbacks=[run])
+        optimizers = leaves(clone.optimizer)
+        # Batches of one update, in each of which Keras asks the schedule.
+        every = getattr(optimizers[0], "gradient_accumulation_steps", None) or 1
+        ratio = (highest / lowest) ** (1 / (steps - 1))
+        for part in optimizers:
+            part.learning_rate = ExponentialDecay(lowest, every, ratio, staircase=True)
+        run = _Run(steps, every)
+        count = steps * every
+        clone.fit(data, y, batch_size, epochs=count, verbose=0, callbacks=[run])
     if len(run.losses) < _FEWEST:
         raise ValueError(
             f"The loss was {run.last:g} after {len(run.losses)} steps, at a learning "
@@ -137,11 +145,12 @@ def learning_rate_range(
 
 
 class _Run(keras.callbacks.Callback):
-    """Notes the rate and the loss of each batch, and stops."""
+    """Notes the rate and the loss of each update, and stops."""
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, steps: int, every: int) -> None:
         super().__init__()
         self.steps, self.diverged = steps, False
+        self._every, self._batches = every, list[float]()
         self.rates: list[float] = []
         self.losses: list[float] = []
         self.last = self.last_rate = self._lowest = math.inf
@@ -151,7 +160,11 @@ class _Run(keras.callbacks.Callback):
         self.model.reset_metrics()  # the loss in the logs is a mean since then
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        model, loss = self.model, float(logs["loss"])
+        self._batches.append(float(logs["loss"]))
+        if len(self._batches) < self._every:
+            return
+        model, loss = self.model, statistics.fmean(self._batches)
+        self._batches.clear()
         self.last = loss
         self.last_rate = private.rate_of_last_step(leaves(model.optimizer)[0])
         # The average of the last ten or so, over the weights it has so far.
