@@ -326,7 +326,7 @@ def test_under_a_distribution_it_trains_as_any_other_model():
     assert compiled().steps_in_one_program == 5
 
 
-def test_the_model_says_why_steps_are_not_fused(monkeypatch):
+def test_the_model_says_why_steps_are_not_fused(monkeypatch, tmp_path):
     model = compiled()
     assert model.why_not_fused is None
     assert model.steps_in_one_program == (5 if FUSES else 1)
@@ -341,9 +341,24 @@ def test_the_model_says_why_steps_are_not_fused(monkeypatch):
         assert bool(other.why_not_fused) == bool(reason)
         assert other.steps_in_one_program == 1
     assert FusedModel(*network()).why_not_fused == "the model is not compiled"
-    monkeypatch.setattr(keras.distribution, "distribution", lambda: "two devices")
-    assert model.why_not_fused == "a step is spread over several devices"
-    assert model.steps_in_one_program == 1
+    why = "a step is spread over several devices or processes"
+    with monkeypatch.context() as context:
+        context.setattr(keras.distribution, "distribution", lambda: "two devices")
+        assert model.why_not_fused == why
+        assert model.steps_in_one_program == 1
+    assert model.why_not_fused is None
+    if BACKEND == "torch":
+        distributed = pytest.importorskip("torch.distributed")
+        rendezvous = (tmp_path / "rendezvous").as_uri()
+        distributed.init_process_group("gloo", rendezvous, rank=0, world_size=1)
+        try:
+            assert model.why_not_fused is None
+            monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
+            assert model.why_not_fused == why
+            made = model.make_train_function(True)
+            assert type(made).__name__ != "TorchSteps"
+        finally:
+            distributed.destroy_process_group()
 
 
 @only_where_it_fuses
@@ -658,7 +673,7 @@ def test_a_metric_of_the_models_own_that_would_be_lost_is_refused(compiles):
             model.compile("sgd", "mse", metrics=["mae"])
         return fused(model, inputs=keras.Input((3, 2)))
 
-    with pytest.raises(ValueError, match="has a metric 'seen' of its own.* Derive the"):
+    with pytest.raises(ValueError, match=r"a metric 'seen' of its own.* Derive the"):
         made(CountingModel())
     # Those of layers and of `compile` are not lost.
     in_a_layer = keras.Sequential([keras.Input((3, 2)), Counting(), K.Dense(3)])

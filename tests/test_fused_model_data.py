@@ -240,6 +240,48 @@ def test_prediction_is_one_program_for_many_steps(monkeypatch):
     assert programs.steps == [3, 3, 3, 2, 0]
 
 
+@keras.saving.register_keras_serializable("test_fused_model_data")
+class Counting(keras.layers.Layer):
+    """Counts the batches that it sees, and adds their number to the outputs."""
+
+    def build(self, shape):
+        self.count = self.add_weight(shape=(), initializer="zeros", trainable=False)
+
+    def call(self, x):
+        self.count.assign_add(1.0)
+        return x + self.count
+
+
+@pytest.mark.backend("tensorflow")
+@pytest.mark.parametrize("rows", [3, 4, 8, 12, 22])
+def test_a_prediction_computes_the_batches_that_there_are(rows):
+    found = []
+    for kind in (FusedModel, keras.Model):
+        counting = Counting()
+        model = build(kind, layers=[counting])
+        predicted = model.predict(X[:rows], batch_size=4, verbose=0)
+        found.append([*predicted.ravel(), float(counting.count)])
+    np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-5)
+    assert found[0][-1] == -(-rows // 4)
+
+
+@pytest.mark.needs("scipy")
+def test_sparse_data_are_trained_on_step_by_step():
+    from scipy import sparse
+
+    x = sparse.csr_matrix(X * (np.abs(X) > 0.5))
+    weights = []
+    for kind in (FusedModel, keras.Model):
+        fmkit.set_random_seed(1)
+        inputs = keras.Input((sources.FEATURES,), sparse=True)
+        model = kind(inputs, keras.layers.Dense(sources.CLASSES)(inputs))
+        model.compile("sgd", "mse", jit_compile=BACKEND == "jax", steps_per_execution=3)
+        model.fit(x, np.ones((len(X), sources.CLASSES)), batch_size=4, verbose=0)
+        weights.append(model.get_weights()[0])
+    np.testing.assert_allclose(*weights, rtol=1e-5)
+    assert np.abs(weights[0]).max() > 0
+
+
 @pytest.mark.long
 def test_callbacks_see_each_execution_of_a_prediction():
     ends, shapes = [], []

@@ -178,11 +178,15 @@ def test_layers_frozen_between_two_fits():
 
 
 class Freeze(keras.callbacks.Callback):
-    """Freezes a layer in the middle of a `fit`, which Keras allows on PyTorch."""
+    """Freezes something in the middle of a `fit`, which Keras allows on PyTorch."""
+
+    def __init__(self, what=lambda model: model.layers[1].bias):
+        super().__init__()
+        self.what = what
 
     def on_epoch_begin(self, epoch, logs=None):
         if epoch == 1:
-            self.model.layers[1].bias.trainable = False
+            self.what(self.model).trainable = False
 
 
 def test_a_weight_frozen_in_the_middle_of_a_fit():
@@ -466,6 +470,22 @@ def test_a_layer_without_weights_frozen_between_two_fits():
     expected, found = both(train)
     assert found == expected
     assert train(FusedModel, frozen=False) != expected
+
+
+def test_a_layer_without_weights_frozen_in_the_middle_of_a_fit():
+    def train(kind, callbacks):
+        layer = K.BatchNormalization(center=False, scale=False)
+        model = compiled(kind, lambda: dense(layer))
+        model.fit(rows(), epochs=3, verbose=0, callbacks=callbacks(layer))
+        return state(model)
+
+    expected, found = both(lambda kind: train(kind, freeze))
+    assert found == expected
+    assert train(FusedModel, lambda layer: []) != expected
+
+
+def freeze(layer):
+    return [Freeze(lambda model: layer)]
 
 
 class OwnGenerator(K.Layer):

@@ -118,9 +118,7 @@ def test_a_dataset_is_bounded_too_if_it_says_the_size_of_its_batches(known, take
         raise AssertionError("nobody reads a batch to choose settings")
 
     # As the arrays above: 74 batches, of which 31 are 64 MB.
-    rows = tf.data.Dataset.range(148).map(
-        lambda n: tf.py_function(never, [n], n.dtype)
-    )
+    rows = tf.data.Dataset.range(148).map(lambda n: tf.py_function(never, [n], n.dtype))
     rows = rows.map(row).batch(2, drop_remainder=known)
     model = fused(keras.Sequential([keras.Input((2**20,)), K.Flatten()]))
     settings = fit_settings(model, rows)

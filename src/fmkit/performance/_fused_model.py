@@ -21,6 +21,7 @@ import numpy as np
 
 from fmkit import _keras_private as private
 from fmkit._checks import check_int
+from fmkit._job import current_job
 from fmkit.data import Batches
 
 __all__ = ["FusedModel", "fused", "parts_of_its_own"]
@@ -60,9 +61,10 @@ class FusedModel(keras.Model):
     fused as well, also as validation in `fit`, and `predict` on TensorFlow and PyTorch.
 
     Where steps can't be fused, the model trains as any other, and `why_not_fused` says
-    why: `jit_compile=False`, `run_eagerly=True`, a `tf.distribute` strategy or
-    `keras.distribution`; on PyTorch a step whose Python looks at what the step
-    computes, such as a loss scale. Ragged and sparse tensors go to Keras's own loop.
+    why: `jit_compile=False`, `run_eagerly=True`, a `tf.distribute` strategy,
+    `keras.distribution`, several processes of PyTorch, or there a step whose Python
+    looks at what the step computes, such as a loss scale. Ragged and sparse tensors are
+    trained on step by step.
 
     Args:
         inputs: As in `keras.Model`.
@@ -123,7 +125,7 @@ class FusedModel(keras.Model):
         if self.run_eagerly:
             return "run_eagerly=True asks for Python in every step"
         if not self._is_alone():
-            return "a step is spread over several devices"
+            return "a step is spread over several devices or processes"
         if torch:
             return getattr(self.train_function, "why_not", None)
         if not self.jit_compile:
@@ -133,7 +135,7 @@ class FusedModel(keras.Model):
         return None
 
     def _is_alone(self) -> bool:
-        if keras.distribution.distribution() is not None:
+        if keras.distribution.distribution() is not None or current_job().count > 1:
             return False
         on_tensorflow = keras.backend.backend() == "tensorflow"
         return not on_tensorflow or self.distribute_strategy.num_replicas_in_sync == 1

@@ -78,8 +78,7 @@ class TorchSteps:
             self._traced, self._seen, self._refused = {}, set(), {}
         self._variables = list(variables.values())
         self._values = [variable.value for variable in self._variables]
-        # Layers without weights to train look at it too, such as BatchNormalization.
-        self._trainable = tuple(each.trainable for each in private.all_layers(model))
+        self._layers = private.all_layers(model)
 
     def __call__(self, batches: list[Any]) -> Any:
         """Make the steps of one execution; return what Keras expects of it."""
@@ -96,7 +95,9 @@ class TorchSteps:
             self.why_not = str(error)
             return self._step_by_python(batch)
         flags = tuple([value.requires_grad for value in self._values])
-        key = (layout, flags, self._trainable)
+        # Layers without weights to train look at it too, such as BatchNormalization.
+        trainable = tuple([each.trainable for each in self._layers])
+        key = (layout, flags, trainable)
         inputs = [*self._values, *tensors]
         for traced in self._traced.get(key, ()):
             if traced.graph.fits(inputs):

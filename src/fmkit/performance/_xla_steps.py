@@ -101,20 +101,35 @@ def predict_on_tensorflow(step: Any, most: int, of_keras: Any) -> Any:
     single = tf.function(step, autograph=False, jit_compile=True)
 
     @tf.function(autograph=False, jit_compile=True)
-    def many(whole: Any) -> Any:
-        told = single.get_concrete_function(_at(whole, 0)).structured_outputs
-        specs = keras.tree.map_structure(
-            lambda t: tf.TensorSpec(t.shape, t.dtype), told
+    def many(whole: Any, steps: Tensor) -> Any:
+        def one(place: Tensor, outputs: Any) -> tuple[Tensor, Any]:
+            each = keras.tree.map_structure(
+                lambda rows, out: rows.write(place, out),
+                outputs,
+                traced(_at(whole, place)),
+            )
+            return place + 1, each
+
+        traced = single.get_concrete_function(_at(whole, 0))
+        start = keras.tree.map_structure(
+            lambda told: tf.TensorArray(told.dtype, most, element_shape=told.shape),
+            traced.structured_outputs,
         )
-        return tf.map_fn(step, whole, parallel_iterations=1, fn_output_signature=specs)
+        _, outputs = tf.while_loop(
+            lambda place, outputs: place < steps, one, (tf.constant(0), start)
+        )
+        return keras.tree.map_structure(lambda rows: rows.stack(), outputs)
 
     def execution(batches: list[Any]) -> Any:
         if not isinstance(batches[0], list):
             return of_keras(batches)
-        outputs = [
-            _rows(many(_padded(data, most - steps)), steps) if steps else single(data)
-            for data, steps in _pieces(keras.tree.map_structure(_tensor, batches[0]))
-        ]
+        outputs = []
+        for data, steps in _pieces(keras.tree.map_structure(_tensor, batches[0])):
+            if steps:
+                found = many(_padded(data, most - steps), tf.constant(steps))
+                outputs.append(_rows(found, steps))
+            else:
+                outputs.append(single(data))
         return keras.tree.map_structure(lambda *leaves: tf.concat(leaves, 0), *outputs)
 
     return execution
@@ -204,7 +219,8 @@ def _blocks(batches: list[Any], stack: Stack) -> list[Block]:
     flat = [keras.tree.flatten(batch) for batch in batches]
     shapes = [[getattr(leaf, "shape", None) for leaf in leaves] for leaves in flat]
     same = len(batches) - (shapes[-1] != shapes[0])
-    if same == 1 or any(shape != shapes[0] for shape in shapes[:same]):
+    sparse = any(hasattr(leaf, "todense") for leaf in flat[0])  # on JAX
+    if same == 1 or sparse or any(shape != shapes[0] for shape in shapes[:same]):
         return [Block(None, batch) for batch in batches]
     leaves = [
         None if each[0] is None else stack(each)
