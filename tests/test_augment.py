@@ -288,62 +288,6 @@ def test_threads_that_read_at_once_get_the_same_rows():
         np.testing.assert_array_equal(one[0], other[0])
 
 
-@pytest.mark.backend("tensorflow")
-def test_a_dataset_of_tensorflow_has_the_same_rows():
-    batches = Batches(*numbers(5000), 64, seed=3, augment=FUNCTIONS[:1], map=None)
-    batches.seek(4)
-    for ours, theirs in zip(batches, batches.as_dataset(4), strict=True):
-        np.testing.assert_array_equal(ours[0], theirs[0].numpy())
-
-
-def keyed(x, y):
-    """Return a function of the key of a sample, for pipelines of others."""
-
-    def row(key, *_):
-        epoch, index = divmod(int(key), len(x))
-        return augment(
-            x[index : index + 1],
-            y[index : index + 1],
-            FUNCTIONS[:1],
-            seed=3,
-            epoch=epoch,
-            index=[index],
-        )[0][0]
-
-    return row
-
-
-def in_order(x, y):
-    """Return the rows of two epochs, as `Batches` has them without a shuffle."""
-    batches = Batches(x, y, 8, seed=3, augment=FUNCTIONS[:1], map=None, shuffle=False)
-    return np.concatenate([rows for _ in range(2) for rows, _ in batches])
-
-
-@pytest.mark.backend("tensorflow")
-def test_a_pipeline_of_tf_data_has_the_same_rows_by_their_keys():
-    import tensorflow as tf
-
-    x, y = numbers(30)
-    rows = tf.data.Dataset.range(60).map(
-        lambda key: tf.numpy_function(keyed(x, y), [key], tf.float32),
-        num_parallel_calls=2,
-    )
-    found = np.stack([row.numpy() for row in rows])
-    np.testing.assert_array_equal(found, in_order(x, y))
-
-
-@pytest.mark.backend("torch")
-@pytest.mark.needs("grain")
-def test_a_pipeline_of_grain_has_the_same_rows_by_their_keys():
-    import grain
-
-    x, y = numbers(30)
-    rows = grain.MapDataset.source(x).repeat(2).map_with_index(keyed(x, y))
-    np.testing.assert_array_equal(np.stack([*rows]), in_order(x, y))
-    # Negative control: the second epoch differs from the first.
-    assert (in_order(x, y)[:30] != in_order(x, y)[30:]).any()
-
-
 def test_what_is_augmented_is_then_mapped():
     x = np.zeros((6, 2, 2), np.uint8)
     white = Batches(x, np.arange(6), 4, augment=lambda x, y, draws: (x + 255, y + 1))

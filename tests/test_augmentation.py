@@ -7,6 +7,8 @@ import keras
 import numpy as np
 import pytest
 from contracts import assert_complete
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import ndimage
 
 from fmkit import augmentation, losses
@@ -418,6 +420,58 @@ def test_a_large_picture_is_turned_at_its_own_pixels():
     assert (augmented(RotateScale(0.0), x)[0] == x).all()
 
 
+@numpy_only
+@settings(max_examples=100, deadline=None)
+@given(
+    name=st.sampled_from(sorted(FUNCTIONS)),
+    dtype=st.sampled_from(["uint8", "float32"]),
+    epoch=st.integers(0, 1000),
+    rows=st.lists(st.integers(0, ROWS - 1), min_size=1, max_size=20),
+)
+def test_any_rows_in_any_order_are_as_in_the_whole(name, dtype, epoch, rows):
+    x, y = pictures(dtype)
+    whole = augmented(FUNCTIONS[name], x, y, epoch=epoch)
+    found = augmented(
+        FUNCTIONS[name], x[rows], y[rows], epoch=epoch, index=rows, source=(x, y)
+    )
+    assert same(found, [part[rows] for part in whole])
+
+
+# Digests of the pictures and labels of the first release.
+PICTURES = {
+    "HorizontalFlip": "548ca73f3f289fa1",
+    "AlternatingFlip": "c647ab8b7aab83e0",
+    "Shift": "027cfbd6be859fc2",
+    "RandomErasing": "e3a84d6a4aee69ac",
+    "Cutout": "c72f31b420a2043c",
+    "Brightness": "c5d75f1af4e503c4",
+    "Contrast": "5025879795a49a25",
+    "GaussianNoise": "a30327df0a7ba3b3",
+    "RotateScale": "1b7a30f43682be72",
+    "Mixup": "5d1df2cf5b6e4abe",
+    "CutMix": "a5be9877a32c1eec",
+}
+
+
+@numpy_only
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_pictures_are_those_of_every_release(name):
+    found = hashlib.sha256()
+    for part in augmented(FUNCTIONS[name], *pictures(), epoch=2):
+        found.update(part.tobytes())
+    assert found.hexdigest().startswith(PICTURES[name])
+
+
+@pytest.mark.backend("tensorflow")
+def test_a_dataset_of_tensorflow_has_the_same_pictures_and_labels():
+    x, y = (np.concatenate([part] * 30) for part in pictures())
+    functions = [*FUNCTIONS.values()]
+    batches = Batches(x, y, 64, seed=3, augment=functions, map=None)
+    batches.seek(4)
+    for ours, theirs in zip(batches, batches.as_dataset(4), strict=True):
+        assert same(ours, [part.numpy() for part in theirs])
+
+
 # Erased parts
 
 
@@ -465,6 +519,17 @@ def test_the_erased_pixels_are_those_of_every_release(function):
         x, _ = pictures(dtype, channels)
         found, _ = augmented(function, x, epoch=2)
         assert hashlib.sha256(found.tobytes()).hexdigest().startswith(digest)
+
+
+@numpy_only
+@pytest.mark.parametrize("dtype", ["int8", "bool"])
+def test_random_pixels_need_room_for_a_byte(dtype):
+    x, _ = pictures()
+    x = (x // 2).astype(dtype)
+    with pytest.raises(ValueError, match=rf"0 to 255, or floats, got {dtype}: pass"):
+        augmented(RandomErasing(1.0, value="random"), x)
+    found, _ = augmented(RandomErasing(1.0, value=1), x)
+    assert (found != x).any()
 
 
 @numpy_only

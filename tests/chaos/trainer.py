@@ -232,9 +232,14 @@ def on_pictures(function):
 
 
 READY = [
+    augmentation.HorizontalFlip(),
     augmentation.AlternatingFlip(),
     augmentation.Shift(1),
+    augmentation.RotateScale(),
     augmentation.RandomErasing(0.5),
+    augmentation.Cutout(1),
+    augmentation.Brightness(20.0),
+    augmentation.Contrast(0.8, 1.2),
     augmentation.GaussianNoise(5.0),
 ]
 

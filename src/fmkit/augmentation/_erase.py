@@ -85,6 +85,12 @@ class RandomErasing(InPlace):
     def _filling(self, x: Array, draws: Draws) -> Array:
         if not isinstance(self.value, str):
             return as_pixel(self.value, x.dtype)
+        dtype = x.dtype
+        if dtype.kind not in "iuf" or (dtype.kind != "f" and np.iinfo(dtype).max < 255):
+            raise ValueError(
+                'value="random" needs pixels that can be 0 to 255, or floats, got '
+                f"{dtype}: pass a number as `value`."
+            )
         count = math.prod(x.shape[1:])
         words = draws.bits((-(-count // 8),)).astype("<u8", copy=False)
         pixels = words.view(np.uint8)[:, :count].reshape(-1, *x.shape[1:])
