@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._measure import machine, put_between
+from fmkit import models
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -110,19 +111,36 @@ def _all(accuracies: list[float]) -> str:
     return ", ".join(f"{accuracy:.4f}" for accuracy in accuracies)
 
 
+def number_of_weights() -> dict[str, int]:
+    """Return how many weights each program's network has, statistics included."""
+    path = ROOT / "examples" / "time_to_accuracy.py"
+    spec: Any = importlib.util.spec_from_file_location(path.stem, path)
+    example = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    counts = {
+        name: example.build(kind, 0).count_params()
+        for name, (kind, _) in RECIPES.items()
+    }
+    # The tutorial's five layers, written out there as variables.
+    return {"tutorial": models.mlp((256, 128, 64, 32)).count_params(), **counts}
+
+
 def table(results: dict[str, Any], command: str) -> str:
     """Return the table as Markdown."""
     lines = [
-        "| program | runs | test accuracy, median (all) | seconds, median | sooner |",
-        "|---|---|---|---|---|",
+        "| program | weights | runs | test accuracy, median (all) | seconds, median "
+        "| sooner |",
+        "|---|---|---|---|---|---|",
     ]
+    weights = number_of_weights()
     ends = [run[-1] for run in results["tutorial"]]
     final = statistics.median(end["accuracy"] for end in ends)
     took = statistics.median(end["seconds"] for end in ends)
     everyone = _all([end["accuracy"] for end in ends])
     lines.append(
-        f"| the tutorial's, {len(results['tutorial'][0])} epochs | {len(ends)} "
-        f"| {final:.4f} ({everyone}) | {took:.0f} | 1 |"
+        f"| the tutorial's, {len(results['tutorial'][0])} epochs "
+        f"| {weights['tutorial']:,} | {len(ends)} | {final:.4f} ({everyone}) "
+        f"| {took:.0f} | 1 |"
     )
     for name in RECIPES:
         runs = results.get(name)
@@ -140,7 +158,10 @@ def table(results: dict[str, Any], command: str) -> str:
         never = firsts.count(None)
         sooner += f"; {never} of {len(ends)} never" if never else ""
         told = f"{median:.4f} ({_all(accuracies)})"
-        lines.append(f"| {name} | {len(runs)} | {told} | {seconds:.1f} | {sooner} |")
+        lines.append(
+            f"| {name} | {weights[name]:,} | {len(runs)} | {told} | {seconds:.1f} "
+            f"| {sooner} |"
+        )
     about = ", ".join(f"{key} {value}" for key, value in machine().items())
     if not importlib.util.find_spec("sklearn"):
         about += ", without scikit-learn, which `import keras` would import too"

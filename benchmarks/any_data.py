@@ -11,6 +11,7 @@ as one program.
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections.abc import Callable
 from functools import partial
@@ -73,13 +74,34 @@ def data(x: np.ndarray, y: np.ndarray) -> dict[str, Callable[[], dict[str, Any]]
         rows = torch.utils.data.TensorDataset(torch.tensor(x), torch.tensor(y))
         return {"x": torch.utils.data.DataLoader(rows, BATCH), "shuffle": False}
 
+    def grain_rows() -> dict[str, Any]:
+        import grain
+
+        rows = grain.MapDataset.source(range(len(x))).map(lambda i: (x[i], y[i]))
+        return {"x": rows.batch(BATCH).to_iter_dataset()}
+
     kinds = {
         "arrays": lambda: {"x": x, "y": y, "batch_size": BATCH},
         "`Batches`": lambda: {"x": Batches(x, y, BATCH, map=None)},
         "`PyDataset`": lambda: {"x": Pieces()},
     }
+    if importlib.util.find_spec("grain"):
+        kinds["Grain"] = grain_rows
     own = {"tensorflow": {"`tf.data`": dataset}, "torch": {"`DataLoader`": loader}}
     return kinds | own.get(keras.backend.backend(), {})
+
+
+def seconds_of_epochs(
+    ways: dict[str, tuple[keras.Model, Callable[[], dict[str, Any]]]], rounds: int
+) -> dict[str, list[float]]:
+    """Time epochs of one `fit` of each way in turn; the first of each is left out."""
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, (model, given) in ways.items():
+            times = Times()
+            model.fit(**given(), epochs=4, verbose=0, callbacks=[times])
+            found[name] += times.seconds[1:]
+    return found
 
 
 def backend_rows(quick: bool = False) -> list[dict[str, Any]]:
@@ -88,22 +110,22 @@ def backend_rows(quick: bool = False) -> list[dict[str, Any]]:
     x, y = pixels.astype("float32") / 255, labels.astype("int32")
     held_out = slice(0, 1_000 if quick else 10_000)
     models = {"FusedModel": made(FusedModel), "keras.Model": made(keras.Model)}
-    found = []
-    for kind, given in data(x, y).items():
-        epochs: dict[str, list[float]] = {name: [] for name in models}
-        for _ in range(1 if quick else 2):
-            for name, model in models.items():
-                times = Times()
-                model.fit(**given(), epochs=4, verbose=0, callbacks=[times])
-                epochs[name] += times.seconds[1:]
+    found, kinds = [], data(x, y)
+    for kind, given in kinds.items():
+        ways = {name: (model, given) for name, model in models.items()}
+        epochs = seconds_of_epochs(ways, 1 if quick else 2)
         found.append(
             row(f"epoch on {kind}, {backend}", epochs, "FusedModel", "keras.Model")
         )
-    ways: dict[str, Way] = {
+    both = ("arrays", "`Batches`")
+    ways = {kind: (models["FusedModel"], kinds[kind]) for kind in both}
+    title = f"epoch of a FusedModel on arrays, {backend}"
+    found.append(row(title, seconds_of_epochs(ways, 1 if quick else 3), *both))
+    calls: dict[str, Way] = {
         "evaluate": lambda model: model.evaluate(x[held_out], y[held_out], verbose=0),
         "predict": lambda model: model.predict(x[held_out], verbose=0),
     }
-    for name, way in ways.items():
+    for name, way in calls.items():
         times = interleave(
             {kind: partial(way, model) for kind, model in models.items()}, rounds
         )
@@ -114,7 +136,7 @@ def backend_rows(quick: bool = False) -> list[dict[str, Any]]:
         model = models["FusedModel"]
         times = interleave(
             {
-                "FusedModel": partial(ways["predict"], model),
+                "FusedModel": partial(calls["predict"], model),
                 "products": products(model, x[held_out]),
             },
             rounds,

@@ -428,8 +428,10 @@ def _rows(
         found.append(row(name, costs, FUSED, "fit(x, y)", target=target))
     name = f"{what}, wall, flipped, shifted and erased"
     found.append(row(name, walls, AUGMENTED, "fmkit", target="at most 1.15"))
-    name = f"{what}, wall, {FUSED} against the limit"
-    found.append(row(name, walls, FUSED, hand, target="at most 1.18"))
+    limit = "at most 1.18" if what.endswith("torch") else "at most 1.10"
+    for unit, costs in (("wall", walls), ("CPU", cpus)):
+        name = f"{what}, {unit}, {FUSED} against the limit"
+        found.append(row(name, costs, FUSED, hand, target=limit))
     if AS_KERAS in walls:
         name = f"{what}, wall, {FUSED} against the limit with Keras's Adam"
         found.append(row(name, walls, FUSED, AS_KERAS))

@@ -1,5 +1,6 @@
 """The benchmarks compare equals: same batches, same loss, same weights. No times."""
 
+import itertools
 import json
 import re
 
@@ -279,6 +280,16 @@ def test_the_figure_of_accuracies_has_a_mark_for_each_run(
     points = [line.get_xydata().tolist() for line in marks]
     assert points[:2] == [[[10.0, 80.0], [20.0, 80.0], [30.0, 80.0]]] * 2
     assert points[2] == [[3.0, 90.0], [4.0, 91.0]]
+
+
+@pytest.mark.backend("torch")
+def test_the_table_counts_the_weights_of_each_network():
+    weights = accuracy.number_of_weights()
+    assert set(weights) == {"tutorial", *accuracy.RECIPES}
+    sizes = (784, 256, 128, 64, 32, 10)
+    assert weights["tutorial"] == sum((a + 1) * b for a, b in itertools.pairwise(sizes))
+    assert weights["moved"] == 99_002
+    assert weights["wide"] == 293_594
 
 
 @pytest.mark.backend("torch")
