@@ -11,7 +11,7 @@ import keras
 from keras import ops
 
 from fmkit import _keras_private as private
-from fmkit._checks import check_int
+from fmkit._checks import check_int, or_none
 from fmkit._describe import describe
 from fmkit._swap import leaves
 from fmkit.callbacks._saved_settings import check_settings
@@ -83,11 +83,7 @@ class HyperparameterScheduler(keras.callbacks.Callback):
                 f"schedule={schedule!r}."
             )
         self.name, self.schedule, self.of = name, schedule, of
-        self.steps_per_epoch = (
-            None
-            if steps_per_epoch is None
-            else check_int("steps_per_epoch", steps_per_epoch)
-        )
+        self.steps_per_epoch = or_none(check_int, "steps_per_epoch", steps_per_epoch)
         self._numbers: list[_Number] = []
         self._function: Any = None
 

@@ -12,7 +12,7 @@ import keras
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
-from fmkit._checks import check_int, check_number
+from fmkit._checks import check_int, check_number, or_none
 from fmkit.schedules._counts import (
     LARGEST_DENOMINATOR,
     InEpochs,
@@ -97,11 +97,7 @@ class ExponentialDecay(LearningRateSchedule):
         self.decay_steps = _read_decay_steps(decay_steps)
         self.decay_rate = check_number("decay_rate", decay_rate, above=0)
         self.staircase = bool(staircase)
-        self.end_value = (
-            None
-            if end_value is None
-            else check_number("end_value", end_value, at_least=0)
-        )
+        self.end_value = or_none(check_number, "end_value", end_value, at_least=0)
         self._check_end_value()
         self.transition_begin = check_int(
             "transition_begin", transition_begin, minimum=0

@@ -16,7 +16,6 @@ from fmkit.schedules._counts import (
     InEpochs,
     integer_tensor,
     is_before,
-    not_negative,
     place_in_cycle,
     steps_since,
 )
@@ -58,10 +57,10 @@ class _Shape(InEpochs, LearningRateSchedule):
     def __call__(self, step: Any) -> Any:
         """Return the rate at `step`, a whole number or an integer tensor."""
         is_number = isinstance(step, numbers.Integral)
-        step = int(step) if is_number else integer_tensor(step)
+        step = steps_since(int(step) if is_number else integer_tensor(step), 0)
         xp = np if is_number else ops
         warmup = self.warmup_steps
-        rate = self._curve(steps_since(step, warmup), xp)
+        rate = self._curve(steps_since(step, warmup) if warmup else step, xp)
         if warmup:
             share = _divided(_within(step, warmup), warmup)
             rate = xp.where(is_before(step, warmup), self._warmup(share, xp), rate)
@@ -94,10 +93,7 @@ class _Shape(InEpochs, LearningRateSchedule):
 
 
 def _within(count: Any, steps: int) -> Any:
-    """Cut a count to 0 and `steps`."""
-    if isinstance(count, int):
-        return max(0, min(count, steps))
-    count = not_negative(count)
+    """Cut a count from 0 up at `steps`."""
     return count - steps_since(count, steps)
 
 
